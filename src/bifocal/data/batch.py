@@ -1,0 +1,188 @@
+"""From samples to packed rows of tokens.
+
+A *document* is some pictures and the conversations about them. In a row its pictures stand once, as a shared prefix;
+each conversation follows as a segment of its own, with positions restarted behind the prefix and blind to the other
+segments (``models.language.row_mask``). A row holds as many documents as fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bifocal.config import UserError
+from bifocal.data.boxes import box_to_bins
+from bifocal.data.sample import Box, Message, Picture, Sample
+from bifocal.data.text import TextTokenizer
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a conversation becomes tokens: which ids, how many positions a picture takes, how boxes are written."""
+
+    tokenizer: TextTokenizer
+    picture_positions: int
+    max_tokens: int = 1024
+
+    def picture(self) -> list[int]:
+        """begin, N placeholders, end."""
+        tokenizer = self.tokenizer
+        return [tokenizer.image_begin, *[tokenizer.image] * self.picture_positions, tokenizer.image_end]
+
+    def box(self, box: Box) -> list[int]:
+        """Four coordinate tokens."""
+        first = self.tokenizer.boxes.start
+        return [first + index for index in box_to_bins(box, len(self.tokenizer.boxes))]
+
+
+@dataclass
+class Segment:
+    """One conversation as tokens. ``pictures`` are (offset of the first position, index of the picture)."""
+
+    tokens: list[int] = field(default_factory=list)
+    supervised: list[bool] = field(default_factory=list)
+    pictures: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, tokens: Sequence[int], supervised: bool) -> None:
+        """Append tokens that are all to be learnt, or all given."""
+        self.tokens.extend(tokens)
+        self.supervised.extend([supervised] * len(tokens))
+
+
+def leading_pictures(messages: Sequence[Message]) -> int:
+    """How many pictures open the conversation in their own order, so that they can be shared: all or none."""
+    if not messages:
+        return 0
+    count = 0
+    for part in messages[0].parts:
+        if not isinstance(part, Picture):
+            break
+        if part.index != count:
+            return 0
+        count += 1
+    inside = sum(isinstance(part, Picture) for message in messages for part in message.parts)
+    return count if inside == count else 0
+
+
+def encode_messages(messages: Sequence[Message], template: Template, *, shared: int = 0) -> Segment:
+    """Messages -> one segment; the first ``shared`` pictures are left to the prefix.
+
+    Every part of an assistant's turn and the end token after it are supervised. A user's turn ends with its own token.
+    """
+    segment = Segment()
+    tokenizer = template.tokenizer
+    for message in messages:
+        answer = message.role == "assistant"
+        for part in message.parts:
+            if isinstance(part, str):
+                segment.add(tokenizer.encode(part), answer)
+            elif isinstance(part, Picture):
+                if part.index < shared:
+                    continue
+                segment.pictures.append((len(segment.tokens) + 1, part.index))
+                segment.add(template.picture(), answer)
+            else:
+                segment.add(template.box(part), answer)
+        segment.add([tokenizer.eos if answer else tokenizer.turn_end], answer)
+    return segment
+
+
+def encode_prefix(pictures: int, template: Template) -> Segment:
+    """The begin token and the shared pictures."""
+    prefix = Segment()
+    prefix.add([template.tokenizer.bos], False)
+    for index in range(pictures):
+        prefix.pictures.append((len(prefix.tokens) + 1, index))
+        prefix.add(template.picture(), False)
+    return prefix
+
+
+class RowBuilder:
+    """Fills B rows of at most ``length`` tokens and turns them into arrays."""
+
+    def __init__(self, template: Template, length: int) -> None:
+        self.template = template
+        self.length = length
+        self.rows: list[dict[str, list[int]]] = []
+        self.places: list[tuple[int, int]] = []  # (row, first position) of each picture
+        self.picture_keys: list[str] = []
+        self.answers = 0
+
+    def add_document(self, samples: Sequence[Sample]) -> int:
+        """Place as many of these samples, which share their pictures, as fit in one row; returns how many did.
+
+        A new row is begun when the prefix and the first conversation do not fit in the last one.
+        """
+        if not samples:
+            return 0
+        template = self.template
+        shared = leading_pictures(samples[0].messages)
+        prefix = encode_prefix(shared, template)
+        placed = 0
+        for sample in samples:
+            segment = encode_messages(sample.messages, template, shared=shared)
+            if not any(segment.supervised):
+                raise UserError(
+                    f"sample {sample.id} has no answer to learn from: its last message must be the assistant's"
+                )
+            need = len(segment.tokens) + (0 if placed else len(prefix.tokens))
+            if placed == 0:
+                if need > self.length:
+                    raise UserError(
+                        f"sample {sample.id} takes {need} tokens and a row holds {self.length}: "
+                        "raise --row-length or shorten it"
+                    )
+                if not self.rows or need > self.length - len(self.rows[-1]["tokens"]):
+                    self.rows.append(
+                        {name: [] for name in ("tokens", "positions", "segments", "documents", "supervised")}
+                    )
+                row = self.rows[-1]
+                document = (row["documents"][-1] + 1) if row["documents"] else 0
+                self._append(row, prefix, sample.pictures, document, number=0, start=0)
+            elif need > self.length - len(row["tokens"]):
+                continue
+            self._append(row, segment, sample.pictures, document, number=placed + 1, start=len(prefix.tokens))
+            placed += 1
+        self.answers += placed
+        return placed
+
+    def _append(
+        self,
+        row: dict[str, list[int]],
+        part: Segment,
+        keys: Sequence[str],
+        document: int,
+        number: int,
+        start: int,
+    ) -> None:
+        offset, count = len(row["tokens"]), len(part.tokens)
+        for place, index in part.pictures:
+            self.places.append((len(self.rows) - 1, offset + place))
+            self.picture_keys.append(keys[index])
+        row["tokens"] += part.tokens
+        row["supervised"] += part.supervised
+        row["positions"] += range(start, start + count)
+        row["segments"] += [number] * count
+        row["documents"] += [document] * count
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Padded arrays (B, T) of the longest row, and ``image_places`` (P, N) into the flattened rows."""
+        longest = max(len(row["tokens"]) for row in self.rows)
+        fill = {
+            "tokens": self.template.tokenizer.pad,
+            "positions": 0,
+            "segments": 0,
+            "documents": -1,
+            "supervised": 0,
+        }
+        out = {
+            name: np.array(
+                [row[name] + [value] * (longest - len(row[name])) for row in self.rows], dtype=np.int64
+            )
+            for name, value in fill.items()
+        }
+        first = np.array([row * longest + start for row, start in self.places], dtype=np.int64).reshape(-1, 1)
+        out["image_places"] = first + np.arange(self.template.picture_positions, dtype=np.int64)
+        return out

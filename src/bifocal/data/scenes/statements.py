@@ -1,0 +1,497 @@
+"""Statements that are true or false of one picture or of a pair, for visual reasoning.
+
+Each template first tosses whether to be true, then looks for words that make it so; a false statement is a true one with
+one number, relation, attribute, concept or side exchanged, and is only used where the facts clearly deny it. ``group``
+holds the template with its numbers and attributes, so that evening out true and false within every group leaves
+nothing in the words to guess from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from bifocal.data.scenes.balance import Draft
+from bifocal.data.scenes.facts import View, total
+from bifocal.data.scenes.scene import SIZES, TILE_COLOURS, TILTS, Concept
+from bifocal.data.scenes.words import (
+    CELL_PHRASES,
+    DIRECTION_PHRASES,
+    DIRECTIONS,
+    NUMBERS,
+    ON_A_TILE,
+    Lexicon,
+    Random,
+    a,
+    category_plural,
+    numbered,
+    numbered_category,
+    pick,
+)
+
+Statement = tuple[str, str, bool, tuple[str, ...]]  # the words, their group, whether true, the names in them
+SingleTemplate = Callable[[View, Random, Lexicon], Statement | None]
+PairTemplate = Callable[[Sequence[View], Random, Lexicon], Statement | None]
+
+ASK = ("%s. true or false?", "true or false: %s?", "is it true that %s?")
+SIDES = ("left", "right")
+_SHOWS = ("contains", "shows", "has")
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _near_number(number: int, random: Random) -> int:
+    """One more or one less, never zero."""
+    return number + 1 if number <= 1 or random() < 0.5 else number - 1
+
+
+# -- one picture -------------------------------------------------------------------------------------------------
+
+
+def exact_count(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "there are two owls"; false by the number, or by a concept that is not there."""
+    name = view.pick_name(random)
+    concept, number = lexicon.by_name[name], view.count(name)
+    true = random() < 0.5
+    if not true:
+        if random() < 0.3:
+            absent = lexicon.absent(view.members, concept, random)
+            if absent is None:
+                return None
+            concept = absent
+        else:
+            number = _near_number(number, random)
+    group = f"exactly {number}"
+    if random() < 0.5:
+        return f"there {_are(number)} exactly {numbered(concept, number)}", group, true, (name,)
+    return f"the picture shows exactly {numbered(concept, number)}", group, true, (name,)
+
+
+def bounded_count(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "there are at least two owls", "there are at most two owls" """
+    name = view.pick_name(random)
+    concept, number = lexicon.by_name[name], view.count(name)
+    true = random() < 0.5
+    if random() < 0.5:
+        bound = "at least"
+        number += 0 if true else 1
+        if true and number > 1 and random() < 0.3:
+            number -= 1
+    else:
+        bound = "at most"
+        number += 0 if true else -1
+        if true and random() < 0.3:
+            number += 1
+    if number < 1:
+        return None
+    return f"there {_are(number)} {bound} {numbered(concept, number)}", f"{bound} {number}", true, (name,)
+
+
+def thing_count(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "there are four things in all", "there are exactly two animals" """
+    true = random() < 0.5
+    index = int(random() * len(view.objects))
+    concept = view.objects[index].concept
+    if random() < 0.5:
+        number = len(view.objects)
+        number = number if true else _near_number(number, random)
+        words = f"{NUMBERS[number]} {'thing' if number == 1 else 'things'}"
+        return f"there {_are(number)} {words} in all", f"things {number}", true, (concept.name,)
+    number = len(view.families[concept.category])
+    number = number if true else _near_number(number, random)
+    words = numbered_category(concept.category, number)
+    return f"there {_are(number)} exactly {words}", f"family {number}", true, (concept.name,)
+
+
+def presence(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "there is an owl and a heart", "an owl but no heart", "an owl or a heart", "no owl" """
+    first = lexicon.by_name[view.pick_name(random)]
+    absent = lexicon.absent(view.members, first, random)
+    if absent is None:
+        return None
+    way = random()
+    true = random() < 0.5
+    if way < 0.2:
+        shown = absent if true else first
+        return f"there is no {shown.name}", "no", true, (shown.name,)
+    second = lexicon.by_name[view.pick_name(random)]
+    other = lexicon.absent([*view.members, absent.name], second, random)
+    if other is None:
+        return None
+    if way < 0.45:
+        if second is first:
+            return None
+        pair = (first, second) if true else (first, absent) if random() < 0.5 else (absent, first)
+        return f"there is {a(pair[0])} and {a(pair[1])}", "and", true, (pair[0].name, pair[1].name)
+    if way < 0.7:
+        pair = ((first, absent) if random() < 0.5 else (absent, first)) if true else (absent, other)
+        return f"there is {a(pair[0])} or {a(pair[1])}", "or", true, (pair[0].name, pair[1].name)
+    if true:
+        pair = (first, absent)
+    elif second is not first and random() < 0.5:
+        pair = (first, second)
+    else:
+        pair = (absent, first) if random() < 0.5 else (absent, other)
+    return f"there is {a(pair[0])} but no {pair[1].name}", "but no", true, (pair[0].name, pair[1].name)
+
+
+def more(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "there are more owls than hearts", "as many owls as hearts" """
+    if len(view.members) < 2:
+        return None
+    first, second = view.pick_name(random), view.pick_name(random)
+    if first == second:
+        return None
+    one, two = lexicon.by_name[first].plural, lexicon.by_name[second].plural
+    gap = view.count(first) - view.count(second)
+    way = random()
+    if way < 0.4:
+        return f"there are more {one} than {two}", "more", gap > 0, (first, second)
+    if way < 0.8:
+        return f"there are fewer {one} than {two}", "fewer", gap < 0, (first, second)
+    return f"there are as many {one} as {two}", "as many", gap == 0, (first, second)
+
+
+def related(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "the small owl is left of the heart"; false with the direction turned round."""
+    one, two = view.pick_referable(random), view.pick_referable(random)
+    if one is None or two is None or one == two:
+        return None
+    direction = pick(DIRECTIONS, random)
+    true = view.holds(one, two, direction)
+    if not true and not view.fails(one, two, direction):
+        return None
+    words = pick(DIRECTION_PHRASES[direction], random)
+    statement = f"{view.reference(one)} is {words} {view.reference(two)}"
+    return statement, direction, true, (view.names[one], view.names[two])
+
+
+def placed(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "the owl is at the top left"; false in a cell that the owl is clearly not in."""
+    index = view.pick_referable(random)
+    if index is None:
+        return None
+    cell = view.cell(index)
+    if cell is None:
+        return None
+    true = random() < 0.5
+    if not true:
+        row, column = divmod(cell, 3)
+        # Mirrored where that changes the cell, otherwise its neighbour.
+        if random() < 0.5:
+            column = 2 - column if column != 1 else pick((0, 2), random)
+        else:
+            row = 2 - row if row != 1 else pick((0, 2), random)
+        cell = 3 * row + column
+        # "At the top" may be meant of the whole row.
+        if cell in (1, 7) and view.nearest_cell(index) // 3 == cell // 3:
+            return None
+        if cell in (3, 5) and view.nearest_cell(index) % 3 == cell % 3:
+            return None
+    statement = f"{view.reference(index)} is {CELL_PHRASES[cell]}"
+    return statement, f"place {cell}", true, (view.names[index],)
+
+
+def looks(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "the owl is tilted", "the owl is large", "the owl is on a red tile" """
+    index = int(random() * len(view.objects))
+    thing = view.objects[index]
+    way = int(random() * 3)
+    true = random() < 0.5
+    if way == 0:
+        reference, value = view.reference(index, "size"), pick(SIZES, random)
+        words, true = value, thing.size == value
+    elif way == 1:
+        reference, value = view.reference(index, "tilt"), pick(TILTS, random)
+        words, true = value, thing.tilt == value
+        if view.tilts[index] is None:
+            return None
+    else:
+        if thing.tile is None:
+            return None
+        reference = view.reference(index, "tile")
+        value = thing.tile if true else _other_colour(view, thing.tile, random)
+        words = ON_A_TILE[value]
+    if reference is None:
+        return None
+    return f"{reference} is {words}", f"is {value}", true, (thing.concept.name,)
+
+
+def _other_colour(view: View, colour: str, random: Random) -> str:
+    """A different colour, rather one that another tile of the picture has."""
+    others = [thing.tile for thing in view.objects if thing.tile is not None and thing.tile != colour]
+    if others and random() < 0.6:
+        return pick(others, random)
+    start = int(random() * len(TILE_COLOURS))
+    other = TILE_COLOURS[start]
+    return other if other != colour else TILE_COLOURS[start - 1]
+
+
+def all_look(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "every owl is on a blue tile", "no owl is tilted", "one of the owls is large", of two owls or more."""
+    several = [name for name, indices in view.members.items() if len(indices) > 1]
+    if not several:
+        return None
+    name = pick(several, random)
+    things = [view.objects[i] for i in view.members[name]]
+    way = int(random() * 3)
+    if way == 0:
+        value = pick(SIZES, random)
+        words, having = value, sum(thing.size == value for thing in things)
+    elif way == 1:
+        if not things[0].concept.can_tilt:
+            return None
+        value = pick(TILTS, random)
+        words, having = value, sum(thing.tilt == value for thing in things)
+    else:
+        tile = pick(things, random).tile
+        if tile is None:
+            return None
+        # One colour for all colours in the group's name: which it is says nothing.
+        words, value, having = ON_A_TILE[tile], "tile", sum(thing.tile == tile for thing in things)
+    concept = lexicon.by_name[name]
+    quantity = random()
+    if quantity < 0.4:
+        kind, true = "every", having == len(things)
+        statement = f"every {name} is {words}"
+    elif quantity < 0.7:
+        kind, true = "exactly one of", having == 1
+        statement = f"exactly one of the {concept.plural} is {words}"
+    elif value != "tile":
+        kind, true = "no", having == 0
+        statement = f"no {name} is {words}"
+    else:
+        tiles = [thing.tile for thing in things]
+        if None in tiles:
+            return None
+        kind, true = "same", len(set(tiles)) == 1
+        statement = f"all the {concept.plural} are on tiles of the same colour"
+    return statement, f"{kind} {value}", true, (name,)
+
+
+def larger(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "the owl is larger than the heart" """
+    one, two = view.pick_referable(random, "size"), view.pick_referable(random, "size")
+    if one is None or two is None or one == two:
+        return None
+    sizes = view.objects[one].size, view.objects[two].size
+    kind = pick(("larger", "smaller"), random)
+    true = sizes == (("large", "small") if kind == "larger" else ("small", "large"))
+    statement = f"{view.reference(one, 'size')} is {kind} than {view.reference(two, 'size')}"
+    return statement, kind, true, (view.names[one], view.names[two])
+
+
+# -- a pair of pictures ------------------------------------------------------------------------------------------
+
+
+def _name_of_either(views: Sequence[View], random: Random, lexicon: Lexicon) -> Concept:
+    return lexicon.by_name[pick(views, random).pick_name(random)]
+
+
+def both_show(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "both images show an owl", "only the left image shows an owl", "neither image shows an owl" """
+    concept = _name_of_either(views, random, lexicon)
+    if random() < 0.2:
+        present = [*views[0].members, *views[1].members]
+        absent = lexicon.absent(present, concept, random)
+        if absent is None:
+            return None
+        concept = absent
+    held = [concept.name in view.members for view in views]
+    way = random()
+    if way < 0.35:
+        return f"both images show {a(concept)}", "both", all(held), (concept.name,)
+    if way < 0.6:
+        return f"exactly one image shows {a(concept)}", "one of both", held[0] != held[1], (concept.name,)
+    if way < 0.85:
+        side = int(random() * 2)
+        true = held[side] and not held[1 - side]
+        return f"only the {SIDES[side]} image shows {a(concept)}", f"only {side}", true, (concept.name,)
+    return f"neither image shows {a(concept)}", "neither", not any(held), (concept.name,)
+
+
+def side_count(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "the left image has exactly two owls", "the right image shows at least two owls" """
+    side = int(random() * 2)
+    concept = _name_of_either(views, random, lexicon)
+    number = views[side].count(concept.name)
+    true = random() < 0.5
+    bound = pick(("exactly", "exactly", "at least"), random)
+    if not true:
+        number = number + 1 if bound == "at least" else _near_number(number, random)
+    if number < 1:
+        return None
+    statement = f"the {SIDES[side]} image {pick(_SHOWS, random)} {bound} {numbered(concept, number)}"
+    return statement, f"side {bound} {number}", true, (concept.name,)
+
+
+def side_and_no(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "the right image has two hearts and no owl" """
+    side = int(random() * 2)
+    here, there = views[side], views[1 - side]
+    concept = lexicon.by_name[here.pick_name(random)]
+    lacking = lexicon.by_name[there.pick_name(random)]
+    if lacking is concept:
+        return None
+    number = here.count(concept.name)
+    if random() < 0.35:
+        number = _near_number(number, random)
+    true = number == here.count(concept.name) and lacking.name not in here.members
+    statement = f"the {SIDES[side]} image has exactly {numbered(concept, number)} and no {lacking.name}"
+    return statement, f"side {number} and no", true, (concept.name, lacking.name)
+
+
+def sum_count(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "there are three owls in all", "there are at least three owls in all" """
+    concept = _name_of_either(views, random, lexicon)
+    number = total(views, concept.name)
+    true = random() < 0.5
+    bound = pick(("exactly ", "exactly ", "at least "), random)
+    if not true:
+        number = number + 1 if bound == "at least " else _near_number(number, random)
+    statement = f"there {_are(number)} {bound}{numbered(concept, number)} in all"
+    return statement, f"sum {bound}{number}", true, (concept.name,)
+
+
+def times(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "the left image contains twice as many owls as the right image and at least two owls in all" """
+    concept = _name_of_either(views, random, lexicon)
+    side = int(random() * 2)
+    here, there = views[side].count(concept.name), views[1 - side].count(concept.name)
+    if there == 0 or here == 0:
+        return None
+    factor, word = (2, "twice") if random() < 0.75 else (3, "three times")
+    true = here == factor * there
+    statement = (
+        f"the {SIDES[side]} image contains {word} as many {concept.plural} as the {SIDES[1 - side]} image"
+    )
+    group = word
+    if random() < 0.4:
+        number = here + there + (1 if random() < 0.5 else 0)
+        true = true and here + there >= number
+        statement = f"{statement} and at least {numbered(concept, number)} in all"
+        group = f"{word} {number}"
+    return statement, group, true, (concept.name,)
+
+
+def one_has_more(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "the left image has more owls than the right image", "both images have the same number of owls" """
+    concept = _name_of_either(views, random, lexicon)
+    side = int(random() * 2)
+    gap = views[side].count(concept.name) - views[1 - side].count(concept.name)
+    sides = SIDES[side], SIDES[1 - side]
+    way = random()
+    names = (concept.name,)
+    if way < 0.35:
+        statement = f"the {sides[0]} image has more {concept.plural} than the {sides[1]} image"
+        return statement, "side more", gap > 0, names
+    if way < 0.6:
+        statement = f"the {sides[0]} image has fewer {concept.plural} than the {sides[1]} image"
+        return statement, "side fewer", gap < 0, names
+    if way < 0.8:
+        return f"one image has more {concept.plural} than the other", "one more", gap != 0, names
+    return f"both images have the same number of {concept.plural}", "same number", gap == 0, names
+
+
+def more_things(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "the left image shows more things than the right image", and of a category"""
+    side = int(random() * 2)
+    concept = _name_of_either(views, random, lexicon)
+    if random() < 0.5:
+        counts = [len(view.objects) for view in views]
+        words = "things"
+    else:
+        counts = [len(view.families.get(concept.category, ())) for view in views]
+        words = category_plural(concept.category)
+    true = counts[side] > counts[1 - side]
+    statement = f"the {SIDES[side]} image shows more {words} than the {SIDES[1 - side]} image"
+    return statement, f"more {words}", true, (concept.name,)
+
+
+def _unique(view: View, random: Random) -> int | None:
+    index = int(random() * len(view.objects))
+    return index if len(view.members[view.names[index]]) == 1 else None
+
+
+def larger_across(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "the owl in the left image is larger than the heart in the right image" """
+    side = int(random() * 2)
+    here, there = views[side], views[1 - side]
+    one, two = _unique(here, random), _unique(there, random)
+    if one is None or two is None:
+        return None
+    kind = pick(("larger", "smaller"), random)
+    sizes = here.objects[one].size, there.objects[two].size
+    true = sizes == (("large", "small") if kind == "larger" else ("small", "large"))
+    names = (here.names[one], there.names[two])
+    statement = f"the {names[0]} in the {SIDES[side]} image is {kind} than the {names[1]} in the {SIDES[1 - side]} image"
+    return statement, f"across {kind}", true, names
+
+
+def looks_in(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
+    """ "the owl in the left image is on a red tile", "is tilted", "is large" """
+    side = int(random() * 2)
+    view = views[side]
+    index = _unique(view, random)
+    if index is None:
+        return None
+    thing = view.objects[index]
+    way = int(random() * 3)
+    if way == 0:
+        value = pick(SIZES, random)
+        words, true = value, thing.size == value
+    elif way == 1:
+        if not thing.concept.can_tilt:
+            return None
+        value = pick(TILTS, random)
+        words, true = value, thing.tilt == value
+    else:
+        if thing.tile is None:
+            return None
+        true = random() < 0.5
+        value = thing.tile if true else _other_colour(views[1 - side], thing.tile, random)
+        words = ON_A_TILE[value]
+    statement = f"the {thing.concept.name} in the {SIDES[side]} image is {words}"
+    return statement, f"in is {value}", true, (thing.concept.name,)
+
+
+SINGLE_TEMPLATES: tuple[SingleTemplate, ...] = (
+    exact_count,
+    bounded_count,
+    thing_count,
+    presence,
+    more,
+    related,
+    placed,
+    looks,
+    all_look,
+    larger,
+)
+PAIR_TEMPLATES: tuple[PairTemplate, ...] = (
+    both_show,
+    side_count,
+    side_and_no,
+    sum_count,
+    times,
+    one_has_more,
+    more_things,
+    larger_across,
+    looks_in,
+)
+
+
+def _drafted(flavour: str, statement: Statement, random: Random) -> Draft:
+    words, group, true, about = statement
+    answer = "true" if true else "false"
+    return Draft(flavour, pick(ASK, random) % words, (answer,), group, answer, about)
+
+
+def about_one(view: View, random: Random, lexicon: Lexicon) -> Draft | None:
+    statement = pick(SINGLE_TEMPLATES, random)(view, random, lexicon)
+    return None if statement is None else _drafted("single", statement, random)
+
+
+def about_pair(views: Sequence[View], random: Random, lexicon: Lexicon) -> Draft | None:
+    statement = pick(PAIR_TEMPLATES, random)(views, random, lexicon)
+    return None if statement is None else _drafted("pair", statement, random)

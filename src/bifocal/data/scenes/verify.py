@@ -1,0 +1,575 @@
+"""Reads the scenes' language back and recomputes what it says from boxes and looks alone.
+
+Nothing here calls what writes the language: the words are parsed anew, and every answer, box and truth value follows from
+the parsed words and the scene. Tests hold the two against each other; ``read_caption`` also scores models' captions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from bifocal.data.sample import Box, Sample
+from bifocal.data.scenes.concepts import CATEGORY_NOUNS
+from bifocal.data.scenes.scene import Concept, Scene, SceneObject
+from bifocal.data.scenes.words import CELLS, NUMBERS, ORDINALS
+
+_RELATIONS = {
+    "to the left of": "left",
+    "left of": "left",
+    "to the right of": "right",
+    "right of": "right",
+    "above": "above",
+    "higher than": "above",
+    "below": "below",
+    "lower than": "below",
+}
+_RELATION = "|".join(_RELATIONS)
+_NUMBER = {word: number for number, word in enumerate(NUMBERS)}
+_SURE, _SURELY_NOT = (
+    0.1,
+    0.05,
+)  # a relation between centres must be this clear either way, or the text is a fault
+
+
+class Unclear(ValueError):
+    """The words cannot be read, or what they say is neither clearly true nor clearly false of the pictures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """A parsed noun phrase: which concept or category ("" is any thing), and the attributes told."""
+
+    name: str = ""
+    category: str = ""
+    size: str = ""
+    tilt: str = ""
+    tile: str = ""  # a colour, "none", or "" where nothing is said
+
+    def fits(self, thing: SceneObject) -> bool:
+        """Whether an object may be meant; one whose tilt cannot be seen may be meant by either word."""
+        return (
+            self.name in ("", thing.concept.name)
+            and self.category in ("", thing.concept.category)
+            and self.size in ("", thing.size)
+            and (self.tilt in ("", thing.tilt) or not thing.concept.can_tilt)
+            and self.tile in ("", thing.tile or "none")
+        )
+
+
+def _side(one: SceneObject, other: SceneObject, relation: str) -> bool:
+    """Whether ``one`` is left of, right of, above or below ``other``, by the centres of the boxes."""
+    axis = 0 if relation in ("left", "right") else 1
+    gap = one.centre[axis] - other.centre[axis]
+    if relation in ("left", "above"):
+        gap = -gap
+    if _SURELY_NOT < gap < _SURE:
+        raise Unclear(f"{one} and {other} are too level for {relation!r}.")
+    return gap >= _SURE
+
+
+def _cell(thing: SceneObject) -> str:
+    x, y = thing.centre
+    return CELLS[3 * min(int(3 * y), 2) + min(int(3 * x), 2)]
+
+
+def _cell_of_words(words: str) -> str:
+    return "middle" if words == "in the middle" else words.removeprefix("at the ")
+
+
+def _only(things: Sequence[SceneObject], what: str) -> SceneObject:
+    if len(things) != 1:
+        raise Unclear(f"{what!r} fits {len(things)} objects.")
+    return things[0]
+
+
+class Reader:
+    """Parses the language for one set of concepts."""
+
+    def __init__(self, concepts: Iterable[Concept]) -> None:
+        self.singular: dict[str, Phrase] = {"thing": Phrase(), "one": Phrase()}
+        self.plural: dict[str, Phrase] = {"things": Phrase()}
+        self.articles: dict[str, str] = {}
+        concepts = tuple(concepts)
+        for category in {concept.category for concept in concepts}:
+            one, several = CATEGORY_NOUNS[category]
+            self.singular[one] = self.plural[several] = Phrase(category=category)
+        for concept in concepts:
+            self.singular[concept.name] = self.plural[concept.plural] = Phrase(name=concept.name)
+            self.articles[concept.name] = concept.article
+        self._questions = self._question_table()
+        self._statements = self._statement_table()
+
+    # -- noun phrases --------------------------------------------------------------------------------------------
+
+    def phrase(self, words: str) -> Phrase:
+        """ "the small tilted owl on the red tile", "a tilted animal without a tile", "owl" """
+        match = re.fullmatch(
+            r"(?:(the|an|a) )?(?:(small|large) )?(?:(upright|tilted) )?(.+?)"
+            r"(?:(?: (?:that|which) is| that stands| standing)? on (?:a|an|the) (\w+) tile|( without a tile))?",
+            words,
+        )
+        if match is None:
+            raise Unclear(f"{words!r} is no noun phrase.")
+        article, size, tilt, noun, tile, bare = match.groups()
+        if noun not in self.singular:
+            raise Unclear(f"{noun!r} names nothing.")
+        if article in ("a", "an"):
+            first = size or tilt or noun
+            right = self.articles[noun] if first in self.articles else "an" if first[0] in "aeiou" else "a"
+            if article != right:
+                raise Unclear(f"{article!r} does not go with {first!r}.")
+        base = self.singular[noun]
+        return Phrase(base.name, base.category, size or "", tilt or "", tile or ("none" if bare else ""))
+
+    def several(self, words: str) -> Phrase:
+        """A plural noun: "owls", "pieces of clothing"."""
+        if words not in self.plural:
+            raise Unclear(f"{words!r} is no plural.")
+        return self.plural[words]
+
+    def numbered(self, words: str) -> tuple[int, Phrase]:
+        """ "one owl", "two owls" """
+        number, _, noun = words.partition(" ")
+        if number not in _NUMBER:
+            raise Unclear(f"{words!r} does not begin with a number.")
+        nouns = self.singular if number == "one" else self.plural
+        if noun not in nouns:
+            raise Unclear(f"{noun!r} does not go with {number!r}.")
+        return _NUMBER[number], nouns[noun]
+
+    def fitting(self, words: str, scene: Scene) -> list[SceneObject]:
+        phrase = self.phrase(words)
+        return [thing for thing in scene.objects if phrase.fits(thing)]
+
+    def the(self, words: str, scene: Scene) -> SceneObject:
+        return _only(self.fitting(words, scene), words)
+
+    # -- referring expressions -----------------------------------------------------------------------------------
+
+    def expression(self, text: str, scene: Scene) -> list[SceneObject]:
+        """All objects that a request such as "find the left owl." may mean."""
+        words = re.sub(r"^(find|point to|box:|draw a box around) ", "", text).rstrip(".")
+        if match := re.fullmatch(r"the (\w+) (.+) from the (left|right|top|bottom)", words):
+            return self._in_order(match[2], scene, match[3])[ORDINALS.index(match[1]) :][:1]
+        if match := re.fullmatch(
+            r"the (left|right|upper|lower|leftmost|rightmost|top|bottom|middle) (.+)", words
+        ):
+            if match[2] in self.singular:
+                return self._end(match[1], match[2], scene)
+        if match := re.fullmatch(rf"(the .+?)((?: and| that is| which is)?) ({_RELATION}) (the .+)", words):
+            anchor = self.the(match[4], scene)
+            members = self.fitting(match[1], scene)
+            return [
+                thing
+                for thing in members
+                if thing is not anchor and _side(thing, anchor, _RELATIONS[match[3]])
+            ]
+        if match := re.fullmatch(r"(the .+) (at the .+|in the middle)", words):
+            return self._in_cell(self.fitting(match[1], scene), _cell_of_words(match[2]))
+        return self.fitting(words, scene)
+
+    def _in_cell(self, things: Sequence[SceneObject], cell: str) -> list[SceneObject]:
+        """What is in a cell; "top" may be meant of the whole row, so it must fit the same objects there."""
+        narrow = [thing for thing in things if _cell(thing) == cell]
+        wide = [thing for thing in things if cell in _cell(thing).split()] if cell != "middle" else narrow
+        if cell in ("left", "right", "top", "bottom") and wide != narrow:
+            raise Unclear(f"{cell!r} may mean {len(wide)} objects or {len(narrow)}.")
+        return narrow
+
+    def _in_order(self, noun: str, scene: Scene, side: str) -> list[SceneObject]:
+        axis = 0 if side in ("left", "right") else 1
+        members = [thing for thing in scene.objects if self.singular[noun].fits(thing)]
+        return sorted(members, key=lambda thing: thing.centre[axis], reverse=side in ("right", "bottom"))
+
+    def _end(self, word: str, noun: str, scene: Scene) -> list[SceneObject]:
+        side = {"upper": "top", "lower": "bottom"}.get(word, word.removesuffix("most"))
+        if side == "middle":
+            order = self._in_order(noun, scene, "left")
+            return [order[len(order) // 2]] if len(order) % 2 else []
+        order = self._in_order(noun, scene, side)
+        if len(order) != 2 and word in ("left", "right", "upper", "lower"):
+            raise Unclear(f"{word!r} of {len(order)} objects.")
+        axis = 0 if side in ("left", "right") else 1
+        if len(order) > 1 and abs(order[0].centre[axis] - order[1].centre[axis]) < _SURELY_NOT:
+            raise Unclear(f"{word!r} does not tell two objects apart.")
+        return order[:1]
+
+    # -- questions -----------------------------------------------------------------------------------------------
+
+    def answer(self, question: str, scenes: Sequence[Scene]) -> str:
+        """The answer to a question about the pictures. Raises ``Unclear`` where it has none, or several."""
+        return _look_up(self._questions, question.removesuffix("?"), scenes)
+
+    def _question_table(self) -> _Table:
+        count, fitting, the = self._count, self.fitting, self.the
+
+        def yes(value: bool) -> str:
+            return "yes" if value else "no"
+
+        def pointed(words: str, scene: Scene) -> SceneObject:
+            """The thing that is "on the red tile", "small", "at the top", "highest", "left of the owl"."""
+            things = scene.objects
+            if match := re.fullmatch(r"on the (\w+) tile", words):
+                return _only([thing for thing in things if thing.tile == match[1]], words)
+            if match := re.fullmatch(rf"({_RELATION}) (the .+)", words):
+                anchor, relation = the(match[2], scene), _RELATIONS[match[1]]
+                return _only([t for t in things if t is not anchor and _side(t, anchor, relation)], words)
+            if words.startswith(("at the", "in the")):
+                return _only(self._in_cell(things, _cell_of_words(words)), words)
+            ends = {"furthest to the left": 0, "furthest to the right": 0, "highest": 1, "lowest": 1}
+            if words in ends:
+                axis = ends[words]
+                backwards = words in ("furthest to the right", "lowest")
+                order = sorted(things, key=lambda thing: thing.centre[axis], reverse=backwards)
+                if abs(order[0].centre[axis] - order[1].centre[axis]) < _SURELY_NOT:
+                    raise Unclear(f"{words!r} does not tell two objects apart.")
+                return order[0]
+            words = (
+                words.removeprefix("the ").removesuffix(" thing").removesuffix(" one").replace(" and ", " ")
+            )
+            return the(f"the {words} thing", scene)
+
+        def which(words: str, scenes: Sequence[Scene]) -> str:
+            held = [bool(fitting(words, scene)) for scene in scenes]
+            if sum(held) == 1:
+                return ORDINALS[held.index(True)]
+            if not any(held):
+                return "neither" if len(held) == 2 else "none"
+            if all(held) and len(held) == 2:
+                return "both"
+            raise Unclear(f"{words!r} is in several pictures but not in all.")
+
+        def in_all(scenes: Sequence[Scene]) -> str:
+            names = [{thing.concept.name for thing in scene.objects} for scene in scenes]
+            common = set.intersection(*names)
+            if len(common) != 1:
+                raise Unclear(f"{len(common)} things are in all pictures.")
+            return common.pop()
+
+        def compare(one: str, relation: str, two: str, scene: Scene) -> str:
+            if relation == "larger than":
+                return yes((the(one, scene).size, the(two, scene).size) == ("large", "small"))
+            return yes(_side(the(one, scene), the(two, scene), _RELATIONS[relation]))
+
+        one_tile = r"(?:are (the .+) and (the .+) on|do (the .+) and (the .+) have) tiles of the same colour"
+        return [
+            (r"(?:what is this|what is the only thing here|which thing is this)",
+             lambda m, s: _only(s[0].objects, "this").concept.name),
+            (r"what (?:is in|do) both pictures(?: show)?|which thing do both pictures show",
+             lambda m, s: in_all(s) if len(s) == 2 else _not_said(m)),
+            (r"what is in all three pictures|which thing do all three pictures show",
+             lambda m, s: in_all(s) if len(s) == 3 else _not_said(m)),
+            (r"(?:how many|what is the number of) (.+?)(?: are there| does the picture show)?",
+             lambda m, s: NUMBERS[count(self.several(m[1]), s[0])] if len(s) == 1 else _not_said(m)),
+            (r"how many (.+) (?:are there|do the pictures show) in all",
+             lambda m, s: NUMBERS[sum(count(self.several(m[1]), scene) for scene in s)]),
+            (r"how many (.+) (?:are in|does) the (\w+) picture(?: show)?",
+             lambda m, s: NUMBERS[count(self.several(m[1]), s[ORDINALS.index(m[2])])]),
+            (r"(?:is there|does the picture show) (an? .+?)(?: in the picture)?",
+             lambda m, s: yes(bool(fitting(m[1], s[0])))),
+            (r"(?:where|where in the picture|in which part of the picture) is (the .+)",
+             lambda m, s: _cell(the(m[1], s[0]))),
+            (r"(?:which size and tilt does|what are the size and the tilt of) (the .+?)(?: have)?",
+             lambda m, s: "{0.size} {0.tilt}".format(the(m[1], s[0]))),
+            (r"(?:what colour of tile|which tile) is (the .+) on|what colour is the tile behind (the .+)",
+             lambda m, s: the(m[1] or m[2], s[0]).tile or "none"),
+            (r"(?:what|which) kind of thing is (.+)", lambda m, s: pointed(m[1], s[0]).concept.category),
+            (r"(?:are there|does the picture show) more (.+) than (.+)",
+             lambda m, s: yes(count(self.several(m[1]), s[0]) > count(self.several(m[2]), s[0]))),
+            (r"(?:are there|does the picture show) as many (.+) as (.+)",
+             lambda m, s: yes(count(self.several(m[1]), s[0]) == count(self.several(m[2]), s[0]))),
+            (rf"is (the .+?) ({_RELATION}|larger than) (the .+)", lambda m, s: compare(m[1], m[2], m[3], s[0])),
+            (one_tile,
+             lambda m, s: yes(the(m[1] or m[3], s[0]).tile == the(m[2] or m[4], s[0]).tile)),
+            (r"(?:in which picture is(?: there)?|which picture shows) (an? .+)", lambda m, s: which(m[1], s)),
+            (r"(?:what is|which thing is|what do you see) (.+)", lambda m, s: pointed(m[1], s[0]).concept.name),
+        ]  # fmt: skip
+
+    @staticmethod
+    def _count(phrase: Phrase, scene: Scene) -> int:
+        return sum(phrase.fits(thing) for thing in scene.objects)
+
+    # -- statements ----------------------------------------------------------------------------------------------
+
+    def truth(self, text: str, scenes: Sequence[Scene]) -> bool:
+        """Whether a statement (with the words that ask for its truth) is true of one picture or a pair."""
+        words = re.sub(r"^true or false: |^is it true that |\. true or false\?$|\?$", "", text)
+        return _look_up(self._statements, words, scenes)
+
+    def _statement_table(self) -> _Table:
+        count, fitting, the = self._count, self.fitting, self.the
+        sides = {"left": 0, "right": 1}
+        bounds: dict[str, Callable[[int, int], bool]] = {
+            "at least": lambda real, said: real >= said,
+            "at most": lambda real, said: real <= said,
+            "exactly": lambda real, said: real == said,
+        }
+
+        def counts(words: str, scenes: Sequence[Scene]) -> list[int]:
+            phrase = self.several(words)
+            return [count(phrase, scene) for scene in scenes]
+
+        def bounded(bound: str, words: str, scenes: Sequence[Scene]) -> bool:
+            said, phrase = self.numbered(words)
+            return bounds[bound](sum(count(phrase, scene) for scene in scenes), said)
+
+        def has(value: str, thing: SceneObject) -> bool:
+            if value in ("upright", "tilted") and not thing.concept.can_tilt:
+                raise Unclear(f"The tilt of {thing.concept.name} cannot be seen.")
+            if match := re.fullmatch(r"on an? (\w+) tile", value):
+                return thing.tile == match[1]
+            return value in (thing.size, thing.tilt)
+
+        def placed(words: str, place: str, scene: Scene) -> bool:
+            cell, real = _cell_of_words(place), _cell(the(words, scene))
+            if cell != real and cell in ("left", "right", "top", "bottom") and cell in real.split():
+                raise Unclear(f"{place!r} may or may not be said of {real!r}.")
+            return cell == real
+
+        def sized(one: SceneObject, kind: str, two: SceneObject) -> bool:
+            return (one.size, two.size) == (("large", "small") if kind == "larger" else ("small", "large"))
+
+        def of_them(quantity: str, plural: str, value: str, scene: Scene) -> bool:
+            phrase = (
+                self.several(plural) if plural in self.plural and quantity == "exactly one of the" else None
+            )
+            things = [t for t in scene.objects if (phrase or self.phrase(plural)).fits(t)]
+            if len(things) < 2:
+                raise Unclear(f"{quantity!r} of {len(things)} objects.")
+            having = sum(has(value, thing) for thing in things)
+            return having == {"every": len(things), "no": 0, "exactly one of the": 1}[quantity]
+
+        def same_tiles(words: str, scene: Scene) -> bool:
+            tiles = [thing.tile for thing in scene.objects if self.several(words).fits(thing)]
+            return len(set(tiles)) == 1 and None not in tiles
+
+        look = r"small|large|upright|tilted|on an? \w+ tile"
+        place = "at the (?:top|bottom|left|right)(?: left| right)?|in the middle"
+        return [
+            (r"there (?:is|are) exactly (.+?)( in all)?", lambda m, s: bounded("exactly", m[1], s)),
+            (r"there (?:is|are) (at least|at most) (.+?)( in all)?", lambda m, s: bounded(m[1], m[2], s)),
+            (r"there (?:is|are) (\w+ things?) in all", lambda m, s: bounded("exactly", m[1], s)),
+            (r"the picture shows exactly (.+)", lambda m, s: bounded("exactly", m[1], s)),
+            (r"there is no (.+)", lambda m, s: not fitting(m[1], s[0])),
+            (r"there is (an? .+) and (an? .+)", lambda m, s: all(fitting(m[i], s[0]) for i in (1, 2))),
+            (r"there is (an? .+) or (an? .+)", lambda m, s: any(fitting(m[i], s[0]) for i in (1, 2))),
+            (r"there is (an? .+) but no (.+)", lambda m, s: bool(fitting(m[1], s[0])) and not fitting(m[2], s[0])),
+            (r"there are more (.+) than (.+)", lambda m, s: counts(m[1], s) > counts(m[2], s)),
+            (r"there are fewer (.+) than (.+)", lambda m, s: counts(m[1], s) < counts(m[2], s)),
+            (r"there are as many (.+) as (.+)", lambda m, s: counts(m[1], s) == counts(m[2], s)),
+            (rf"(the .+?) is ({_RELATION}) (the .+)",
+             lambda m, s: _side(the(m[1], s[0]), the(m[3], s[0]), _RELATIONS[m[2]])),
+            (rf"(the .+) is ({place})", lambda m, s: placed(m[1], m[2], s[0])),
+            (rf"(every|no|exactly one of the) (.+) is ({look})", lambda m, s: of_them(m[1], m[2], m[3], s[0])),
+            (r"all the (.+) are on tiles of the same colour", lambda m, s: same_tiles(m[1], s[0])),
+            (rf"(the .+) in the (left|right) image is ({look})",
+             lambda m, s: has(m[3], the(m[1], s[sides[m[2]]]))),
+            (rf"(the .+) is ({look})", lambda m, s: has(m[2], the(m[1], s[0])) if len(s) == 1 else _not_said(m)),
+            (r"(the .+) in the (left|right) image is (larger|smaller) than (the .+) in the (left|right) image",
+             lambda m, s: sized(the(m[1], s[sides[m[2]]]), m[3], the(m[4], s[sides[m[5]]]))),
+            (r"(the .+) is (larger|smaller) than (the .+)",
+             lambda m, s: sized(the(m[1], s[0]), m[2], the(m[3], s[0]))),
+            (r"both images show (an? .+)", lambda m, s: all(fitting(m[1], scene) for scene in s)),
+            (r"neither image shows (an? .+)", lambda m, s: not any(fitting(m[1], scene) for scene in s)),
+            (r"exactly one image shows (an? .+)", lambda m, s: sum(bool(fitting(m[1], scene)) for scene in s) == 1),
+            (r"only the (left|right) image shows (an? .+)",
+             lambda m, s: [bool(fitting(m[2], scene)) for scene in s] == [m[1] == "left", m[1] == "right"]),
+            (r"the (left|right) image has exactly (.+) and no (.+)",
+             lambda m, s: bounded("exactly", m[2], [s[sides[m[1]]]]) and not fitting(m[3], s[sides[m[1]]])),
+            (r"the (left|right) image (?:has|shows|contains) (exactly|at least) (.+)",
+             lambda m, s: bounded(m[2], m[3], [s[sides[m[1]]]])),
+            (r"the (left|right) image contains (twice|three times) as many (.+) as the (left|right) image"
+             r"(?: and at least (.+) in all)?",
+             lambda m, s: counts(m[3], s)[sides[m[1]]]
+             == {"twice": 2, "three times": 3}[m[2]] * counts(m[3], s)[sides[m[4]]]
+             and (m[5] is None or bounded("at least", m[5], s))),
+            (r"the (left|right) image (?:has|shows) more (.+) than the (left|right) image",
+             lambda m, s: counts(m[2], s)[sides[m[1]]] > counts(m[2], s)[sides[m[3]]]),
+            (r"the (left|right) image has fewer (.+) than the (left|right) image",
+             lambda m, s: counts(m[2], s)[sides[m[1]]] < counts(m[2], s)[sides[m[3]]]),
+            (r"one image has more (.+) than the other", lambda m, s: len(set(counts(m[1], s))) == 2),
+            (r"both images have the same number of (.+)", lambda m, s: len(set(counts(m[1], s))) == 1),
+        ]  # fmt: skip
+
+    # -- captions ------------------------------------------------------------------------------------------------
+
+    def caption_is_true(self, text: str, scene: Scene) -> None:
+        """Raises ``Unclear`` unless every sentence of a caption of ours holds and the first names every object."""
+        first, *others = [sentence for sentence in re.split(r"\.\s*", text) if sentence]
+        first = re.sub(rf" on an? {scene.background} background$", "", first)
+        if match := re.fullmatch(r"there (is|are) (.+)", first):
+            if (match[1] == "is") != match[2].startswith(("a ", "an ")):
+                raise Unclear(f"{match[1]!r} before {match[2]!r}.")
+            first = match[2]
+        first = re.sub(r"^(the picture shows|this is a picture of) ", "", first)
+        self.enumeration_is_true(first, scene)
+        for sentence in others:
+            match = re.fullmatch(rf"the (.+) (is|are) ({_RELATION}) the (.+)", sentence)
+            if match is None:
+                if not self.truth(sentence, [scene]):
+                    raise Unclear(f"{sentence!r} is false.")
+                continue
+            subject = (self.singular if match[2] == "is" else self.plural)[match[1]]
+            groups = [[thing for thing in scene.objects if subject.fits(thing)]]
+            for noun in (self.singular, self.plural):
+                things = [thing for thing in scene.objects if match[4] in noun and noun[match[4]].fits(thing)]
+                if things and (len(things) == 1) == (noun is self.singular):
+                    groups.append(things)
+            if len(groups) != 2 or (len(groups[0]) == 1) != (match[2] == "is"):
+                raise Unclear(f"{sentence!r} has a wrong number.")
+            relation = _RELATIONS[match[3]]
+            if not all(_side(one, two, relation) for one in groups[0] for two in groups[1]):
+                raise Unclear(f"{sentence!r} is false.")
+
+    def enumeration_is_true(self, words: str, scene: Scene) -> None:
+        """Raises ``Unclear`` unless "an owl on a red tile, two small hearts and a key" names exactly the objects."""
+        left = list(scene.objects)
+        told: list[tuple[int, Phrase]] = []
+        for part in re.split(r", | and (?=an? |\w+ \w+)", words):
+            number, _, rest = part.partition(" ")
+            if number in ("a", "an"):
+                told.append((1, self.phrase(part)))
+                continue
+            size, _, noun = rest.partition(" ")
+            size, noun = (size, noun) if size in ("small", "large") and noun in self.plural else ("", rest)
+            base = self.several(noun)
+            told.append((_NUMBER[number], Phrase(base.name, base.category, size)))
+        for number, phrase in told:
+            meant = [thing for thing in left if phrase.fits(thing)]
+            same = [thing for thing in left if phrase.name == thing.concept.name]
+            if len(meant) != number or len(same) != number:
+                raise Unclear(f"{words!r}: {len(meant)} objects fit where {number} are told.")
+            left = [thing for thing in left if thing not in meant]
+        if left:
+            raise Unclear(f"{words!r} leaves out {len(left)} objects.")
+
+    def places_are_true(self, text: str, scene: Scene) -> None:
+        """Raises ``Unclear`` unless "an owl at the top left, a heart in the middle." is right and complete."""
+        told = Counter()
+        for part in text.rstrip(".").split(", "):
+            match = re.fullmatch(r"(an? .+) (at the .+|in the middle)", part)
+            if match is None:
+                raise Unclear(f"{part!r} tells no place.")
+            told[self.phrase(match[1]).name, _cell_of_words(match[2])] += 1
+        if told != Counter((thing.concept.name, _cell(thing)) for thing in scene.objects):
+            raise Unclear(f"{text!r} is wrong.")
+
+    def list_is_true(self, parts: Sequence[Any], scene: Scene) -> None:
+        """Raises ``Unclear`` unless words and boxes go together, every object once, from left to right."""
+        order = sorted(scene.objects, key=lambda thing: thing.centre[0])
+        for words, box, thing in zip(parts[::2], parts[1::2], order, strict=True):
+            if box != thing.box or not self.phrase(words).fits(thing):
+                raise Unclear(f"{words!r} is not at {box}.")
+
+
+_Table = list[tuple[str, Callable[[re.Match[str], Sequence[Scene]], Any]]]
+
+
+def _not_said(match: re.Match[str]) -> Any:
+    raise Unclear(f"{match[0]!r} is not said of so many pictures.")
+
+
+def _look_up(table: _Table, words: str, scenes: Sequence[Scene]) -> Any:
+    """What the first pattern that can be read says; a pattern whose words name nothing gives way to the next."""
+    problem: Unclear | None = None
+    for pattern, meaning in table:
+        match = _compiled(pattern).fullmatch(words)
+        if match is not None:
+            try:
+                return meaning(match, scenes)
+            except Unclear as error:
+                problem = problem or error
+    raise problem or Unclear(f"{words!r} cannot be read.")
+
+
+@lru_cache(maxsize=256)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+def check(sample: Sample, scenes: Sequence[Scene], reader: Reader) -> None:
+    """Raises ``Unclear`` unless the sample's answer is what the words and the boxes of its pictures give."""
+    question = sample.messages[0].parts[-1]
+    answer = sample.messages[-1].parts
+    if sample.task == "captioning":
+        if sample.slice == "list":
+            reader.list_is_true(answer, scenes[0])
+        elif sample.slice == "place":
+            reader.places_are_true(str(answer[0]), scenes[0])
+        else:
+            for text in {str(answer[0]), *sample.references}:
+                reader.caption_is_true(text, scenes[0])
+        return
+    if sample.task == "grounding":
+        meant = _only(reader.expression(str(question), scenes[0]), str(question))
+        right: Any = meant.box
+        _has_distractor(meant, scenes[0])
+    elif sample.task == "vqa":
+        right = reader.answer(str(question), scenes)
+    elif sample.task == "reasoning":
+        right = "true" if reader.truth(str(question), scenes) else "false"
+    elif sample.task == "zero-shot":
+        right = _only(scenes[0].objects, "this").concept.name
+    elif sample.task == "text-to-image":
+        words = re.sub(r"^(draw|make) (a picture of )?|\.$", "", str(question))
+        return reader.enumeration_is_true(words, scenes[0])
+    else:
+        raise Unclear(f"Samples of {sample.task} are not checked here.")
+    if answer != (right,) or (not isinstance(right, Box) and sample.references != (right,)):
+        raise Unclear(f"{question!r}: {answer} was given where {right!r} is right.")
+
+
+def _has_distractor(meant: SceneObject, scene: Scene) -> None:
+    category = meant.concept.category
+    if sum(thing.concept.category == category for thing in scene.objects) < 2:
+        raise Unclear(f"{meant.concept.name} has nothing to be mistaken for.")
+
+
+# -- anyone's captions -------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8)
+def _nouns(concepts: tuple[Concept, ...]) -> tuple[re.Pattern[str], dict[str, str], frozenset[str]]:
+    """A pattern for a counted noun, the concept's name for every form of it, and which forms are plural."""
+    names: dict[str, str] = {}
+    for forms in (lambda c: (c.name,), lambda c: (c.plural,), lambda c: c.aliases):
+        for concept in concepts:
+            for form in forms(concept):
+                names.setdefault(form, concept.name)
+    plurals = frozenset(concept.plural for concept in concepts) - {concept.name for concept in concepts}
+    nouns = "|".join(re.escape(form) for form in sorted(names, key=len, reverse=True))
+    looks = "small|large|upright|tilted"
+    pattern = re.compile(rf"\b(?:(the|an|a|{'|'.join(NUMBERS)}) )?(?:(?:{looks}) )*({nouns})\b(?! tiles?\b)")
+    return pattern, names, plurals
+
+
+def read_caption(text: str, concepts: Sequence[Concept]) -> dict[str, Any]:
+    """What a caption says is in the picture, read as far as it can be, whoever wrote it.
+
+    Returns {"objects": {name: count}, "relations": [[name, "left" | "right" | "above" | "below", name], ...]}. Counts
+    of one sentence add up ("an owl, a heart and an owl" are two owls); a later sentence adds nothing unless it names
+    more than all before it did. "The owl" is one; a plural without a number is two.
+    """
+    pattern, names, plurals = _nouns(tuple(concepts))
+    objects: Counter[str] = Counter()
+    relations: list[list[str]] = []
+    for sentence in re.split(r"[.;!?\n]+", text.lower()):
+        here: Counter[str] = Counter()
+        mentions: list[tuple[int, int, str]] = []
+        for match in pattern.finditer(sentence):
+            determiner, noun = match[1], match[2]
+            number = _NUMBER.get(determiner or "", 2 if noun in plurals else 1)
+            name = names[noun]
+            here[name] = max(here[name], number) if determiner == "the" else here[name] + number
+            mentions.append((match.start(), match.end(), name))
+        for (_, end, one), (start, _, two) in zip(mentions, mentions[1:], strict=False):
+            found = re.search(rf"\b({_RELATION})$", sentence[end:start].strip())
+            if found:
+                relations.append([one, _RELATIONS[found[1]], two])
+        objects |= here
+    return {"objects": dict(objects), "relations": relations}

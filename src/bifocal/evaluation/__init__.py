@@ -1,0 +1,84 @@
+"""Evaluation: one module per task with ``predict`` and ``score``, and what they share.
+
+``predict`` asks a model about every sample of a data set and returns JSON-able predictions; ``score`` turns
+kept predictions into rows of results and never needs the model again. ``evaluate`` does both and keeps the
+files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bifocal.config import UserError
+from bifocal.data.sample import Dataset
+from bifocal.evaluation import (
+    captioning,
+    grounding,
+    reasoning,
+    reconstruction,
+    retrieval,
+    text_to_image,
+    vqa,
+    zero_shot,
+)
+from bifocal.evaluation.asking import Progress
+from bifocal.evaluation.results import Prediction, Row, prediction_path, write_predictions
+
+TASKS: dict[str, ModuleType] = {
+    module.TASK: module
+    for module in (reconstruction, zero_shot, retrieval, captioning, vqa, grounding, reasoning, text_to_image)
+}
+# The kind of model that each task is for.
+KINDS: dict[str, str] = {"reconstruction": "vqvae", "zero-shot": "clip", "retrieval": "clip"} | dict.fromkeys(
+    ("captioning", "vqa", "grounding", "reasoning", "text-to-image"), "vlm"
+)
+# Where a blank picture makes no sense, or is asked about while predicting.
+WITHOUT_BLANK = ("reconstruction", "text-to-image")
+
+
+def evaluate(
+    model: Any,
+    dataset: Dataset,
+    task: str,
+    *,
+    directory: str | Path | None = None,
+    blank: bool = True,
+    progress: Progress | None = None,
+    name: str | None = None,
+    **options: Any,
+) -> list[Row]:
+    """Predict with and without pictures, keep the predictions under ``directory``, and score them.
+
+    ``name`` is what the model is called in rows and files (by default its own name); ``options`` go to the
+    task's ``predict``: text-to-image needs ``checker``. Raises UserError for an unknown task, or one that is
+    not for this kind of model.
+    """
+    if task not in TASKS:
+        raise UserError(f"There is no task {task!r}; there are {', '.join(TASKS)}.")
+    kind = getattr(model, "kind", KINDS[task])
+    if kind != KINDS[task]:
+        raise UserError(
+            f"The task {task} is for a model of kind {KINDS[task]}, and {model.name} is of kind {kind}."
+        )
+    module = TASKS[task]
+    name = name or model.name
+    if task == "text-to-image":
+        checker = options.pop("checker", None)
+        if checker is None:
+            raise UserError(
+                "Text-to-image needs a checker: a model that answers questions about the drawings."
+            )
+        predictions = module.predict(model, checker, dataset, progress=progress, **options)
+    else:
+        predictions = module.predict(model, dataset, progress=progress, **options)
+    without: list[Prediction] | None = None
+    if blank and task not in WITHOUT_BLANK:
+        without = module.predict(model, dataset, blank=True, progress=progress, **options)
+    if directory is not None:
+        write_predictions(prediction_path(directory, name, task, dataset.split), predictions)
+        if without is not None:
+            write_predictions(prediction_path(directory, name, task, dataset.split, blank=True), without)
+    rows: list[Row] = module.score(predictions, model=name, split=dataset.split, blank=without)
+    return rows

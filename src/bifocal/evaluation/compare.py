@@ -1,0 +1,233 @@
+"""Two models side by side on the same samples: scores, differences, and what could be chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from bifocal.config import UserError
+from bifocal.evaluation import (
+    captioning,
+    grounding,
+    reasoning,
+    reconstruction,
+    retrieval,
+    text_to_image,
+    vqa,
+    zero_shot,
+)
+from bifocal.evaluation.results import Prediction, format_value, metric_title, number, read_predictions
+from bifocal.evaluation.scoring import Measure, Measuring, groups_of, same_samples, slices
+from bifocal.evaluation.statistics import mcnemar, paired_corpus_bootstrap
+
+MEASURING: Mapping[str, Measuring] = MappingProxyType(
+    {
+        module.TASK: module.measure
+        for module in (
+            reconstruction,
+            zero_shot,
+            retrieval,
+            captioning,
+            vqa,
+            grounding,
+            reasoning,
+            text_to_image,
+        )
+    }
+)
+
+Predictions = Mapping[tuple[str, str], Sequence[Prediction]]  # (task, split) -> the predictions of one model
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Two models on one slice of one task; ``difference`` is A minus B, with its paired 95% interval.
+
+    ``a_only`` and ``b_only`` count samples that one model alone has right and ``p`` is McNemar's exact test
+    on them; the three are None where answers are not right or wrong.
+    """
+
+    task: str
+    split: str
+    slice: str
+    metric: str
+    n: int
+    a: float | None
+    a_low: float | None
+    a_high: float | None
+    b: float | None
+    b_low: float | None
+    b_high: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    a_only: int | None
+    b_only: int | None
+    p: float | None
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval of the difference leaves out zero."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All differences between two models, and what only one of them was evaluated on ("task on split")."""
+
+    a: str
+    b: str
+    differences: tuple[Difference, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison as plain dictionaries and lists."""
+        return asdict(self)
+
+
+def compare_task(task: str, split: str, a: Sequence[Prediction], b: Sequence[Prediction]) -> list[Difference]:
+    """Every metric on all samples and on each slice; raises UserError where the samples differ.
+
+    A sample that failed for one model is left out for both.
+    """
+    if task not in MEASURING:
+        raise UserError(f"{task!r} is not a task that can be compared; there are {', '.join(MEASURING)}.")
+    matched = same_samples(a, b, f"The two models' predictions for {task} on {split}")
+    pairs = [(x, y) for x, y in zip(a, matched, strict=True) if not x.get("failed") and not y.get("failed")]
+    if not pairs:
+        return []
+    ours, theirs = [x for x, _ in pairs], [y for _, y in pairs]
+    groups = groups_of(ours)
+    of_b = {measure.metric: measure for measure in MEASURING[task](theirs)}
+    measures = [
+        (measure, of_b[measure.metric]) for measure in MEASURING[task](ours) if measure.metric in of_b
+    ]
+    return [
+        _difference(task, split, name, chosen, groups, *both)
+        for name, chosen in slices(ours).items()
+        for both in measures
+    ]
+
+
+def _difference(
+    task: str,
+    split: str,
+    name: str,
+    chosen: np.ndarray,
+    groups: Sequence[tuple[str, ...]],
+    a: Measure,
+    b: Measure,
+) -> Difference:
+    value_a, value_b = a.interval(chosen, groups), b.interval(chosen, groups)
+    gap: Sequence[float] = (value_a.value - value_b.value, np.nan, np.nan)
+    if a.resampled and a.statistics.shape == b.statistics.shape:
+        gap = paired_corpus_bootstrap(
+            a.statistics[chosen], b.statistics[chosen], a.combine, [groups[i] for i in chosen]
+        )
+    test = mcnemar(a.statistics[chosen, 0] > 0, b.statistics[chosen, 0] > 0) if a.right_or_wrong else None
+    at_a, at_b, between = ([number(x) for x in triple] for triple in (value_a, value_b, gap))
+    return Difference(
+        task,
+        split,
+        name,
+        a.metric,
+        len(chosen),
+        *(at_a[0], at_a[1], at_a[2]),
+        *(at_b[0], at_b[1], at_b[2]),
+        *(between[0], between[1], between[2]),
+        test.a_only if test else None,
+        test.b_only if test else None,
+        test.p if test else None,
+    )
+
+
+def compare(a: Predictions, b: Predictions, *, name_a: str, name_b: str) -> Comparison:
+    """Compare two models on everything that both were evaluated on."""
+    differences = [row for key in a if key in b for row in compare_task(*key, a[key], b[key])]
+    only_a, only_b = (
+        tuple(f"{task} on {split}" for task, split in mine if (task, split) not in other)
+        for mine, other in ((a, b), (b, a))
+    )
+    return Comparison(name_a, name_b, tuple(differences), only_a, only_b)
+
+
+def load_predictions(directory: str | Path) -> dict[tuple[str, str], list[Prediction]]:
+    """All predictions of one model under DIRECTORY (TASK.SPLIT.jsonl), those on blank pictures left out.
+
+    Raises UserError if there are none.
+    """
+    found = {}
+    for path in sorted(Path(directory).glob("*.jsonl")):
+        task, *rest = path.name.removesuffix(".jsonl").split(".")
+        if task in MEASURING and len(rest) == 1:
+            found[task, rest[0]] = read_predictions(path)
+    if not found:
+        raise UserError(
+            f"There are no predictions in {directory}; run `bifocal evaluate` with this model first."
+        )
+    # in the order of the tasks, the test split before the harder ones
+    order = {task: place for place, task in enumerate(MEASURING)}
+    return dict(sorted(found.items(), key=lambda item: (order[item[0][0]], item[0][1] != "test", item[0][1])))
+
+
+def compare_models(directory: str | Path, model_a: str, model_b: str) -> Comparison:
+    """Compare two models whose predictions lie in one directory (DIRECTORY/predictions/MODEL/...)."""
+    root = Path(directory) / "predictions"
+    return compare(
+        load_predictions(root / model_a), load_predictions(root / model_b), name_a=model_a, name_b=model_b
+    )
+
+
+def format_p(p: float | None) -> str:
+    """A p-value for people."""
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def print_comparison(
+    comparison: Comparison,
+    console: Console | None = None,
+    *,
+    every_slice: bool = True,
+    title: str | None = None,
+) -> None:
+    """Print the differences; one whose interval leaves out zero is green (A better) or yellow (B)."""
+    console = console or Console()
+    name = title or f"{comparison.a} against {comparison.b}"
+    table = Table(title=name, title_justify="left", header_style="bold")
+    for column in ("task", "split", "slice", "metric"):
+        table.add_column(column)
+    for column in (comparison.a, comparison.b, "difference", "95% interval", "p", "n"):
+        table.add_column(column, justify="right")
+    previous: tuple[str, str] | None = None
+    for row in comparison.differences:
+        if row.slice != "all" and not every_slice:
+            continue
+        block = (row.task, row.split)
+        if previous is not None and block != previous:
+            table.add_section()
+        style = "" if not row.clear else "green" if (row.difference or 0) > 0 else "yellow"
+        difference = format_value(row.metric, row.difference, sign=True)
+        table.add_row(
+            *(block if block != previous else ("", "")),
+            row.slice,
+            metric_title(row.metric),
+            format_value(row.metric, row.a),
+            format_value(row.metric, row.b),
+            f"[{style}]{difference}[/]" if style else difference,
+            format_interval(row.metric, row.low, row.high, sign=True),
+            format_p(row.p),
+            str(row.n),
+        )
+        previous = block
+    console.print(table)
+    for owner, only in ((comparison.a, comparison.only_a), (comparison.b, comparison.only_b)):
+        if only:
+            console.print(f"Only {owner} was evaluated on {', '.join(only)}.")

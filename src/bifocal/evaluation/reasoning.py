@@ -1,0 +1,63 @@
+"""Visual reasoning: is this statement about one picture, or about a pair, true?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bifocal.data.sample import Dataset
+from bifocal.evaluation.asking import Answering, Progress, ask_all
+from bifocal.evaluation.results import Prediction, Row
+from bifocal.evaluation.scoring import Measure, majority, mean_measure, score_rows
+from bifocal.measures import normalize_answer
+
+TASK = "reasoning"
+
+_VERDICTS = {
+    "true": "true",
+    "yes": "true",
+    "correct": "true",
+    "false": "false",
+    "no": "false",
+    "incorrect": "false",
+}
+
+
+def verdict(text: str) -> str | None:
+    """ "true" or "false" by the answer's first word, else None: "Yes, it is." -> "true"."""
+    words = normalize_answer(text).split()
+    return _VERDICTS.get(words[0]) if words else None
+
+
+def predict(
+    model: Answering,
+    dataset: Dataset,
+    *,
+    blank: bool = False,
+    progress: Progress | None = None,
+    batch_size: int = 64,
+    max_new_tokens: int = 8,
+) -> list[Prediction]:
+    """Greedy answers, each with ``correct`` and ``unparsed`` (neither true nor false)."""
+    predictions = ask_all(
+        model, dataset, blank=blank, progress=progress, batch_size=batch_size, max_new_tokens=max_new_tokens
+    )
+    for prediction in predictions:
+        said = verdict(prediction["prediction"])
+        prediction["correct"] = said is not None and said == verdict(prediction["answer"])
+        prediction["unparsed"] = said is None
+    return predictions
+
+
+def measure(predictions: Sequence[Prediction]) -> list[Measure]:
+    """Accuracy, what is neither true nor false being wrong; the baseline is each slice's majority."""
+    truth = [verdict(p["answer"]) or "" for p in predictions]
+    said = [verdict(p["prediction"]) for p in predictions]
+    correct = [s is not None and s == t for s, t in zip(said, truth, strict=True)]
+    return [mean_measure("accuracy", correct, baseline=majority(predictions, truth), right_or_wrong=True)]
+
+
+def score(
+    predictions: Sequence[Prediction], *, model: str, split: str, blank: Sequence[Prediction] | None = None
+) -> list[Row]:
+    """Rows for all statements, and for those about one picture and about a pair apart."""
+    return score_rows(TASK, measure, predictions, model=model, split=split, blank=blank)

@@ -1,0 +1,236 @@
+"""The one shape in which scores are kept: rows, their files, the predictions behind them, tables."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from bifocal.artifacts import atomic_write_text, read_json, read_json_lines
+from bifocal.config import UserError
+
+Prediction = dict[
+    str, Any
+]  # one sample's answer and truth, JSON-able; the keys are those of each task's module
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One score. What is missing, or not a finite number, is None (null in JSON).
+
+    ``low`` and ``high`` bound the 95% interval; ``baseline`` is what chance or the majority answer gets;
+    ``blank`` is the same model given blank pictures; ``unparsed``, ``truncated`` and ``failed`` count
+    answers. Rates are in [0,1].
+    """
+
+    model: str
+    task: str
+    split: str
+    slice: str
+    metric: str
+    variant: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    baseline: float | None = None
+    blank: float | None = None
+    unparsed: int | None = None
+    truncated: int | None = None
+    failed: int | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str, str, str, str]:
+        """What a row is about; a newer row with the same key replaces it."""
+        return self.model, self.task, self.split, self.slice, self.metric, self.variant
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as a dictionary in the order of the fields, with null for numbers that are not finite."""
+        return {name: _finite(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Row:
+        """A row from its dictionary; raises UserError for fields that are unknown or missing."""
+        names = [field.name for field in fields(cls)]
+        unknown, missing = sorted(set(data) - set(names)), [name for name in names if name not in data]
+        if unknown or missing:
+            raise UserError(
+                f"A row of results lacks {missing or 'nothing'} and has unknown {unknown or 'nothing'}."
+            )
+        return cls(**data)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def number(value: float) -> float | None:
+    """A plain finite float, or None."""
+    return _finite(float(value))
+
+
+class Metric(NamedTuple):
+    """How a metric is called and written: ``unit`` is "rate", "dB" or "number"."""
+
+    title: str
+    unit: str = "rate"
+    higher_is_better: bool = True
+
+
+METRICS: dict[str, Metric] = {
+    "mse": Metric("mean squared error", "number", False),
+    "psnr": Metric("PSNR", "dB"),
+    "psnr_of_mean_mse": Metric("PSNR of the mean error", "dB"),
+    "ssim": Metric("SSIM", "number"),
+    "usage": Metric("codebook usage"),
+    "perplexity": Metric("codebook perplexity", "number"),
+    "top1": Metric("top-1 accuracy"),
+    "top5": Metric("top-5 accuracy"),
+    "mean_class_recall": Metric("mean per-class recall"),
+    **{f"image_to_text_recall@{k}": Metric(f"image to text, recall@{k}") for k in (1, 5, 10)},
+    **{f"text_to_image_recall@{k}": Metric(f"text to image, recall@{k}") for k in (1, 5, 10)},
+    "cider_d": Metric("CIDEr-D", "number"),
+    "bleu_4": Metric("BLEU-4", "number"),
+    "rouge_l": Metric("ROUGE-L", "number"),
+    "objects_named": Metric("objects named"),
+    "objects_precision": Metric("named objects that are there"),
+    "counts_named": Metric("counts named"),
+    "accuracy": Metric("accuracy"),
+    "acc@0.5": Metric("Acc@0.5"),
+    "mean_iou": Metric("mean IoU", "number"),
+    "objects_found": Metric("prompted objects found"),
+    "prompts_complete": Metric("prompts with every object found"),
+    "false_alarms": Metric("absent objects found", "rate", False),
+    "checker_recall": Metric("checker: objects found in true pictures"),
+    "checker_false_alarms": Metric("checker: absent objects found in true pictures", "rate", False),
+}
+
+# The number to quote for each task when there is room for one.
+HEADLINES: dict[str, str] = {
+    "reconstruction": "psnr",
+    "zero-shot": "top1",
+    "retrieval": "image_to_text_recall@1",
+    "captioning": "objects_named",
+    "vqa": "accuracy",
+    "grounding": "acc@0.5",
+    "reasoning": "accuracy",
+    "text-to-image": "objects_found",
+}
+
+
+def metric_title(metric: str) -> str:
+    """The metric's name for people."""
+    return METRICS[metric].title if metric in METRICS else metric.replace("_", " ")
+
+
+def format_value(metric: str, value: float | None, *, sign: bool = False) -> str:
+    """A score for people, with ``sign`` a difference: rates in % or points, PSNR in dB, None as –."""
+    if value is None:
+        return "–"
+    unit = METRICS[metric].unit if metric in METRICS else "number"
+    plus = "+" if sign else ""
+    if unit == "rate":  # the difference of two percentages is not a percentage
+        return f"{100 * value:+.1f} points" if sign else f"{100 * value:.1f}%"
+    if unit == "dB":
+        return f"{value:{plus}.1f} dB"
+    return (
+        f"{value:{plus}.1f}"
+        if abs(value) >= 100
+        else f"{value:{plus}.3g}"
+        if abs(value) < 0.01
+        else f"{value:{plus}.3f}"
+    )
+
+
+def format_interval(metric: str, low: float | None, high: float | None, *, sign: bool = False) -> str:
+    """ "51.2% to 55.0%", or with ``sign``, for a difference, "+3.1 to +4.0"; an en dash where there is none."""
+    if low is None or high is None:
+        return "–"
+    return " to ".join(
+        format_value(metric, bound, sign=sign).removesuffix(" points") for bound in (low, high)
+    )
+
+
+# ------------------------------------------------------------ files
+
+
+def write_results(path: str | Path, rows: Sequence[Row]) -> None:
+    """Write ``{"results": [row, ...]}``, one row a line."""
+    lines = ",\n".join(json.dumps(row.to_json(), ensure_ascii=False, allow_nan=False) for row in rows)
+    atomic_write_text(path, '{"results": [\n' + lines + "\n]}\n")
+
+
+def read_results(path: str | Path) -> list[Row]:
+    """Read what ``write_results`` wrote; raises UserError naming the file where it is not that."""
+    data = read_json(path)
+    if not isinstance(data, dict) or not isinstance(data.get("results"), list):
+        raise UserError(f"'{path}' does not hold results: it has no list called \"results\".")
+    try:
+        return [Row.from_json(row) for row in data["results"]]
+    except UserError as error:
+        raise UserError(f"'{path}' does not hold results as bifocal writes them: {error}") from error
+
+
+def merge_rows(*groups: Iterable[Row]) -> list[Row]:
+    """All rows in order of first appearance; a later row replaces an earlier one about the same thing."""
+    merged: dict[tuple[str, ...], Row] = {}
+    for rows in groups:
+        merged.update({row.key: row for row in rows})
+    return list(merged.values())
+
+
+def prediction_path(directory: str | Path, model: str, task: str, split: str, *, blank: bool = False) -> Path:
+    """Where predictions lie: DIRECTORY/predictions/MODEL/TASK.SPLIT[.blank].jsonl."""
+    return Path(directory) / "predictions" / model / f"{task}.{split}{'.blank' if blank else ''}.jsonl"
+
+
+def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:
+    """Write predictions, one JSON line a sample."""
+    lines = (json.dumps(prediction, ensure_ascii=False, allow_nan=False) for prediction in predictions)
+    atomic_write_text(path, "".join(line + "\n" for line in lines))
+
+
+def read_predictions(path: str | Path) -> list[Prediction]:
+    """Read predictions; raises UserError naming file and line where a line is broken."""
+    predictions = read_json_lines(path)
+    for position, prediction in enumerate(predictions, start=1):
+        if not isinstance(prediction, dict) or "id" not in prediction:
+            raise UserError(f"'{path}', entry {position}, is not a prediction: it has no id.")
+    return predictions
+
+
+# ------------------------------------------------------------ tables
+
+
+def print_table(rows: Sequence[Row], console: Console | None = None, *, title: str = "Results") -> None:
+    """Print rows as a table, the model and task named once for each block."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in ("model", "task", "split", "slice", "metric"):
+        table.add_column(column)
+    for column in ("value", "95% interval", "baseline", "blank", "n", "unparsed"):
+        table.add_column(column, justify="right")
+    previous: tuple[str, ...] = ()
+    for row in rows:
+        block = (row.model, row.task, row.split)
+        if previous and block != previous:
+            table.add_section()
+        names = block if block != previous else ("", "", "")
+        table.add_row(
+            *names,
+            row.slice,
+            metric_title(row.metric),
+            format_value(row.metric, row.value),
+            format_interval(row.metric, row.low, row.high),
+            format_value(row.metric, row.baseline),
+            format_value(row.metric, row.blank),
+            str(row.n),
+            "–" if row.unparsed is None else str(row.unparsed),
+        )
+        previous = block
+    (console or Console()).print(table)

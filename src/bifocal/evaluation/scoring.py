@@ -1,0 +1,182 @@
+"""From predictions to rows: every task says what each sample adds to a score, and this module does the rest.
+
+A task hands over ``Measure``s: sufficient statistics a sample, and the function that turns their sums into
+the score. Slices, intervals, baselines, blank pictures and the comparison of two models then need no code of
+their own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bifocal.config import UserError
+from bifocal.evaluation.results import Prediction, Row, number
+from bifocal.evaluation.statistics import Combine, Interval, corpus_interval, ratio
+
+# A score is withheld when more than this share of the requests failed: what is left may be the easy part.
+MOST_FAILURES = 0.01
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One metric over n samples: ``statistics`` (n,S) float64, whose sums ``combine`` turns into the score.
+
+    ``baseline`` holds the same statistics for an answer given without looking at the picture.
+    ``right_or_wrong`` says that the first statistic is 1 or 0 a sample, so that McNemar's test applies.
+    ``resampled`` is False where a bootstrap is biased (codebook usage counts rare codes that a resample
+    misses).
+    """
+
+    metric: str
+    statistics: np.ndarray
+    combine: Combine = ratio
+    baseline: np.ndarray | None = None
+    variant: str = ""
+    right_or_wrong: bool = False
+    resampled: bool = True
+
+    def value(self, chosen: np.ndarray) -> float:
+        """The score of the samples at these positions."""
+        return float(self.combine(self.statistics[chosen].sum(axis=0)))
+
+    def interval(self, chosen: np.ndarray, groups: Sequence[tuple[str, ...]]) -> Interval:
+        """The score of the samples at these positions, with its interval."""
+        if not self.resampled:
+            return Interval(self.value(chosen), np.nan, np.nan)
+        return corpus_interval(self.statistics[chosen], self.combine, [groups[i] for i in chosen])
+
+
+Measuring = Callable[[Sequence[Prediction]], list[Measure]]
+
+
+def mean_measure(
+    metric: str,
+    values: Sequence[float] | np.ndarray,
+    *,
+    baseline: Sequence[float] | np.ndarray | None = None,
+    variant: str = "",
+    right_or_wrong: bool = False,
+) -> Measure:
+    """A metric that is the plain mean of n values, as is its baseline."""
+    base = None if baseline is None else with_count(baseline)
+    return Measure(metric, with_count(values), baseline=base, variant=variant, right_or_wrong=right_or_wrong)
+
+
+def with_count(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """n values -> (n,2): the value and a one, the statistics of a mean."""
+    values = np.asarray(values, dtype=np.float64)
+    return np.stack([values, np.ones_like(values)], axis=1)
+
+
+def majority(predictions: Sequence[Prediction], answers: Sequence[str]) -> np.ndarray:
+    """Whether each sample's answer is the most frequent one of its slice (ties by the alphabet): (n,) bool.
+
+    The mean over a slice is what always giving that answer scores there; over everything it is what knowing
+    the kind of question and nothing else scores.
+    """
+    by_slice: dict[str, Counter[str]] = {}
+    for prediction, answer in zip(predictions, answers, strict=True):
+        by_slice.setdefault(prediction["slice"], Counter())[answer] += 1
+    best = {name: min(counts, key=lambda a: (-counts[a], a)) for name, counts in by_slice.items()}
+    return np.array([best[p["slice"]] == a for p, a in zip(predictions, answers, strict=True)], dtype=bool)
+
+
+def slices(predictions: Sequence[Prediction]) -> dict[str, np.ndarray]:
+    """Positions of all samples under "all", then of each slice by the alphabet; one that holds all adds nothing."""
+    names = np.array([prediction["slice"] for prediction in predictions])
+    parts = {name: np.flatnonzero(names == name) for name in sorted(set(names.tolist())) if name != "all"}
+    parts = {name: chosen for name, chosen in parts.items() if len(chosen) < len(predictions)}
+    return {"all": np.arange(len(predictions)), **parts}
+
+
+def groups_of(predictions: Sequence[Prediction]) -> list[tuple[str, ...]]:
+    """What is resampled together: the pictures of each sample."""
+    return [tuple(prediction["pictures"]) for prediction in predictions]
+
+
+def same_samples(a: Sequence[Prediction], b: Sequence[Prediction], what: str) -> list[Prediction]:
+    """``b`` in the order of ``a``; raises UserError naming some ids where the samples differ."""
+    if len({p["id"] for p in a}) != len(a) or len({p["id"] for p in b}) != len(b):
+        raise UserError(f"{what} have an id twice, so they cannot be matched.")
+    by_id = {prediction["id"]: prediction for prediction in b}
+    different = sorted({prediction["id"] for prediction in a} ^ set(by_id))
+    if different:
+        some = ", ".join(different[:3]) + (", ..." if len(different) > 3 else "")
+        raise UserError(
+            f"{what} are not about the same samples: {len(different)} ids are in one only ({some})."
+        )
+    return [by_id[prediction["id"]] for prediction in a]
+
+
+def _count(predictions: Sequence[Prediction], chosen: np.ndarray, key: str, equals: object) -> int | None:
+    """How many of the chosen have this value; None if this task's predictions do not speak of it."""
+    if not any(key in prediction for prediction in predictions):
+        return None
+    return sum(predictions[i].get(key) == equals for i in chosen)
+
+
+def score_rows(
+    task: str,
+    measuring: Measuring,
+    predictions: Sequence[Prediction],
+    *,
+    model: str,
+    split: str,
+    blank: Sequence[Prediction] | None = None,
+) -> list[Row]:
+    """Rows for all samples and for each slice, every metric with interval, baseline and blank column.
+
+    A prediction with ``"failed": True`` is no answer: it is left out of the score and counted, and above 1%
+    of them the score is withheld (None). An answer that could not be parsed is wrong and counted apart.
+    """
+    if not predictions:
+        raise UserError(f"There are no predictions to score for {task} on {split}.")
+    failed = Counter(p["slice"] for p in predictions if p.get("failed"))
+    answered = [p for p in predictions if not p.get("failed")]
+    if not answered:
+        raise UserError(f"Every one of the {len(predictions)} requests for {task} on {split} failed.")
+    measures = measuring(answered)
+    blank_measures: list[Measure | None] = [None] * len(measures)
+    if blank is not None:
+        matched = same_samples(predictions, blank, f"Predictions for {task} with and without pictures")
+        if any(prediction.get("failed") for prediction in blank):
+            raise UserError(
+                f"Some requests for {task} with blank pictures failed; ask those again before scoring."
+            )
+        kept = [b for p, b in zip(predictions, matched, strict=True) if not p.get("failed")]
+        by_name = {measure.metric: measure for measure in measuring(kept)}
+        blank_measures = [by_name.get(measure.metric) for measure in measures]
+    groups = groups_of(answered)
+    rows = []
+    for name, chosen in slices(answered).items():
+        failures = failed.total() if name == "all" else failed[name]
+        withheld = failures > MOST_FAILURES * (failures + len(chosen))
+        for measure, blank_measure in zip(measures, blank_measures, strict=True):
+            value, low, high = measure.interval(chosen, groups)
+            base = np.nan
+            if measure.baseline is not None:
+                base = float(measure.combine(measure.baseline[chosen].sum(axis=0)))
+            rows.append(
+                Row(
+                    model=model,
+                    task=task,
+                    split=split,
+                    slice=name,
+                    metric=measure.metric,
+                    variant=measure.variant,
+                    value=None if withheld else number(value),
+                    low=None if withheld else number(low),
+                    high=None if withheld else number(high),
+                    n=len(chosen),
+                    baseline=number(base),
+                    blank=number(blank_measure.value(chosen)) if blank_measure is not None else None,
+                    unparsed=_count(answered, chosen, "unparsed", True),
+                    truncated=_count(answered, chosen, "finish_reason", "length"),
+                    failed=failures,
+                )
+            )
+    return rows

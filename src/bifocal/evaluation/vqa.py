@@ -1,0 +1,51 @@
+"""Visual question answering: short answers, right if equal to a reference after normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bifocal.data.sample import Dataset
+from bifocal.evaluation.asking import Answering, Progress, ask_all, right_answers
+from bifocal.evaluation.results import Prediction, Row
+from bifocal.evaluation.scoring import Measure, majority, mean_measure, score_rows
+from bifocal.measures import exact_match, normalize_answer
+
+TASK = "vqa"
+
+
+def predict(
+    model: Answering,
+    dataset: Dataset,
+    *,
+    blank: bool = False,
+    progress: Progress | None = None,
+    batch_size: int = 64,
+    max_new_tokens: int = 16,
+) -> list[Prediction]:
+    """Greedy answers, each with ``references``, ``correct`` and ``unparsed`` (an empty answer)."""
+    predictions = ask_all(
+        model, dataset, blank=blank, progress=progress, batch_size=batch_size, max_new_tokens=max_new_tokens
+    )
+    for prediction, sample in zip(predictions, dataset.samples, strict=True):
+        prediction["references"] = right_answers(sample)
+        prediction["correct"] = exact_match(prediction["prediction"], prediction["references"])
+        prediction["unparsed"] = not prediction["prediction"]
+    return predictions
+
+
+def measure(predictions: Sequence[Prediction]) -> list[Measure]:
+    """Accuracy; the baseline gives each kind of question its most frequent answer among those asked here."""
+    correct = [exact_match(p["prediction"], p["references"]) for p in predictions]
+    baseline = majority(predictions, [normalize_answer(p["answer"]) for p in predictions])
+    return [
+        mean_measure(
+            "accuracy", correct, baseline=baseline, variant="answers=normalized", right_or_wrong=True
+        )
+    ]
+
+
+def score(
+    predictions: Sequence[Prediction], *, model: str, split: str, blank: Sequence[Prediction] | None = None
+) -> list[Row]:
+    """Rows for all questions and for each kind of question."""
+    return score_rows(TASK, measure, predictions, model=model, split=split, blank=blank)

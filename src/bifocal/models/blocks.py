@@ -1,0 +1,135 @@
+"""Pieces that more than one model is made of: norms, attention, feed-forward blocks, rotary positions, the cache."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attend(q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention; ``bias`` is added to the scores and broadcasts to (B, H, T, S).
+
+    On CPU the fused kernel is several times slower than two batched products around a softmax, in bf16 most of
+    all (benchmarks/attention.py), so the plain form is used there and the fused one elsewhere.
+    """
+    if q_BHTE.device.type != "cpu":
+        return F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, attn_mask=bias)
+    scores = torch.matmul(q_BHTE * q_BHTE.shape[-1] ** -0.5, k_BHSE.transpose(-1, -2))
+    if bias is not None:
+        scores = scores + bias
+    return torch.matmul(torch.softmax(scores, dim=-1), v_BHSE)
+
+
+def split_heads(x_BTD: Tensor, heads: int) -> Tensor:
+    """(B, T, heads * E) -> (B, heads, T, E)."""
+    batch, tokens, width = x_BTD.shape
+    return x_BTD.view(batch, tokens, heads, width // heads).transpose(1, 2)
+
+
+def merge_heads(x_BHTE: Tensor) -> Tensor:
+    """(B, heads, T, E) -> (B, T, heads * E)."""
+    batch, heads, tokens, size = x_BHTE.shape
+    return x_BHTE.transpose(1, 2).reshape(batch, tokens, heads * size)
+
+
+def joint_linear(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    """Several linear layers of one input as a single product: few wide products are faster than many narrow ones."""
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+    return F.linear(x, weight, bias).split([layer.out_features for layer in layers], dim=-1)
+
+
+class Float32Embedding(nn.Embedding):
+    """An embedding whose table stays float32 whatever the compute precision.
+
+    The gradient of a frequent token is a sum over thousands of positions, and summing those in bf16 stalls.
+    """
+
+    float32_parameters = ("weight",)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32."""
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class HeadNorm(nn.Module):
+    """Layer norm over each head of queries or keys, with its own weight and bias per head (Chameleon's QK-norm)."""
+
+    def __init__(self, heads: int, size: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads, size))
+        self.bias = nn.Parameter(torch.zeros(heads, size))
+        self.eps = eps
+
+    def forward(self, x_BHTE: Tensor) -> Tensor:
+        normed = F.layer_norm(x_BHTE, x_BHTE.shape[-1:], eps=self.eps)
+        return normed * self.weight[:, None] + self.bias[:, None]
+
+
+class KeyValueCache:
+    """Keys and values of the positions seen so far, in memory of a fixed size.
+
+    ``write`` appends T positions to one layer and returns everything up to and including them;
+    ``advance`` moves the end once all layers have written.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        batch: int,
+        heads: int,
+        size: int,
+        capacity: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.keys = torch.zeros(layers, batch, heads, capacity, size, dtype=dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        """How many positions fit."""
+        return self.keys.shape[3]
+
+    def write(self, layer: int, k_BHTE: Tensor, v_BHTE: Tensor) -> tuple[Tensor, Tensor]:
+        """Store T new positions of ``layer``; returns its (B, heads, length + T, E) keys and values."""
+        end = self.length + k_BHTE.shape[2]
+        if end > self.capacity:
+            raise ValueError(f"the key-value cache holds {self.capacity} positions and {end} are needed")
+        self.keys[layer, :, :, self.length : end] = k_BHTE
+        self.values[layer, :, :, self.length : end] = v_BHTE
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def advance(self, tokens: int) -> None:
+        """Count ``tokens`` positions as seen."""
+        self.length += tokens
+
+    def select(self, rows: Tensor) -> None:
+        """Keep (or repeat) these rows of the batch."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+
+
+def rotary_table(positions_BT: Tensor, size: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (B, 1, T, E) of rotary positions (Su et al. 2021), in the half-split layout of Llama."""
+    exponents = torch.arange(0, size, 2, dtype=torch.float32, device=positions_BT.device) / size
+    angles = positions_BT[..., None].float() * base**-exponents
+    angles = torch.cat([angles, angles], dim=-1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHTE: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn queries or keys by their position."""
+    cos, sin = table
+    first, second = x_BHTE.chunk(2, dim=-1)
+    return x_BHTE * cos.to(x_BHTE.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x_BHTE.dtype)

@@ -1,0 +1,76 @@
+"""CLIP: a picture tower and a text tower that meet in one space (Radford et al. 2021)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bifocal import losses
+from bifocal.models.vision import TextConfig, TextTransformer, VisionConfig, VisionTransformer
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """Both towers and the width of the space they share."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    width: int = 128
+
+
+@dataclass
+class CLIPBatch:
+    """B pictures with a text each. Rows with the same ``text_ids`` carry the same caption."""
+
+    images: Tensor  # (B, 3, H, W) float in [0, 1]
+    tokens: Tensor  # (B, context) int64
+    text_ids: Tensor  # (B,) int64
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class CLIPModel(nn.Module):
+    """Two towers, two linear projections without bias, unit norm, one learned logit scale.
+
+    The scale is kept as its logarithm, starts at ln(1/0.07) and is clamped to [0, ln 100] after each step.
+    """
+
+    float32_parameters = ("logit_scale",)
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_model = VisionTransformer(config.vision)
+        self.text_model = TextTransformer(config.text)
+        self.visual_projection = nn.Linear(config.vision.width, config.width, bias=False)
+        self.text_projection = nn.Linear(config.text.width, config.width, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def embed_images(self, images_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, width) float32 of unit norm."""
+        return F.normalize(self.visual_projection(self.vision_model(images_BCHW)).float(), dim=-1)
+
+    def embed_texts(self, tokens_BT: Tensor) -> Tensor:
+        """(B, context) -> (B, width) float32 of unit norm."""
+        return F.normalize(self.text_projection(self.text_model(tokens_BT)).float(), dim=-1)
+
+    def loss(self, batch: CLIPBatch) -> tuple[Tensor, int, dict[str, float]]:
+        """The symmetric contrastive loss summed over the batch's pairs (CLIP's objective, lecture slide "CLIP")."""
+        images, texts = self.embed_images(batch.images), self.embed_texts(batch.tokens)
+        total, right = losses.contrastive(images, texts, self.logit_scale.exp(), batch.text_ids)
+        metrics = {
+            "accuracy": right,
+            "logit_scale": self.logit_scale.exp().item(),
+            "guessing": math.log(len(batch)),
+        }
+        return total, len(batch), metrics
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Keep the logit scale within the paper's bounds once the optimizer has moved it."""
+        self.logit_scale.clamp_(0.0, math.log(100.0))

@@ -1,0 +1,207 @@
+"""Encoder-only transformers: the picture tower (ViT) and the text tower of CLIP share one kind of layer.
+
+Module names follow the CLIP checkpoints of transformers (``pre_layrnorm`` included), so that a state dict is a
+published layout without renaming.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bifocal.models.blocks import Float32Embedding, attend, joint_linear, merge_heads, split_heads
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with biases."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x_BTD: Tensor, bias: Tensor | None) -> Tensor:
+        q, k, v = joint_linear(x_BTD, self.q_proj, self.k_proj, self.v_proj)
+        attended = attend(*(split_heads(part, self.heads) for part in (q, k, v)), bias=bias)
+        return self.out_proj(merge_heads(attended))
+
+
+class MLP(nn.Module):
+    """Two linear layers around a GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class EncoderLayer(nn.Module):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(width)
+        self.self_attn = SelfAttention(width, heads)
+        self.layer_norm2 = nn.LayerNorm(width)
+        self.mlp = MLP(width, hidden)
+
+    def forward(self, x_BTD: Tensor, bias: Tensor | None = None) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.layer_norm1(x_BTD), bias)
+        return x_BTD + self.mlp(self.layer_norm2(x_BTD))
+
+
+class Encoder(nn.Module):
+    """A stack of layers."""
+
+    def __init__(self, width: int, layers: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            EncoderLayer(width, heads, round(width * mlp_ratio)) for _ in range(layers)
+        )
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of a ViT (Dosovitskiy et al. 2020)."""
+
+    picture_size: int = 64
+    patch_size: int = 8
+    width: int = 192
+    layers: int = 6
+    heads: int = 3
+    mlp_ratio: float = 4.0
+    pooling: Literal["mean", "class"] = "mean"
+
+    def __post_init__(self) -> None:
+        if self.picture_size % self.patch_size:
+            raise ValueError(
+                f"vision.picture_size {self.picture_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"vision.width {self.width} is not a multiple of heads {self.heads}")
+
+    @property
+    def patches(self) -> int:
+        """How many patches a picture has."""
+        return (self.picture_size // self.patch_size) ** 2
+
+
+class VisionEmbeddings(nn.Module):
+    """Patches as vectors, a class token before them, learned positions."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.class_embedding = nn.Parameter(torch.randn(config.width) * config.width**-0.5)
+        self.patch_embedding = nn.Conv2d(3, config.width, config.patch_size, config.patch_size, bias=False)
+        self.position_embedding = Float32Embedding(config.patches + 1, config.width)
+        nn.init.normal_(self.position_embedding.weight, std=0.02)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        weight = self.patch_embedding.weight
+        patches = F.conv2d(images_BCHW.to(weight.dtype), weight, stride=self.patch_embedding.stride)
+        patches_BND = patches.flatten(2).transpose(1, 2)
+        first = self.class_embedding.to(weight.dtype).expand(len(patches_BND), 1, -1)
+        return torch.cat([first, patches_BND], dim=1) + self.position_embedding.weight.to(weight.dtype)
+
+
+class VisionTransformer(nn.Module):
+    """A picture to one vector per patch, and to one vector in all.
+
+    Pictures come as (B, 3, H, W) in [0, 1]; the mean and deviation of CLIP's preprocessing are part of ``forward``'s
+    caller contract: they are stored here, so that a model never meets pixels prepared for another.
+    """
+
+    mean = (0.48145466, 0.4578275, 0.40821073)
+    deviation = (0.26862954, 0.26130258, 0.27577711)
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = VisionEmbeddings(config)
+        self.pre_layrnorm = nn.LayerNorm(config.width)
+        self.encoder = Encoder(config.width, config.layers, config.heads, config.mlp_ratio)
+        self.post_layernorm = nn.LayerNorm(config.width)
+
+    def hidden(self, images_BCHW: Tensor, layer: int = -1) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, 1 + N, D) after ``layer`` (-1 the last, -2 the one before, as LLaVA counts)."""
+        size = self.config.picture_size
+        if images_BCHW.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"this image encoder takes (B, 3, {size}, {size}) pictures and got {tuple(images_BCHW.shape)}"
+            )
+        mean = images_BCHW.new_tensor(self.mean)[:, None, None]
+        deviation = images_BCHW.new_tensor(self.deviation)[:, None, None]
+        x = self.pre_layrnorm(self.embeddings((images_BCHW - mean) / deviation))
+        for block in self.encoder.layers[: len(self.encoder.layers) + layer + 1]:
+            x = block(x)
+        return x
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> pooled (B, D)."""
+        x = self.hidden(images_BCHW)
+        if self.config.pooling == "class":
+            return self.post_layernorm(x[:, 0])
+        return self.post_layernorm(x[:, 1:].mean(dim=1))
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of CLIP's text encoder; bidirectional, pooled at the first token."""
+
+    vocabulary: int = 1024
+    context: int = 32
+    width: int = 192
+    layers: int = 4
+    heads: int = 3
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"text.width {self.width} is not a multiple of heads {self.heads}")
+
+
+class TextEmbeddings(nn.Module):
+    """Token and position embeddings."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.token_embedding = Float32Embedding(config.vocabulary, config.width)
+        self.position_embedding = Float32Embedding(config.context, config.width)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding.weight, std=0.01)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        return self.token_embedding(tokens_BT) + self.position_embedding.weight[: tokens_BT.shape[1]]
+
+
+class TextTransformer(nn.Module):
+    """Tokens to one vector: an encoder-only transformer that sees the whole (padded) context, as open_clip's
+    ``no_causal_mask`` towers do, and pools at the first token."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = TextEmbeddings(config)
+        self.encoder = Encoder(config.width, config.layers, config.heads, config.mlp_ratio)
+        self.final_layer_norm = nn.LayerNorm(config.width)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """(B, T) token ids, T = context -> (B, D)."""
+        if tokens_BT.shape[1] != self.config.context:
+            raise ValueError(
+                f"texts must be padded to {self.config.context} tokens, got {tokens_BT.shape[1]}"
+            )
+        x = self.embeddings(tokens_BT).to(self.final_layer_norm.weight.dtype)
+        for block in self.encoder.layers:
+            x = block(x)
+        return self.final_layer_norm(x[:, 0])

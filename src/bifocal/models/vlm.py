@@ -1,0 +1,167 @@
+"""Both families of visual-language models behind one interface: an image path, then the same decoder.
+
+- discrete: VQ-VAE codes are tokens of the vocabulary, embedded and predicted like words (Chameleon);
+- continuous: CLIP patch features pass a two-layer projector into the embedding space (LLaVA).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bifocal import losses
+from bifocal.models.language import LanguageConfig, LanguageModel, row_mask
+from bifocal.models.vision import VisionConfig, VisionTransformer
+from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
+
+
+@dataclass(frozen=True)
+class VLMConfig:
+    """A decoder and one of two image paths. ``first_code`` and ``first_box`` are token ids; runs are contiguous."""
+
+    family: Literal["discrete", "continuous"] = "continuous"
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    feature_layer: int = -2
+    vqvae: VQVAEConfig = field(default_factory=VQVAEConfig)
+    first_code: int = 0
+    first_box: int = 0
+    box_bins: int = 64
+    box_spread: float = 1.0
+
+
+@dataclass
+class Rows:
+    """Packed conversations. P pictures of N positions each stand at ``image_places`` of the flattened rows."""
+
+    tokens: Tensor  # (B, T) int64; at a picture's positions any id: the image path says what stands there
+    positions: Tensor  # (B, T) int64
+    segments: Tensor  # (B, T) int64: 0 the shared prefix of a document, 1.. its conversations
+    documents: Tensor  # (B, T) int64, -1 padding
+    supervised: Tensor  # (B, T) bool: this token is to be predicted from the one before
+    image_places: Tensor  # (P, N) int64 into B * T
+    pictures: Tensor  # (P, 3, H, W) pixels in [0, 1], or what the frozen encoder made of them
+    answers: int  # conversations with an answer in these rows
+
+
+class DiscretePath(nn.Module):
+    """Pictures as tokens: the frozen VQ-VAE's codes, shifted into the vocabulary."""
+
+    def __init__(self, config: VLMConfig) -> None:
+        super().__init__()
+        self.vqmodel = VQVAEModel(config.vqvae).requires_grad_(False)
+        self.first_code = config.first_code
+        self.positions = config.vqvae.codes_per_picture
+
+    @torch.no_grad()
+    def encode(self, images_PCHW: Tensor) -> Tensor:
+        """(P, 3, H, W) in [0, 1] -> (P, N) int64 codes: what the store of a frozen encoder keeps."""
+        return self.vqmodel.encode(images_PCHW).flatten(1)
+
+    def token_ids(self, encoded: Tensor) -> Tensor | None:
+        """The ids that stand at the picture's positions, so that a loss over image tokens exists."""
+        return encoded.long() + self.first_code
+
+    def embeddings(self, encoded: Tensor) -> Tensor | None:
+        """None: the decoder's own embedding of ``token_ids`` stands there."""
+        return None
+
+
+class ContinuousPath(nn.Module):
+    """Pictures as vectors: CLIP's patch features through a projector."""
+
+    def __init__(self, config: VLMConfig) -> None:
+        super().__init__()
+        self.vision_model = VisionTransformer(config.vision).requires_grad_(False)
+        self.layer = config.feature_layer
+        self.positions = config.vision.patches
+        self.linear_1 = nn.Linear(config.vision.width, config.language.width)
+        self.linear_2 = nn.Linear(config.language.width, config.language.width)
+        self.scale = 0.02
+
+    @torch.no_grad()
+    def encode(self, images_PCHW: Tensor) -> Tensor:
+        """(P, 3, H, W) in [0, 1] -> (P, N, D) features of one of the last layers, class token dropped."""
+        return self.vision_model.hidden(images_PCHW, self.layer)[:, 1:]
+
+    def token_ids(self, encoded: Tensor) -> Tensor | None:
+        """None: no token stands for a continuous picture, so it can be read but not written."""
+        return None
+
+    def embeddings(self, encoded: Tensor) -> Tensor | None:
+        """(P, N, D) -> (P, N, width of the decoder)."""
+        return self.linear_2(F.gelu(self.linear_1(encoded.to(self.linear_1.weight.dtype))))
+
+
+class VLM(nn.Module):
+    """Pictures and words in, next token out. The decoder never asks which image path it has."""
+
+    def __init__(self, config: VLMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_path = DiscretePath(config) if config.family == "discrete" else ContinuousPath(config)
+        self.language_model = LanguageModel(config.language)
+        self.start_ordered_tokens()
+
+    @torch.no_grad()
+    def start_ordered_tokens(self) -> None:
+        """Let neighbouring coordinate bins start as neighbours, in the embedding and in the head.
+
+        Their rows begin as a smooth code of the bin (sines of several wavelengths) instead of noise: what is learnt
+        about one bin then holds for its neighbours, which a box needs long before each bin has been seen often.
+        """
+        bins = self.config.box_bins
+        if bins == 0:
+            return
+        run = slice(self.config.first_box, self.config.first_box + bins)
+        smooth = smooth_code(bins, self.config.language.width)
+        for table in (self.language_model.embed_tokens.weight, self.language_model.lm_head.weight):
+            table[run] = 0.02 * smooth.to(table.dtype)
+
+    def embed(self, tokens_BT: Tensor, image_places: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and encoded pictures -> embeddings (B, T, D), and the tokens with the pictures' ids filled in."""
+        places = image_places.reshape(-1)
+        if places.numel() != encoded.shape[0] * self.image_path.positions:
+            raise ValueError(
+                f"{places.numel()} image positions stand in the rows, but {encoded.shape[0]} pictures "
+                f"of {self.image_path.positions} positions were given"
+            )
+        ids = self.image_path.token_ids(encoded)
+        if ids is not None and places.numel():
+            tokens_BT = tokens_BT.flatten().index_put((places,), ids.reshape(-1)).view(tokens_BT.shape)
+        x_BTD = self.language_model.embed_tokens(tokens_BT).to(self.language_model.dtype)
+        vectors = self.image_path.embeddings(encoded) if places.numel() else None
+        if vectors is not None:
+            flat = x_BTD.flatten(0, 1).index_put((places,), vectors.reshape(-1, x_BTD.shape[-1]))
+            x_BTD = flat.view(x_BTD.shape)
+        return x_BTD, tokens_BT
+
+    def loss(self, rows: Rows) -> tuple[Tensor, int, dict[str, float]]:
+        """Cross-entropy of the supervised tokens, summed; logits are computed only where a label stands."""
+        raw_pixels = rows.pictures.ndim == 4
+        encoded = self.image_path.encode(rows.pictures) if raw_pixels else rows.pictures
+        x_BTD, tokens_BT = self.embed(rows.tokens, rows.image_places, encoded)
+        hidden_BTD = self.language_model(x_BTD, rows.positions, row_mask(rows.documents, rows.segments))
+        targets_at = rows.supervised.flatten().nonzero().squeeze(1)
+        targets_N = tokens_BT.flatten()[targets_at]
+        logits_NV = self.language_model.lm_head(hidden_BTD.flatten(0, 1)[targets_at - 1])
+        config = self.config
+        losses_N = losses.next_token(
+            logits_NV, targets_N, ordinal=(config.first_box, config.box_bins), spread=config.box_spread
+        )
+        right_N = logits_NV.detach().argmax(dim=1) == targets_N
+        metrics = {"accuracy": right_N.float().mean().item(), "answers": float(rows.answers)}
+        return losses_N.sum(), len(targets_N), metrics
+
+
+def smooth_code(count: int, width: int) -> Tensor:
+    """(count, width) of unit variance: sines and cosines of the index with wavelengths from 4 entries to twice the run."""
+    index = torch.arange(count, dtype=torch.float32)[:, None]
+    wavelengths = torch.logspace(0, 1, width // 2, base=max(2.0, count / 2))[None] * 4
+    phase = torch.rand(1, width // 2) * 2 * torch.pi
+    angles = 2 * torch.pi * index / wavelengths
+    return torch.cat([torch.sin(angles + phase), torch.cos(angles + phase)], dim=1) * 2**0.5

@@ -1,0 +1,319 @@
+"""VQ-VAE: a ResNet-like encoder, a codebook, a decoder (van den Oord et al. 2017; layout of taming-transformers).
+
+Module names and the details that decide shapes (GroupNorm of 32 groups, attention in the middle, a downsampling that
+pads right and bottom) follow the published VQGAN and Chameleon checkpoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bifocal.models.blocks import attend
+from bifocal.models.quantize import Quantised, Quantizer, QuantizerConfig
+
+
+@dataclass(frozen=True)
+class VQVAEConfig:
+    """Sizes of encoder and decoder. Each entry of ``multipliers`` after the first halves the resolution."""
+
+    picture_size: int = 64
+    base_channels: int = 32
+    multipliers: tuple[int, ...] = (1, 1, 2, 4)
+    encoder_blocks: int = 1
+    decoder_blocks: int = 1
+    latent_channels: int = 128
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+
+    def __post_init__(self) -> None:
+        if self.base_channels % 32:
+            raise ValueError(
+                f"base_channels must be a multiple of 32 (GroupNorm has 32 groups), got {self.base_channels}"
+            )
+        if self.picture_size % self.stride:
+            raise ValueError(
+                f"picture_size {self.picture_size} is not a multiple of the stride {self.stride}"
+            )
+
+    @property
+    def stride(self) -> int:
+        """Pixels per code along one side."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def codes_per_picture(self) -> int:
+        """How many image tokens a picture takes."""
+        return (self.picture_size // self.stride) ** 2
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """The published normalisation: 32 groups."""
+    return LeanGroupNorm(32, channels, eps=1e-6)
+
+
+class LeanGroupNorm(nn.GroupNorm):
+    """Group normalisation as one scale and one shift per picture and channel.
+
+    torch's own backward pass on CPU took more than half of a training step in channels-last bf16; this one is five
+    passes over memory, with statistics in float32.
+    """
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        if x_BCHW.device.type != "cpu":
+            return super().forward(x_BCHW)
+        return GroupNormFunction.apply(x_BCHW, self.weight, self.bias, self.num_groups, self.eps)
+
+
+class GroupNormFunction(torch.autograd.Function):
+    """y = x a + b, where a and b (B, C) hold statistics, weight and bias; computed on (B, H * W, C)."""
+
+    @staticmethod
+    def forward(context: Any, x_BCHW: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        batch, channels, height, width = x_BCHW.shape
+        x_BNC = x_BCHW.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        total_BC = x_BNC.sum(dim=1, dtype=torch.float32)
+        squares_BC = (x_BNC * x_BNC).sum(dim=1, dtype=torch.float32)
+        entries = height * width * channels // groups
+
+        def over_group(values_BC: Tensor) -> Tensor:
+            mean_BG = values_BC.view(batch, groups, -1).sum(dim=2) / entries
+            return mean_BG.repeat_interleave(channels // groups, dim=1)
+
+        mean_BC = over_group(total_BC)
+        inverse_BC = (over_group(squares_BC) - mean_BC.square()).clamp_min(0).add(eps).rsqrt()
+        scale_BC = inverse_BC * weight.float()
+        shift_BC = bias.float() - mean_BC * scale_BC
+        y_BNC = torch.addcmul(shift_BC[:, None].to(x_BNC.dtype), x_BNC, scale_BC[:, None].to(x_BNC.dtype))
+        context.save_for_backward(x_BNC, weight, mean_BC, inverse_BC)
+        context.over_group = over_group
+        context.shape = (batch, height, width, channels)
+        return y_BNC.view(context.shape).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(context: Any, gradient_BCHW: Tensor) -> Any:
+        x_BNC, weight, mean_BC, inverse_BC = context.saved_tensors
+        g_BNC = gradient_BCHW.permute(0, 2, 3, 1).reshape(x_BNC.shape)
+        sum_BC = g_BNC.sum(dim=1, dtype=torch.float32)
+        # sum of gradient times normalised input
+        product_BC = ((g_BNC * x_BNC).sum(dim=1, dtype=torch.float32) - mean_BC * sum_BC) * inverse_BC
+        scale_BC = inverse_BC * weight.float()
+        towards_x_BC = -inverse_BC * inverse_BC * context.over_group(product_BC * weight.float())
+        constant_BC = -inverse_BC * context.over_group(sum_BC * weight.float()) - towards_x_BC * mean_BC
+        dtype = x_BNC.dtype
+        x_gradient = torch.addcmul(constant_BC[:, None].to(dtype), x_BNC, towards_x_BC[:, None].to(dtype))
+        x_gradient.addcmul_(g_BNC, scale_BC[:, None].to(dtype))
+        weight_gradient = product_BC.sum(dim=0).to(weight.dtype)
+        bias_gradient = sum_BC.sum(dim=0).to(weight.dtype)
+        return x_gradient.view(context.shape).permute(0, 3, 1, 2), weight_gradient, bias_gradient, None, None
+
+
+class ResidualBlock(nn.Module):
+    """Norm, swish, convolution, twice, beside a shortcut."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        hidden = self.conv2(F.silu(self.norm2(hidden)))
+        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + hidden
+
+
+class AttentionBlock(nn.Module):
+    """Single-head attention over all places of a feature map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        normed = self.norm(x_BCHW)
+        q, k, v = (layer(normed).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
+        attended = attend(q, k, v)[:, 0].transpose(1, 2).reshape(x_BCHW.shape)
+        return x_BCHW + self.proj_out(attended)
+
+
+class Downsample(nn.Module):
+    """Halve the resolution; padded at right and bottom only, as published."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the resolution: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Middle(nn.Module):
+    """Block, attention, block at the lowest resolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels)
+        self.attn_1 = AttentionBlock(channels)
+        self.block_2 = ResidualBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, and the way to the next."""
+
+    def __init__(self, channels: int, out_channels: int, blocks: int) -> None:
+        super().__init__()
+        sizes = [channels] + [out_channels] * blocks
+        self.block = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        if hasattr(self, "downsample"):
+            return self.downsample(x)
+        return self.upsample(x) if hasattr(self, "upsample") else x
+
+
+class Encoder(nn.Module):
+    """Pixels in [-1, 1] to a map of latent vectors."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        channels = [config.base_channels * multiplier for multiplier in config.multipliers]
+        self.conv_in = nn.Conv2d(3, config.base_channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        for index, (before, after) in enumerate(
+            zip([config.base_channels, *channels], channels, strict=False)
+        ):
+            level = Level(before, after, config.encoder_blocks)
+            if index < len(channels) - 1:
+                level.downsample = Downsample(after)
+            self.down.append(level)
+        self.mid = Middle(channels[-1])
+        self.norm_out = group_norm(channels[-1])
+        self.conv_out = nn.Conv2d(channels[-1], config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """A map of latent vectors to pixels in [-1, 1]; ``up`` is indexed from high to low resolution, as published."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        channels = [config.base_channels * multiplier for multiplier in config.multipliers]
+        self.conv_in = nn.Conv2d(config.latent_channels, channels[-1], 3, padding=1)
+        self.mid = Middle(channels[-1])
+        self.up = nn.ModuleList()
+        for index, (before, after) in enumerate(zip([*channels[1:], channels[-1]], channels, strict=True)):
+            level = Level(before, after, config.decoder_blocks)
+            if index > 0:
+                level.upsample = Upsample(after)
+            self.up.append(level)
+        self.norm_out = group_norm(channels[0])
+        self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(x))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class VQVAEModel(nn.Module):
+    """Picture -> map of codes -> picture."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.quantizer.width, 1)
+        self.quantize = Quantizer(config.quantizer)
+        self.post_quant_conv = nn.Conv2d(config.quantizer.width, config.latent_channels, 1)
+        self.decoder = Decoder(config)
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the convolutions."""
+        return self.quant_conv.weight.dtype
+
+    def _latents(self, images_BCHW: Tensor) -> Tensor:
+        stride = self.config.stride
+        if (
+            images_BCHW.ndim != 4
+            or images_BCHW.shape[1] != 3
+            or any(side % stride for side in images_BCHW.shape[2:])
+        ):
+            raise ValueError(
+                f"a picture must be (B, 3, H, W) with H and W multiples of {stride}, got {tuple(images_BCHW.shape)}"
+            )
+        pixels = (images_BCHW * 2 - 1).to(self.dtype, memory_format=torch.channels_last)
+        return self.quant_conv(self.encoder(pixels)).permute(0, 2, 3, 1)
+
+    def _pixels(self, vectors_BHWD: Tensor) -> Tensor:
+        latents = vectors_BHWD.permute(0, 3, 1, 2).to(self.dtype)
+        return (self.decoder(self.post_quant_conv(latents)).float() + 1) / 2
+
+    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Quantised]:
+        """(B, 3, H, W) in [0, 1] -> its reconstruction, and what the quantizer says."""
+        quantised = self.quantize(self._latents(images_BCHW))
+        return self._pixels(quantised.vectors), quantised
+
+    def encode(self, images_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) float in [0, 1] -> (B, h, w) int64 codes."""
+        return self.quantize(self._latents(images_BCHW)).codes
+
+    def decode(self, codes_Bhw: Tensor) -> Tensor:
+        """(B, h, w) int64 codes -> (B, 3, H, W) float in [0, 1]."""
+        return self._pixels(self.quantize.look_up(codes_Bhw)).clamp(0, 1)
+
+    def loss(self, images_BCHW: Tensor) -> tuple[Tensor, int, dict[str, float]]:
+        """The three terms of the lecture, summed over pictures: reconstruction + codebook + beta * commitment.
+
+        Each term is a mean over its entries, so that none depends on the size of the picture or the width of a code.
+        """
+        reconstruction_BCHW, quantised = self(images_BCHW)
+        reconstruction = F.mse_loss(reconstruction_BCHW, images_BCHW)
+        beta = self.config.quantizer.beta
+        total = reconstruction + quantised.codebook_loss + beta * quantised.commitment_loss
+        shares = torch.bincount(quantised.codes.flatten(), minlength=self.config.quantizer.codes).float()
+        shares = shares / shares.sum()
+        metrics = {
+            "reconstruction": reconstruction.item(),
+            "codebook": quantised.codebook_loss.item(),
+            "commitment": quantised.commitment_loss.item(),
+            "psnr": -10 * reconstruction.detach().log10().item(),
+            "usage": (shares > 0).float().mean().item(),
+            "perplexity": torch.exp(-(shares * shares.clamp_min(1e-12).log()).sum()).item(),
+        }
+        return total * len(images_BCHW), len(images_BCHW), metrics
+
+    def after_step(self) -> None:
+        """Let the codebook move its averages and restart dead codes."""
+        self.quantize.after_step()

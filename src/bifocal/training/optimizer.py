@@ -1,0 +1,158 @@
+"""Optimizers: Muon for hidden matrices, AdamW for the rest, float32 masters behind weights of the compute precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """``kind`` "muon" gives hidden matrices to Muon at ``matrix_learning_rate`` and the rest to AdamW."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    matrix_learning_rate: float = 0.02
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.0
+    warmup_steps: int = 20
+    final_share: float = 0.0
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "matrix_learning_rate", "clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"optimizer.{name} must be greater than 0, got {getattr(self, name)}")
+
+
+def learning_rate_share(step: int, steps: int, settings: OptimizerSettings) -> float:
+    """Share of the peak rate at ``step``: linear warm-up, then a cosine down to ``final_share``."""
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    return settings.final_share + (1 - settings.final_share) * 0.5 * (
+        1 + math.cos(math.pi * min(1.0, progress))
+    )
+
+
+def fast_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
+    """bf16 where the machine computes it fast, else float32; or what is asked for by name."""
+    if wanted != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def float32_names(model: nn.Module) -> set[str]:
+    """Parameters that stay float32 whatever the compute precision: modules name theirs in ``float32_parameters``."""
+    return {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        for name in getattr(module, "float32_parameters", ())
+    }
+
+
+@torch.no_grad()
+def set_precision(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast every parameter to ``dtype`` but those that must stay float32; buffers stay as they are."""
+    kept = float32_names(model)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if name in kept else dtype)
+
+
+class MasterOptimizer:
+    """Steps float32 masters and copies them into the model's weights, which may be of lower precision.
+
+    Gradients are clipped by their global norm. A non-finite norm skips the step; ``step`` then returns False.
+    """
+
+    def __init__(self, model: nn.Module, settings: OptimizerSettings, dtype: torch.dtype) -> None:
+        self.settings = settings
+        trained = [
+            (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
+        ]
+        self.masters = {name: parameter.detach().clone().float() for name, parameter in trained}
+        set_precision(model, dtype)
+        self.weights = {
+            name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
+        matrices, decayed, plain = [], [], []
+        for name, master in self.masters.items():
+            embedding = "embed" in name or "lm_head" in name
+            if settings.kind == "muon" and master.ndim == 2 and not embedding:
+                matrices.append(master)
+            elif master.ndim > 1 and not embedding:
+                decayed.append(master)
+            else:
+                plain.append(master)
+        betas = (settings.beta1, settings.beta2)
+        groups = [
+            {"params": decayed, "weight_decay": settings.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if groups:
+            self.optimizers.append(
+                torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=True)
+            )
+        if matrices:
+            self.optimizers.append(
+                torch.optim.Muon(
+                    matrices,
+                    lr=settings.matrix_learning_rate,
+                    weight_decay=settings.weight_decay,
+                    momentum=0.95,
+                    adjust_lr_fn="original",
+                )
+            )
+        self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+
+    @torch.no_grad()
+    def step(self, divisor: float, share: float) -> tuple[bool, float]:
+        """Divide the summed gradients by ``divisor``, clip, step at ``share`` of the peak rates.
+
+        Returns whether the step was taken and the norm of the gradient before clipping.
+        """
+        gradients: list[Tensor] = []
+        for name, weight in self.weights.items():
+            master = self.masters[name]
+            if weight.grad is None:
+                master.grad = None
+                continue
+            master.grad = weight.grad.float() if weight.dtype != torch.float32 else weight.grad
+            gradients.append(master.grad)
+            weight.grad = None
+        torch._foreach_div_(gradients, divisor)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
+        if not math.isfinite(norm):
+            return False, norm
+        if norm > self.settings.clip:
+            torch._foreach_mul_(gradients, self.settings.clip / norm)
+        for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * share
+            optimizer.step()
+        self.publish()
+        return True, norm
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Copy the masters into the model's weights, and forget the gradients."""
+        torch._foreach_copy_([self.weights[name] for name in self.masters], list(self.masters.values()))
+        for master in self.masters.values():
+            master.grad = None
+
+    @torch.no_grad()
+    def adopt(self, names: Iterable[str]) -> None:
+        """Take over weights that the model changed by itself (a clamped scale, a restarted code)."""
+        for name in names:
+            if name in self.masters:
+                self.masters[name].copy_(self.weights[name])
