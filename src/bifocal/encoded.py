@@ -42,7 +42,9 @@ class EncodedStore:
         try:
             rows = [self.rows[key] for key in keys]
         except KeyError as error:
-            raise UserError(f"picture {error} is not in the store {self.path}: encode the data set again") from None
+            raise UserError(
+                f"picture {error} is not in the store {self.path}: encode the data set again"
+            ) from None
         values = self.values[rows]
         if self.about["kind"] == "codes":
             return torch.from_numpy(values.astype(np.int64))

@@ -238,7 +238,8 @@ def table(
             'words must occur" aria-label="Filter the rows"> <span class="muted" data-count></span></p>'
         )
     identity = f' id="{escape(name)}"' if name else ""
-    return f'{box}<div class="scroll"><table{identity}>{head}<tbody>{body}</tbody></table></div>'
+    tall = " tall" if name else ""
+    return f'{box}<div class="scroll{tall}"><table{identity}>{head}<tbody>{body}</tbody></table></div>'
 
 
 def details(summary: str, body: str) -> str:
@@ -297,6 +298,8 @@ nav a { color: var(--muted); text-decoration: none; } nav a:hover { color: var(-
 section { margin: 2.6rem 0; }
 a { color: var(--continuous); }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .6rem; background: var(--card); }
+.scroll.tall { max-height: 75vh; overflow-y: auto; }
+.scroll.tall thead th { position: sticky; top: 0; background: var(--card); z-index: 1; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; }
 th, td { text-align: left; padding: .42rem .7rem; border-top: 1px solid var(--line); vertical-align: top; }
 thead th { border-top: 0; color: var(--muted); font-weight: 600; white-space: nowrap; }
@@ -306,7 +309,8 @@ input[type=search] { font: inherit; padding: .45rem .7rem; border-radius: .5rem;
   border: 1px solid var(--line);
   background: var(--card); color: var(--ink); width: min(24rem, 100%); }
 figure { margin: 0; } figcaption { font-size: .84rem; margin-top: .3rem; line-height: 1.4; }
-.shot { display: block; width: 100%; border-radius: .4rem; } .shot image { image-rendering: pixelated; }
+.shot { display: block; width: 100%; border-radius: .4rem; outline: 1px solid var(--line); }
+.shot image { image-rendering: pixelated; }
 .shot rect { fill: none; stroke-width: 4; } .shot rect.predicted { stroke-dasharray: 9 5; }
 rect.true { stroke: var(--true); } rect.predicted { stroke: var(--predicted); }
 .shot text { font-size: 15px; font-weight: 700; stroke: #fff; stroke-width: 4; paint-order: stroke; }
@@ -323,6 +327,8 @@ img { max-width: 100%; height: auto; border-radius: .4rem; } img.pixels { image-
 .grid.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .7rem; padding: .8rem; }
 .card.double { grid-column: span 2; }
+.card.row { display: grid; grid-template-columns: 2fr 3fr; gap: .9rem; }
+.card.row p:first-child { margin-top: 0; }
 .card p { margin: .35rem 0; } .side { display: flex; gap: .5rem; } .side > * { flex: 1; min-width: 0; }
 .tag { display: inline-block; font-size: .76rem; line-height: 1.5; padding: 0 .5rem; border-radius: 1rem;
   background: var(--accent); color: var(--muted); margin-right: .25rem; white-space: nowrap; }

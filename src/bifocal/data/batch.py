@@ -148,6 +148,14 @@ class RowBuilder:
         self.answers += placed
         return placed
 
+    def fits(self, sample: Sample) -> bool:
+        """Whether a document that begins with this sample still fits in the last row."""
+        shared = leading_pictures(sample.messages)
+        prefix = encode_prefix(shared, self.template)
+        segment = encode_messages(sample.messages, self.template, shared=shared)
+        free = self.length - (len(self.rows[-1]["tokens"]) if self.rows else 0)
+        return len(prefix.tokens) + len(segment.tokens) <= free
+
     def _append(
         self,
         row: dict[str, list[int]],

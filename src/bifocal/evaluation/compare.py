@@ -23,7 +23,14 @@ from bifocal.evaluation import (
     vqa,
     zero_shot,
 )
-from bifocal.evaluation.results import Prediction, format_value, metric_title, number, read_predictions
+from bifocal.evaluation.results import (
+    Prediction,
+    format_interval,
+    format_value,
+    metric_title,
+    number,
+    read_predictions,
+)
 from bifocal.evaluation.scoring import Measure, Measuring, groups_of, same_samples, slices
 from bifocal.evaluation.statistics import mcnemar, paired_corpus_bootstrap
 

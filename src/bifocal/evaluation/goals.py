@@ -55,7 +55,7 @@ def _at_least(model: str, task: str, metric: str, target: float) -> Goal:
 
     return Goal(
         title=f"{model}, {task}: {metric_title(metric)}",
-        target=f"at least {format_value(metric, target).replace('.0', '')}",
+        target=f"≥ {format_value(metric, target).replace('.0', '')}",
         find=find,
         reached=lambda value: value >= target,
         metric=metric,
@@ -87,7 +87,7 @@ def _family_gap(rows: Sequence[Row]) -> float | None:
 
 BLANK_GOAL = Goal(
     title="blank pictures: most that a kind of question or statement stays above its majority answer",
-    target="at most 2 points",
+    target="≤ 2 points",
     find=_blank_excess,
     reached=lambda value: value <= 0.02,
     metric="accuracy",
@@ -95,7 +95,7 @@ BLANK_GOAL = Goal(
 )
 GAP_GOAL = Goal(
     title="the most that the discrete VLM lies behind the continuous one, over the four tasks",
-    target="at most 15 points",
+    target="≤ 15 points",
     find=_family_gap,
     reached=lambda value: value <= 0.15,
     metric="accuracy",

@@ -180,8 +180,8 @@ def _differences(found: Findings) -> str:
         differences = [chosen[t, split, m] for t, m in COMPARED if (t, split, m) in chosen]
         if not differences:
             continue
-        columns = ["task", "metric", "CLIP", "VQ-VAE", "difference", "95% interval", "p", "n"]
-        part = table(columns, [_difference_cells(d) for d in differences], numeric=range(2, 8))
+        columns = ["task", "CLIP", "VQ-VAE", "difference", "95% interval", "p", "n"]
+        part = table(columns, [_difference_cells(d) for d in differences], numeric=range(1, 7))
         body += f"<h3>Differences on {escape(split)}</h3>{part}"
     for owner, only in ((CONTINUOUS, found.comparison.only_a), (DISCRETE, found.comparison.only_b)):
         shared = [name for name in only if not name.startswith("text-to-image")]
@@ -197,8 +197,7 @@ def _differences(found: Findings) -> str:
 def _difference_cells(d: Difference) -> list[str]:
     family = ("continuous" if (d.difference or 0) > 0 else "discrete") if d.clear else ""
     return [
-        escape(d.task),
-        escape(metric_title(d.metric)),
+        f'{escape(d.task)} <span class="muted">{escape(metric_title(d.metric))}</span>',
         format_value(d.metric, d.a),
         format_value(d.metric, d.b),
         f'<b class="{family}">{format_value(d.metric, d.difference, sign=True)}</b>',
@@ -212,19 +211,24 @@ def _goals(found: Findings, goals: Sequence[Goal]) -> str:
     if not found.rows:
         return _notice("There are no results yet to hold against the goals.")
     marks = {
-        True: '<b class="good">✓ reached</b>',
-        False: '<b class="bad">✗ missed</b>',
-        None: '<span class="muted">– not measured</span>',
+        True: '<b class="good">✓</b>',
+        False: '<b class="bad">✗</b>',
+        None: '<span class="muted">–</span>',
     }
     verdicts = judge(found.rows, goals)
     rows = [
-        [marks[v.reached], escape(v.goal.title), escape(v.goal.target), f"<b>{escape(v.shown)}</b>"]
+        [
+            marks[v.reached],
+            escape(v.goal.title),
+            f'<b class="{"" if v.reached is None else "good" if v.reached else "bad"}">{escape(v.shown)}</b>',
+            escape(v.goal.target),
+        ]
         for v in verdicts
     ]
-    reached = sum(v.reached is True for v in verdicts)
-    return f"<p>{reached} of {len(verdicts)} goals reached.</p>" + table(
-        ["", "goal", "target", "measured"], rows, numeric=(2, 3)
-    )
+    count = {state: sum(v.reached is state for v in verdicts) for state in (True, False, None)}
+    said = f"{count[True]} of {len(verdicts)} goals reached"
+    said += f", {count[None]} not measured." if count[None] else "."
+    return f"<p>{said}</p>" + table(["", "goal", "measured", "target"], rows, numeric=(2, 3))
 
 
 # ------------------------------------------------------------ kinds and examples

@@ -71,7 +71,9 @@ def sample_cards(
         chosen = choose(by_model)
         if chosen:
             shown_tasks.append(task)
-        cards += [_card(task, name, both, picture) for name, both in chosen]
+        # a task of one kind needs no tag for it
+        part = len({p["slice"] for predictions in by_model.values() for p in predictions}) > 1
+        cards += [_card(task, name, both, picture, part=part) for name, both in chosen]
     if not cards:
         return '<p class="notice">There are no answers of the language models to show here.</p>'
     # the page opens on one task: all cards at once are a long way to scroll on a phone
@@ -92,21 +94,20 @@ def _button(tag: str, text: str, pressed: bool = False) -> str:
     return f'<button data-tag="{escape(tag)}" aria-pressed="{state}">{escape(text)}</button>'
 
 
-def _card(task: str, name: str, both: Mapping[str, Prediction], picture: PictureOf) -> str:
+def _card(task: str, name: str, both: Mapping[str, Prediction], picture: PictureOf, *, part: bool) -> str:
     first = next(iter(both.values()))
-    title = f"<p><b>{escape(first['question'])}</b></p>" if first["question"] else ""
-    wide = " double" if task == "grounding" or len(first["pictures"]) > 1 else ""
-    part = f'<span class="tag">{escape(first["slice"])}</span>' if first["slice"] != "all" else ""
-    truth = (
-        "" if task == "grounding" else f'<p><span class="muted">truth</span> {escape(first["answer"])}</p>'
-    )
+    wide = {"captioning": " double row", "grounding": " double"}.get(task, "")
+    if len(first["pictures"]) > 1:
+        wide = " double"
+    text = f"<p><b>{escape(first['question'])}</b></p>" if first["question"] else ""
+    if task != "grounding":  # there the true box says it
+        text += f'<p><span class="muted">truth</span> {escape(first["answer"])}</p>'
+    text += "".join(_said(task, model, prediction) for model, prediction in both.items())
+    text += f'<p><span class="tag">{escape(task)}</span>'
+    text += f'<span class="tag">{escape(first["slice"])}</span></p>' if part else "</p>"
     return (
-        f'<div class="card{wide}" data-tags="{escape(task)} {name}">'
-        + _pictures(task, both, picture)
-        + title
-        + truth
-        + "".join(_said(task, model, p) for model, p in both.items())
-        + f'<p><span class="tag">{escape(task)}</span>{part}</p></div>'
+        f'<div class="card{wide}" data-tags="{escape(task)} {name}">{_pictures(task, both, picture)}'
+        f"<div>{text}</div></div>"
     )
 
 

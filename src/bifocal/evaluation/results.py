@@ -99,7 +99,7 @@ METRICS: dict[str, Metric] = {
     "bleu_4": Metric("BLEU-4", "number"),
     "rouge_l": Metric("ROUGE-L", "number"),
     "objects_named": Metric("objects named"),
-    "objects_precision": Metric("named objects that are there"),
+    "objects_precision": Metric("precision of objects named"),
     "counts_named": Metric("counts named"),
     "accuracy": Metric("accuracy"),
     "acc@0.5": Metric("Acc@0.5"),

@@ -70,7 +70,7 @@ def predict(
     "blank"}, each whether the checker says it is there. Raises UserError for a sample whose facts do not list
     its objects.
     """
-    options: dict[str, Any] = {"seed": seed} if guidance is None else {"seed": seed, "guidance": guidance}
+    options: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
     for sample in dataset.samples:
         if not (sample.facts or {}).get("objects") or not sample.pictures:
             raise UserError(
@@ -81,7 +81,7 @@ def predict(
     for chosen in batches(dataset.samples, batch_size, progress):
         samples = [dataset.samples[i] for i in chosen]
         prompts = [right_answers(sample)[0] for sample in samples]
-        drawings = drawer.draw_batch(prompts, **options)
+        drawings = drawer.draw_batch(prompts, seed=seed + chosen[0], **options)  # no two batches draw alike
         requests, places = [], []
         for row, (sample, drawing) in enumerate(zip(samples, drawings, strict=True)):
             true = look_up(dataset, sample.pictures[0])

@@ -41,7 +41,7 @@ def predict(
     *,
     blank: bool = False,
     progress: Progress | None = None,
-    batch_size: int = 64,
+    batch_size: int = 256,  # the texts of all names are embedded again for every batch
     labels: Sequence[str] | None = None,
     templates: Sequence[str] | None = None,
 ) -> list[Prediction]:

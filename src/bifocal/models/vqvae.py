@@ -72,7 +72,9 @@ class GroupNormFunction(torch.autograd.Function):
     """y = x a + b, where a and b (B, C) hold statistics, weight and bias; computed on (B, H * W, C)."""
 
     @staticmethod
-    def forward(context: Any, x_BCHW: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    def forward(
+        context: Any, x_BCHW: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    ) -> Tensor:
         batch, channels, height, width = x_BCHW.shape
         x_BNC = x_BCHW.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
         total_BC = x_BNC.sum(dim=1, dtype=torch.float32)

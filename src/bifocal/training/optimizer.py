@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bifocal.models.precision import set_precision
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -39,32 +41,6 @@ def learning_rate_share(step: int, steps: int, settings: OptimizerSettings) -> f
     return settings.final_share + (1 - settings.final_share) * 0.5 * (
         1 + math.cos(math.pi * min(1.0, progress))
     )
-
-
-def fast_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
-    """bf16 where the machine computes it fast, else float32; or what is asked for by name."""
-    if wanted != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-
-
-def float32_names(model: nn.Module) -> set[str]:
-    """Parameters that stay float32 whatever the compute precision: modules name theirs in ``float32_parameters``."""
-    return {
-        f"{prefix}.{name}".lstrip(".")
-        for prefix, module in model.named_modules()
-        for name in getattr(module, "float32_parameters", ())
-    }
-
-
-@torch.no_grad()
-def set_precision(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast every parameter to ``dtype`` but those that must stay float32; buffers stay as they are."""
-    kept = float32_names(model)
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(torch.float32 if name in kept else dtype)
 
 
 class MasterOptimizer:
@@ -156,3 +132,9 @@ class MasterOptimizer:
         for name in names:
             if name in self.masters:
                 self.masters[name].copy_(self.weights[name])
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """The end of training: the model's weights become the float32 masters themselves."""
+        for name, weight in self.weights.items():
+            weight.data = self.masters[name].clone()

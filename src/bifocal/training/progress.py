@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from torch.utils.tensorboard import SummaryWriter
 
 from bifocal import distributed
 
@@ -56,3 +58,8 @@ class Progress:
         self.last_line = now
         left = (now - self.began) / max(1, done - self.start) * (self.total - done)
         print(f"{self.title}: {done}/{self.total}  {note}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+def tensorboard(out: Path) -> SummaryWriter:
+    """Where TensorBoard reads the curves of a run."""
+    return SummaryWriter(str(out / "tensorboard"))

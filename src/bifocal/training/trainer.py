@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from bifocal import artifacts, distributed
 from bifocal.config import UserError
+from bifocal.models.precision import fast_dtype
 from bifocal.training import checkpoint
-from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings, fast_dtype, learning_rate_share
-from bifocal.training.progress import Progress
+from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings, learning_rate_share
+from bifocal.training.progress import Progress, tensorboard
 
 MOST_SKIPPED = 10  # steps in a row without a finite gradient before the run stops
 
@@ -83,13 +84,15 @@ def train(
     samples_per_step: int,
     validation: Callable[[], Mapping[str, float]] | None = None,
     probes: Mapping[str, Callable[[int], None]] | None = None,
+    about: Mapping[str, Any] | None = None,
     resume: bool = False,
     title: str = "training",
 ) -> Outcome:
     """Train ``model`` in place for ``settings.steps`` steps, logging and saving under ``out``.
 
     ``batch_at`` is a pure function of the step. ``validation`` returns figures; ``probes`` are called with the step at
-    the same moments (samples, reconstructions). Raises ``UserError`` after ten steps in a row without a finite loss.
+    the same moments (samples, reconstructions); ``about`` (recipe, data, environment) goes into every checkpoint. The
+    model ends in float32, with the trained masters as its weights. Raises ``UserError`` after ten steps in a row without a finite loss.
     """
     device = torch.device(settings.device)
     dtype = fast_dtype(device, settings.dtype)
@@ -97,20 +100,30 @@ def train(
     optimizer = MasterOptimizer(model, settings.optimizer, dtype)
     buffers = dict(model.named_buffers())
     checkpoints, log_file = out / "checkpoints", out / "log.jsonl"
-    start, spent = 0, 0.0
+    about = about or {}
+    start, spent, skipped = 0, 0.0, 0
     log: list[dict[str, Any]] = []
     if resume:
         found = checkpoint.load(checkpoints)
         if found is not None:
             restore(found, model, optimizer, buffers)
-            start, spent = found.step, float(found.state["seconds"])
+            start, spent, skipped = found.step, float(found.state["seconds"]), int(found.state["skipped"])
             # rows behind the checkpoint belong to steps that will be run again
-            log = [row for row in artifacts.read_json_lines(log_file, allow_partial=True) if row["step"] <= start]
+            log = [
+                row
+                for row in artifacts.read_json_lines(log_file, allow_partial_last=True)
+                if row["step"] <= start
+            ]
             artifacts.atomic_write_text(log_file, "".join(artifacts.json_line(row) for row in log))
-    board = checkpoint.tensorboard(out) if distributed.is_main() else None
+    board = tensorboard(out) if distributed.is_main() else None
 
     def record(phase: str, step: int, figures: Mapping[str, float]) -> None:
-        row = {"phase": phase, "step": step, "samples": step * samples_per_step, "seconds": round(seconds(), 2)}
+        row = {
+            "phase": phase,
+            "step": step,
+            "samples": step * samples_per_step,
+            "seconds": round(seconds(), 2),
+        }
         row |= {name: round(value, 6) for name, value in figures.items()}
         log.append(row)
         if distributed.is_main():
@@ -120,25 +133,23 @@ def train(
                 board.add_scalar(f"{phase}/{name}", value, step)
 
     def save(step: int) -> None:
-        checkpoint.save(
-            checkpoints,
-            step,
-            model_tensors={**optimizer.masters, **buffers},
-            trainer_tensors=checkpoint.flatten_all(optimizer.optimizers)[0],
-            state={
-                "seconds": seconds(),
-                "optimizers": checkpoint.flatten_all(optimizer.optimizers)[1],
-                "skipped": skipped,
-            },
-            keep=settings.keep_checkpoints,
-        )
+        if distributed.is_main():
+            tensors, scalars = checkpoint.flatten_all(optimizer.optimizers)
+            checkpoint.save(
+                checkpoints,
+                step,
+                model_tensors={**optimizer.masters, **buffers},
+                trainer_tensors=tensors,
+                state={**about, "seconds": seconds(), "optimizers": scalars, "skipped": skipped},
+                keep=settings.keep_checkpoints,
+            )
+        distributed.barrier()
 
     began = time.perf_counter()
 
     def seconds() -> float:
         return spent + time.perf_counter() - began
 
-    skipped = 0
     window: list[tuple[float, dict[str, float]]] = []
     window_began = time.perf_counter()
     model.train()
@@ -162,8 +173,9 @@ def train(
                         "lower the learning rate, or use --train.dtype float32"
                     )
             done = step + 1
-            window.append((total.item() / max(1, count), metrics))
-            if done % settings.log_every == 0 or done == settings.steps:
+            if taken:
+                window.append((total.item() / max(1, count), metrics))
+            if window and (done % settings.log_every == 0 or done == settings.steps):
                 now = time.perf_counter()
                 rate = len(window) * samples_per_step / (now - window_began)
                 figures = average(window) | {
@@ -187,6 +199,7 @@ def train(
                 save(done)
     if board is not None:
         board.close()
+    optimizer.finish()
     model.eval()
     return Outcome(steps=settings.steps, seconds=seconds(), log=log)
 

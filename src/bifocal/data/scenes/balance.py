@@ -41,6 +41,8 @@ SHARES = {
     "single": 0.5,
     "pair": 0.5,
 }
+# No answer takes more than this of a kind with several answers, even in worlds that offer few.
+LOOSE_SHARE = 0.38
 
 
 class Tally:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
+import logging
 import random as random_module
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import count as counting
-from itertools import cycle
 
 import numpy as np
 
 from bifocal.config import UserError
 from bifocal.data.sample import Picture, Sample
 from bifocal.data.scenes import captions
-from bifocal.data.scenes.balance import SHARES, Draft, Tally
+from bifocal.data.scenes.balance import LOOSE_SHARE, SHARES, Draft, Tally
 from bifocal.data.scenes.compose import World
 from bifocal.data.scenes.facts import View
 from bifocal.data.scenes.questions import MANY_KINDS, SINGLE_KINDS, WHAT_SINGLE
@@ -30,11 +28,15 @@ from bifocal.data.scenes.speaker import (
     speaker_of,
 )
 
+logger = logging.getLogger(__name__)
+
 _NOVEL_SPLIT = "test-novel-concepts"
 _REFERENCES = 5  # captions a picture in an evaluation set
+_KEPT_PICTURES = 64
 _DRAWS = 12  # questions drawn about one picture, of which an evaluation set takes the one it needs most
-_NOVEL_PATIENCE = 30  # scenes looked through for a question that turns on a novel concept before any other will do
-_PATIENCE = 3000  # scenes looked through for one sample before a set is declared impossible
+_NOVEL_PATIENCE = 30  # scenes looked through before a question need not turn on a novel concept
+_STRICT_PATIENCE = 300  # scenes looked through before an answer may take ``LOOSE_SHARE``
+_PATIENCE = 3000  # scenes looked through before a kind of question is given up
 
 
 def samples_for(
@@ -63,22 +65,22 @@ def clip_caption(scene: Scene, rng: random_module.Random) -> str:
 
 
 def training_texts(world: World, count: int, seed: int = 0) -> list[str]:
-    """``count`` texts and more for training a text tokenizer: questions, answers, captions, and every concept's name."""
+    """The names of all concepts and ``count`` questions, answers and captions, for training a text tokenizer."""
     rng = random_module.Random(f"{seed}/texts")
     speaker = speaker_of(world)
     texts: list[str] = []
     for concept in world.concepts:
         texts += [f"{concept.article} {concept.name}", concept.plural]
     goal = len(texts) + count
-    for index in counting():
-        if len(texts) >= goal:
-            return texts[:goal]
+    index = 0
+    while len(texts) < goal:
         scenes = world.scenes("train", index)
+        index += 1
         texts.append(clip_caption(scenes[0], rng))
         for sample in speaker.samples(scenes, rng, TASKS, 8, "train"):
             for message in sample.messages:
                 texts += [part for part in message.parts if isinstance(part, str)]
-    raise AssertionError("unreachable")
+    return texts[:goal]
 
 
 class SceneDataset:
@@ -86,11 +88,14 @@ class SceneDataset:
 
     Each sample is about a scene of its own. Questions are of all kinds in equal number and keep every answer under
     the share that ``balance.SHARES`` gives it (yes and no at half); statements are half about one picture and half
-    about two, true and false alike; expressions are of the three flavours alike. In ``test-novel-concepts`` every
-    question turns on a novel concept. ``seed`` picks other scenes of the same split.
+    about two, true and false alike; expressions are of the three flavours alike. In ``test-novel-concepts``
+    questions turn on a novel concept wherever the answers stay even that way. ``seed`` picks other scenes of the
+    split.
 
-    ``name`` "scenes/<task>"; ``samples``; ``world``. ``picture(key)`` is (S, S, 3) uint8, rendered when asked for.
-    Raises ``UserError`` for an unknown task or where the world has no such samples.
+    A world of very few objects may lack a kind of question; then a warning says so and the other kinds fill the set.
+
+    Attributes: ``name`` ("scenes/<task>"), ``split``, ``task``, ``world``, ``samples``. Raises ``UserError`` for an
+    unknown task or where the world has no such samples.
     """
 
     def __init__(self, world: World, split: str, task: str, count: int, seed: int = 0) -> None:
@@ -103,7 +108,8 @@ class SceneDataset:
         self._rng = random_module.Random(f"{seed}/{split}/{task}")
         # Tasks share their pictures; other seeds have others.
         self._start = seed * 1_000_003
-        self.picture = functools.lru_cache(maxsize=64)(world.picture)
+        self._pictures: dict[str, np.ndarray] = {}
+        self.samples: list[Sample]
         if task == "vqa":
             self.samples = self._balanced(QUESTION_DRAWS, count)
         elif task == "reasoning":
@@ -113,40 +119,55 @@ class SceneDataset:
         else:
             self.samples = self._plain(count)
 
-    picture: functools._lru_cache_wrapper[np.ndarray]
-    samples: list[Sample]
-
     def __len__(self) -> int:
         return len(self.samples)
 
+    def picture(self, key: str) -> np.ndarray:
+        """(S, S, 3) uint8 RGB, rendered when first asked for; the latest few are kept, so do not write into it."""
+        picture = self._pictures.get(key)
+        if picture is None:
+            if len(self._pictures) >= _KEPT_PICTURES:
+                del self._pictures[next(iter(self._pictures))]
+            picture = self._pictures[key] = self.world.picture(key)
+        return picture
+
     def _balanced(self, draws: Mapping[str, Draw], count: int) -> list[Sample]:
         """Samples of every kind in turn, each the draw whose answer is needed most, or none if all are too frequent."""
-        kinds = [name for name, _ in zip(cycle(draws), range(count), strict=False)]
+        kinds = list(draws)
         tally = Tally()
         found: list[Sample] = []
         index = self._start
         wants_novel = self.split == _NOVEL_SPLIT
-        for place, kind in enumerate(kinds):
+        turn = 0
+        while len(found) < count:
+            kind = kinds[turn % len(kinds)]
             pictures = 1 if kind in SINGLE_KINDS or kind in EXPRESSION_DRAWS or kind == "single" else 2
-            if kind in MANY_KINDS and place // len(draws) % 3 == 2:
+            if kind in MANY_KINDS and turn // len(kinds) % 3 == 2:
                 pictures = 3
+            turn += 1
             for tries in range(_PATIENCE):
                 views = [View(scene) for scene in self.world.scenes(self.split, index, pictures=pictures)]
                 index += 1
-                draft = self._best(draws[kind], views, tally, novel=wants_novel and tries < _NOVEL_PATIENCE)
+                share = self._share(kind, strict=tries < _STRICT_PATIENCE)
+                novel = wants_novel and tries < _NOVEL_PATIENCE
+                draft = self._best(draws[kind], views, tally, share, novel)
                 if draft is not None:
                     tally.add(draft)
                     identity = f"{identity_of(views[0].scene)}/0"
                     found.append(speaker_of(self.world).sample(self.task, draft, views, identity))
                     break
             else:
-                raise UserError(
-                    f'The split {self.split} gives no further "{kind}" question after {len(found)} samples; '
-                    f"ask for fewer than {count} samples."
-                )
+                logger.warning("The split %s gives no further question of the kind %s.", self.split, kind)
+                kinds.remove(kind)
+                if not kinds:
+                    raise UserError(
+                        f"The split {self.split} has only {len(found)} balanced samples of {self.task}."
+                    )
         return found
 
-    def _best(self, draw: Draw, views: Sequence[View], tally: Tally, novel: bool) -> Draft | None:
+    def _best(
+        self, draw: Draw, views: Sequence[View], tally: Tally, share: float, novel: bool
+    ) -> Draft | None:
         """Of some random questions about the pictures the one whose answer is needed most; None if none is allowed."""
         lexicon = speaker_of(self.world).lexicon
         random = self._rng.random
@@ -155,17 +176,18 @@ class SceneDataset:
             draft = draw(views, random, lexicon)
             if draft is None or (novel and lexicon.novel.isdisjoint(draft.about)):
                 continue
-            if not tally.allows(draft, self._share(draft.slice)):
+            if not tally.allows(draft, share):
                 continue
             if best is None or tally.load(draft) < tally.load(best):
                 best = draft
         return best
 
-    def _share(self, kind: str) -> float:
+    def _share(self, kind: str, strict: bool) -> float:
+        """The largest share of an answer; looser where a world of few objects or concepts cannot keep to it."""
         share = SHARES.get(kind, 1.0)
         if self.split == _NOVEL_SPLIT and share < 0.1:  # the answers are the few novel names
             share = max(share, 1.5 / len(self.world.novel_concepts))
-        return share
+        return share if strict else max(share, LOOSE_SHARE)
 
     def _plain(self, count: int) -> list[Sample]:
         """Captions, labels, retrieval pairs and drawing prompts: one a scene, with all texts of a set distinct."""

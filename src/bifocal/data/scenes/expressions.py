@@ -35,7 +35,7 @@ _ENDS = {True: ("the leftmost %s", "the rightmost %s"), False: ("the top %s", "t
 _SIDES = {True: ("left", "right"), False: ("top", "bottom")}
 
 
-def _head(view: View, random: Random) -> tuple[int, str, Sequence[int]] | None:
+def _head(view: View, random: Random, lexicon: Lexicon) -> tuple[int, str, Sequence[int]] | None:
     """A random target, a noun for it, and the objects that the noun fits; None without a distractor.
 
     The noun is the concept, or at times the category, then for a target that has several of its category beside it.
@@ -46,14 +46,15 @@ def _head(view: View, random: Random) -> tuple[int, str, Sequence[int]] | None:
     if len(family) < 2:
         return None
     twins = view.members[concept.name]
-    if len(family) > len(twins) and random() < (0.15 if len(twins) > 1 else 0.4):
+    by_category = len(family) > len(twins) and concept.category in lexicon.countable
+    if by_category and random() < (0.15 if len(twins) > 1 else 0.4):
         return index, category_noun(concept.category), family
     return index, concept.name, twins
 
 
 def located(view: View, random: Random, lexicon: Lexicon) -> Draft | None:
     """refcoco: "the left owl", "the second owl from the left", "the owl at the top", "the owl above the heart"."""
-    chosen = _head(view, random)
+    chosen = _head(view, random, lexicon)
     if chosen is None:
         return None
     index, noun, members = chosen
@@ -95,7 +96,7 @@ def _by_relation(
     for turn in range(4):
         direction = DIRECTIONS[(start + turn) % 4]
         if view.holds(index, anchor, direction) and all(
-            other == index or other == anchor or view.fails(other, anchor, direction) for other in members
+            other in (index, anchor) or view.fails(other, anchor, direction) for other in members
         ):
             return f"{phrase} {_NEXT_TO[direction][-1 if longer else 0]} {view.reference(anchor)}"
     return None
@@ -144,7 +145,7 @@ def _looks(
 
 def looking(view: View, random: Random, lexicon: Lexicon) -> Draft | None:
     """refcoco+: "the small owl", "the tilted owl on the red tile", "the animal without a tile"; no place at all."""
-    chosen = _head(view, random)
+    chosen = _head(view, random, lexicon)
     if chosen is None:
         return None
     index, noun, members = chosen
@@ -156,7 +157,7 @@ def looking(view: View, random: Random, lexicon: Lexicon) -> Draft | None:
 
 def described(view: View, random: Random, lexicon: Lexicon) -> Draft | None:
     """refcocog: "the large mushroom that is on a green tile to the left of the owl"."""
-    chosen = _head(view, random)
+    chosen = _head(view, random, lexicon)
     if chosen is None:
         return None
     index, noun, members = chosen

@@ -36,7 +36,10 @@ WHAT_LOOKS = ("which thing is %s?", "what is the %s thing?")
 WHAT_KIND = ("what kind of thing is %s?", "which kind of thing is %s?")
 WHAT_LOOKING_KIND = ("what kind of thing is the %s one?", "which kind of thing is the %s one?")
 WHAT_SINGLE = ("what is this?", "what is the only thing here?", "which thing is this?")
-FURTHEST = (("furthest to the left", True, 0), ("furthest to the right", True, -1))
+FURTHEST: tuple[tuple[str, bool, int], ...] = (
+    ("furthest to the left", True, 0),
+    ("furthest to the right", True, -1),
+)
 FURTHEST += (("highest", False, 0), ("lowest", False, -1))
 COUNT = ("how many %s are there?", "how many %s does the picture show?", "what is the number of %s?")
 EXISTS = ("is there %s?", "does the picture show %s?", "is there %s in the picture?")
@@ -126,13 +129,13 @@ def count(view: View, random: Random, lexicon: Lexicon) -> Draft | None:
     name = view.pick_name(random)
     concept = lexicon.by_name[name]
     way = random()
-    if way < 0.15:
+    if way < 0.15 and concept.category in lexicon.countable:
         number, plural, group = (
             len(view.families[concept.category]),
             category_plural(concept.category),
             "category",
         )
-    elif way < 0.25:
+    elif way < 0.19:
         absent = lexicon.absent(view.members, concept, random)
         if absent is None:
             return None

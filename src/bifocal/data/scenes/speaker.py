@@ -10,7 +10,7 @@ from itertools import accumulate
 
 from bifocal.config import UserError
 from bifocal.data.sample import Message, Part, Picture, Sample
-from bifocal.data.scenes import captions, statements
+from bifocal.data.scenes import captions, pair_statements, statements
 from bifocal.data.scenes.balance import SHARES, Draft, Tally, acceptance
 from bifocal.data.scenes.compose import World
 from bifocal.data.scenes.expressions import FLAVOURS
@@ -38,7 +38,10 @@ QUESTION_DRAWS: dict[str, Draw] = {
     **{name: _of_one(draw) for name, draw in SINGLE_KINDS.items()},
     **MANY_KINDS,
 }
-STATEMENT_DRAWS: dict[str, Draw] = {"single": _of_one(statements.about_one), "pair": statements.about_pair}
+STATEMENT_DRAWS: dict[str, Draw] = {
+    "single": _of_one(statements.about_one),
+    "pair": pair_statements.about_pair,
+}
 EXPRESSION_DRAWS: dict[str, Draw] = {name: _of_one(draw) for name, draw in FLAVOURS.items()}
 
 

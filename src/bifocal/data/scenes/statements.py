@@ -1,18 +1,18 @@
-"""Statements that are true or false of one picture or of a pair, for visual reasoning.
+"""Statements that are true or false of one picture, for visual reasoning, and what those about a pair share.
 
-Each template first tosses whether to be true, then looks for words that make it so; a false statement is a true one with
-one number, relation, attribute, concept or side exchanged, and is only used where the facts clearly deny it. ``group``
-holds the template with its numbers and attributes, so that evening out true and false within every group leaves
-nothing in the words to guess from.
+Each template first tosses whether to be true, then looks for words that make it so; a false statement is a true one
+with one number, relation, attribute, concept or side exchanged, and is only used where the facts clearly deny it.
+``group`` holds the template with its numbers and attributes, so that evening out true and false within every group
+leaves nothing in the words to guess from. ``pair_statements`` holds those about two pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from bifocal.data.scenes.balance import Draft
-from bifocal.data.scenes.facts import View, total
-from bifocal.data.scenes.scene import SIZES, TILE_COLOURS, TILTS, Concept
+from bifocal.data.scenes.facts import View
+from bifocal.data.scenes.scene import SIZES, TILE_COLOURS, TILTS
 from bifocal.data.scenes.words import (
     CELL_PHRASES,
     DIRECTION_PHRASES,
@@ -22,7 +22,6 @@ from bifocal.data.scenes.words import (
     Lexicon,
     Random,
     a,
-    category_plural,
     numbered,
     numbered_category,
     pick,
@@ -30,23 +29,17 @@ from bifocal.data.scenes.words import (
 
 Statement = tuple[str, str, bool, tuple[str, ...]]  # the words, their group, whether true, the names in them
 SingleTemplate = Callable[[View, Random, Lexicon], Statement | None]
-PairTemplate = Callable[[Sequence[View], Random, Lexicon], Statement | None]
 
 ASK = ("%s. true or false?", "true or false: %s?", "is it true that %s?")
-SIDES = ("left", "right")
-_SHOWS = ("contains", "shows", "has")
 
 
-def _are(number: int) -> str:
+def are(number: int) -> str:
     return "is" if number == 1 else "are"
 
 
-def _near_number(number: int, random: Random) -> int:
+def near_number(number: int, random: Random) -> int:
     """One more or one less, never zero."""
     return number + 1 if number <= 1 or random() < 0.5 else number - 1
-
-
-# -- one picture -------------------------------------------------------------------------------------------------
 
 
 def exact_count(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
@@ -61,10 +54,10 @@ def exact_count(view: View, random: Random, lexicon: Lexicon) -> Statement | Non
                 return None
             concept = absent
         else:
-            number = _near_number(number, random)
+            number = near_number(number, random)
     group = f"exactly {number}"
     if random() < 0.5:
-        return f"there {_are(number)} exactly {numbered(concept, number)}", group, true, (name,)
+        return f"there {are(number)} exactly {numbered(concept, number)}", group, true, (name,)
     return f"the picture shows exactly {numbered(concept, number)}", group, true, (name,)
 
 
@@ -85,7 +78,7 @@ def bounded_count(view: View, random: Random, lexicon: Lexicon) -> Statement | N
             number += 1
     if number < 1:
         return None
-    return f"there {_are(number)} {bound} {numbered(concept, number)}", f"{bound} {number}", true, (name,)
+    return f"there {are(number)} {bound} {numbered(concept, number)}", f"{bound} {number}", true, (name,)
 
 
 def thing_count(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
@@ -93,15 +86,15 @@ def thing_count(view: View, random: Random, lexicon: Lexicon) -> Statement | Non
     true = random() < 0.5
     index = int(random() * len(view.objects))
     concept = view.objects[index].concept
-    if random() < 0.5:
+    if random() < 0.5 or concept.category not in lexicon.countable:
         number = len(view.objects)
-        number = number if true else _near_number(number, random)
+        number = number if true else near_number(number, random)
         words = f"{NUMBERS[number]} {'thing' if number == 1 else 'things'}"
-        return f"there {_are(number)} {words} in all", f"things {number}", true, (concept.name,)
+        return f"there {are(number)} {words} in all", f"things {number}", true, (concept.name,)
     number = len(view.families[concept.category])
-    number = number if true else _near_number(number, random)
+    number = number if true else near_number(number, random)
     words = numbered_category(concept.category, number)
-    return f"there {_are(number)} exactly {words}", f"family {number}", true, (concept.name,)
+    return f"there {are(number)} exactly {words}", f"family {number}", true, (concept.name,)
 
 
 def presence(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
@@ -211,14 +204,14 @@ def looks(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
         if thing.tile is None:
             return None
         reference = view.reference(index, "tile")
-        value = thing.tile if true else _other_colour(view, thing.tile, random)
+        value = thing.tile if true else other_colour(view, thing.tile, random)
         words = ON_A_TILE[value]
     if reference is None:
         return None
     return f"{reference} is {words}", f"is {value}", true, (thing.concept.name,)
 
 
-def _other_colour(view: View, colour: str, random: Random) -> str:
+def other_colour(view: View, colour: str, random: Random) -> str:
     """A different colour, rather one that another tile of the picture has."""
     others = [thing.tile for thing in view.objects if thing.tile is not None and thing.tile != colour]
     if others and random() < 0.6:
@@ -282,180 +275,6 @@ def larger(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
     return statement, kind, true, (view.names[one], view.names[two])
 
 
-# -- a pair of pictures ------------------------------------------------------------------------------------------
-
-
-def _name_of_either(views: Sequence[View], random: Random, lexicon: Lexicon) -> Concept:
-    return lexicon.by_name[pick(views, random).pick_name(random)]
-
-
-def both_show(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
-    """ "both images show an owl", "only the left image shows an owl", "neither image shows an owl" """
-    concept = _name_of_either(views, random, lexicon)
-    if random() < 0.2:
-        present = [*views[0].members, *views[1].members]
-        absent = lexicon.absent(present, concept, random)
-        if absent is None:
-            return None
-        concept = absent
-    held = [concept.name in view.members for view in views]
-    way = random()
-    if way < 0.35:
-        return f"both images show {a(concept)}", "both", all(held), (concept.name,)
-    if way < 0.6:
-        return f"exactly one image shows {a(concept)}", "one of both", held[0] != held[1], (concept.name,)
-    if way < 0.85:
-        side = int(random() * 2)
-        true = held[side] and not held[1 - side]
-        return f"only the {SIDES[side]} image shows {a(concept)}", f"only {side}", true, (concept.name,)
-    return f"neither image shows {a(concept)}", "neither", not any(held), (concept.name,)
-
-
-def side_count(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
-    """ "the left image has exactly two owls", "the right image shows at least two owls" """
-    side = int(random() * 2)
-    concept = _name_of_either(views, random, lexicon)
-    number = views[side].count(concept.name)
-    true = random() < 0.5
-    bound = pick(("exactly", "exactly", "at least"), random)
-    if not true:
-        number = number + 1 if bound == "at least" else _near_number(number, random)
-    if number < 1:
-        return None
-    statement = f"the {SIDES[side]} image {pick(_SHOWS, random)} {bound} {numbered(concept, number)}"
-    return statement, f"side {bound} {number}", true, (concept.name,)
-
-
-def side_and_no(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
-    """ "the right image has two hearts and no owl" """
-    side = int(random() * 2)
-    here, there = views[side], views[1 - side]
-    concept = lexicon.by_name[here.pick_name(random)]
-    lacking = lexicon.by_name[there.pick_name(random)]
-    if lacking is concept:
-        return None
-    number = here.count(concept.name)
-    if random() < 0.35:
-        number = _near_number(number, random)
-    true = number == here.count(concept.name) and lacking.name not in here.members
-    statement = f"the {SIDES[side]} image has exactly {numbered(concept, number)} and no {lacking.name}"
-    return statement, f"side {number} and no", true, (concept.name, lacking.name)
-
-
-def sum_count(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
-    """ "there are three owls in all", "there are at least three owls in all" """
-    concept = _name_of_either(views, random, lexicon)
-    number = total(views, concept.name)
-    true = random() < 0.5
-    bound = pick(("exactly ", "exactly ", "at least "), random)
-    if not true:
-        number = number + 1 if bound == "at least " else _near_number(number, random)
-    statement = f"there {_are(number)} {bound}{numbered(concept, number)} in all"
-    return statement, f"sum {bound}{number}", true, (concept.name,)
-
-
-def times(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
-    """ "the left image contains twice as many owls as the right image and at least two owls in all" """
-    concept = _name_of_either(views, random, lexicon)
-    side = int(random() * 2)
-    here, there = views[side].count(concept.name), views[1 - side].count(concept.name)
-    if there == 0 or here == 0:
-        return None
-    factor, word = (2, "twice") if random() < 0.75 else (3, "three times")
-    true = here == factor * there
-    statement = (
-        f"the {SIDES[side]} image contains {word} as many {concept.plural} as the {SIDES[1 - side]} image"
-    )
-    group = word
-    if random() < 0.4:
-        number = here + there + (1 if random() < 0.5 else 0)
-        true = true and here + there >= number
-        statement = f"{statement} and at least {numbered(concept, number)} in all"
-        group = f"{word} {number}"
-    return statement, group, true, (concept.name,)
-
-
-def one_has_more(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
-    """ "the left image has more owls than the right image", "both images have the same number of owls" """
-    concept = _name_of_either(views, random, lexicon)
-    side = int(random() * 2)
-    gap = views[side].count(concept.name) - views[1 - side].count(concept.name)
-    sides = SIDES[side], SIDES[1 - side]
-    way = random()
-    names = (concept.name,)
-    if way < 0.35:
-        statement = f"the {sides[0]} image has more {concept.plural} than the {sides[1]} image"
-        return statement, "side more", gap > 0, names
-    if way < 0.6:
-        statement = f"the {sides[0]} image has fewer {concept.plural} than the {sides[1]} image"
-        return statement, "side fewer", gap < 0, names
-    if way < 0.8:
-        return f"one image has more {concept.plural} than the other", "one more", gap != 0, names
-    return f"both images have the same number of {concept.plural}", "same number", gap == 0, names
-
-
-def more_things(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
-    """ "the left image shows more things than the right image", and of a category"""
-    side = int(random() * 2)
-    concept = _name_of_either(views, random, lexicon)
-    if random() < 0.5:
-        counts = [len(view.objects) for view in views]
-        words = "things"
-    else:
-        counts = [len(view.families.get(concept.category, ())) for view in views]
-        words = category_plural(concept.category)
-    true = counts[side] > counts[1 - side]
-    statement = f"the {SIDES[side]} image shows more {words} than the {SIDES[1 - side]} image"
-    return statement, f"more {words}", true, (concept.name,)
-
-
-def _unique(view: View, random: Random) -> int | None:
-    index = int(random() * len(view.objects))
-    return index if len(view.members[view.names[index]]) == 1 else None
-
-
-def larger_across(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
-    """ "the owl in the left image is larger than the heart in the right image" """
-    side = int(random() * 2)
-    here, there = views[side], views[1 - side]
-    one, two = _unique(here, random), _unique(there, random)
-    if one is None or two is None:
-        return None
-    kind = pick(("larger", "smaller"), random)
-    sizes = here.objects[one].size, there.objects[two].size
-    true = sizes == (("large", "small") if kind == "larger" else ("small", "large"))
-    names = (here.names[one], there.names[two])
-    statement = f"the {names[0]} in the {SIDES[side]} image is {kind} than the {names[1]} in the {SIDES[1 - side]} image"
-    return statement, f"across {kind}", true, names
-
-
-def looks_in(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
-    """ "the owl in the left image is on a red tile", "is tilted", "is large" """
-    side = int(random() * 2)
-    view = views[side]
-    index = _unique(view, random)
-    if index is None:
-        return None
-    thing = view.objects[index]
-    way = int(random() * 3)
-    if way == 0:
-        value = pick(SIZES, random)
-        words, true = value, thing.size == value
-    elif way == 1:
-        if not thing.concept.can_tilt:
-            return None
-        value = pick(TILTS, random)
-        words, true = value, thing.tilt == value
-    else:
-        if thing.tile is None:
-            return None
-        true = random() < 0.5
-        value = thing.tile if true else _other_colour(views[1 - side], thing.tile, random)
-        words = ON_A_TILE[value]
-    statement = f"the {thing.concept.name} in the {SIDES[side]} image is {words}"
-    return statement, f"in is {value}", true, (thing.concept.name,)
-
-
 SINGLE_TEMPLATES: tuple[SingleTemplate, ...] = (
     exact_count,
     bounded_count,
@@ -468,20 +287,9 @@ SINGLE_TEMPLATES: tuple[SingleTemplate, ...] = (
     all_look,
     larger,
 )
-PAIR_TEMPLATES: tuple[PairTemplate, ...] = (
-    both_show,
-    side_count,
-    side_and_no,
-    sum_count,
-    times,
-    one_has_more,
-    more_things,
-    larger_across,
-    looks_in,
-)
 
 
-def _drafted(flavour: str, statement: Statement, random: Random) -> Draft:
+def drafted(flavour: str, statement: Statement, random: Random) -> Draft:
     words, group, true, about = statement
     answer = "true" if true else "false"
     return Draft(flavour, pick(ASK, random) % words, (answer,), group, answer, about)
@@ -489,9 +297,4 @@ def _drafted(flavour: str, statement: Statement, random: Random) -> Draft:
 
 def about_one(view: View, random: Random, lexicon: Lexicon) -> Draft | None:
     statement = pick(SINGLE_TEMPLATES, random)(view, random, lexicon)
-    return None if statement is None else _drafted("single", statement, random)
-
-
-def about_pair(views: Sequence[View], random: Random, lexicon: Lexicon) -> Draft | None:
-    statement = pick(PAIR_TEMPLATES, random)(views, random, lexicon)
-    return None if statement is None else _drafted("pair", statement, random)
+    return None if statement is None else drafted("single", statement, random)

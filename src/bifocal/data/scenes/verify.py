@@ -1,7 +1,8 @@
 """Reads the scenes' language back and recomputes what it says from boxes and looks alone.
 
-Nothing here calls what writes the language: the words are parsed anew, and every answer, box and truth value follows from
-the parsed words and the scene. Tests hold the two against each other; ``read_caption`` also scores models' captions.
+Nothing here calls what writes the language: the words are parsed anew, and every answer, box and truth value follows
+from the parsed words and the scene. Tests hold the two against each other;
+``read_caption`` also scores models' captions.
 """
 
 from __future__ import annotations
@@ -9,195 +10,34 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from bifocal.data.sample import Box, Sample
-from bifocal.data.scenes.concepts import CATEGORY_NOUNS
+from bifocal.data.scenes.reading import (
+    NUMBER_OF,
+    RELATION,
+    RELATIONS,
+    SURELY_NOT,
+    Phrase,
+    PhraseReader,
+    Unclear,
+    cell_of,
+    cell_of_words,
+    only,
+    side_holds,
+)
 from bifocal.data.scenes.scene import Concept, Scene, SceneObject
-from bifocal.data.scenes.words import CELLS, NUMBERS, ORDINALS
-
-_RELATIONS = {
-    "to the left of": "left",
-    "left of": "left",
-    "to the right of": "right",
-    "right of": "right",
-    "above": "above",
-    "higher than": "above",
-    "below": "below",
-    "lower than": "below",
-}
-_RELATION = "|".join(_RELATIONS)
-_NUMBER = {word: number for number, word in enumerate(NUMBERS)}
-_SURE, _SURELY_NOT = (
-    0.1,
-    0.05,
-)  # a relation between centres must be this clear either way, or the text is a fault
+from bifocal.data.scenes.words import NUMBERS, ORDINALS
 
 
-class Unclear(ValueError):
-    """The words cannot be read, or what they say is neither clearly true nor clearly false of the pictures."""
-
-
-@dataclass(frozen=True, slots=True)
-class Phrase:
-    """A parsed noun phrase: which concept or category ("" is any thing), and the attributes told."""
-
-    name: str = ""
-    category: str = ""
-    size: str = ""
-    tilt: str = ""
-    tile: str = ""  # a colour, "none", or "" where nothing is said
-
-    def fits(self, thing: SceneObject) -> bool:
-        """Whether an object may be meant; one whose tilt cannot be seen may be meant by either word."""
-        return (
-            self.name in ("", thing.concept.name)
-            and self.category in ("", thing.concept.category)
-            and self.size in ("", thing.size)
-            and (self.tilt in ("", thing.tilt) or not thing.concept.can_tilt)
-            and self.tile in ("", thing.tile or "none")
-        )
-
-
-def _side(one: SceneObject, other: SceneObject, relation: str) -> bool:
-    """Whether ``one`` is left of, right of, above or below ``other``, by the centres of the boxes."""
-    axis = 0 if relation in ("left", "right") else 1
-    gap = one.centre[axis] - other.centre[axis]
-    if relation in ("left", "above"):
-        gap = -gap
-    if _SURELY_NOT < gap < _SURE:
-        raise Unclear(f"{one} and {other} are too level for {relation!r}.")
-    return gap >= _SURE
-
-
-def _cell(thing: SceneObject) -> str:
-    x, y = thing.centre
-    return CELLS[3 * min(int(3 * y), 2) + min(int(3 * x), 2)]
-
-
-def _cell_of_words(words: str) -> str:
-    return "middle" if words == "in the middle" else words.removeprefix("at the ")
-
-
-def _only(things: Sequence[SceneObject], what: str) -> SceneObject:
-    if len(things) != 1:
-        raise Unclear(f"{what!r} fits {len(things)} objects.")
-    return things[0]
-
-
-class Reader:
-    """Parses the language for one set of concepts."""
+class Reader(PhraseReader):
+    """Parses the whole language for one set of concepts: questions, statements, captions and lists."""
 
     def __init__(self, concepts: Iterable[Concept]) -> None:
-        self.singular: dict[str, Phrase] = {"thing": Phrase(), "one": Phrase()}
-        self.plural: dict[str, Phrase] = {"things": Phrase()}
-        self.articles: dict[str, str] = {}
-        concepts = tuple(concepts)
-        for category in {concept.category for concept in concepts}:
-            one, several = CATEGORY_NOUNS[category]
-            self.singular[one] = self.plural[several] = Phrase(category=category)
-        for concept in concepts:
-            self.singular[concept.name] = self.plural[concept.plural] = Phrase(name=concept.name)
-            self.articles[concept.name] = concept.article
+        super().__init__(concepts)
         self._questions = self._question_table()
         self._statements = self._statement_table()
-
-    # -- noun phrases --------------------------------------------------------------------------------------------
-
-    def phrase(self, words: str) -> Phrase:
-        """ "the small tilted owl on the red tile", "a tilted animal without a tile", "owl" """
-        match = re.fullmatch(
-            r"(?:(the|an|a) )?(?:(small|large) )?(?:(upright|tilted) )?(.+?)"
-            r"(?:(?: (?:that|which) is| that stands| standing)? on (?:a|an|the) (\w+) tile|( without a tile))?",
-            words,
-        )
-        if match is None:
-            raise Unclear(f"{words!r} is no noun phrase.")
-        article, size, tilt, noun, tile, bare = match.groups()
-        if noun not in self.singular:
-            raise Unclear(f"{noun!r} names nothing.")
-        if article in ("a", "an"):
-            first = size or tilt or noun
-            right = self.articles[noun] if first in self.articles else "an" if first[0] in "aeiou" else "a"
-            if article != right:
-                raise Unclear(f"{article!r} does not go with {first!r}.")
-        base = self.singular[noun]
-        return Phrase(base.name, base.category, size or "", tilt or "", tile or ("none" if bare else ""))
-
-    def several(self, words: str) -> Phrase:
-        """A plural noun: "owls", "pieces of clothing"."""
-        if words not in self.plural:
-            raise Unclear(f"{words!r} is no plural.")
-        return self.plural[words]
-
-    def numbered(self, words: str) -> tuple[int, Phrase]:
-        """ "one owl", "two owls" """
-        number, _, noun = words.partition(" ")
-        if number not in _NUMBER:
-            raise Unclear(f"{words!r} does not begin with a number.")
-        nouns = self.singular if number == "one" else self.plural
-        if noun not in nouns:
-            raise Unclear(f"{noun!r} does not go with {number!r}.")
-        return _NUMBER[number], nouns[noun]
-
-    def fitting(self, words: str, scene: Scene) -> list[SceneObject]:
-        phrase = self.phrase(words)
-        return [thing for thing in scene.objects if phrase.fits(thing)]
-
-    def the(self, words: str, scene: Scene) -> SceneObject:
-        return _only(self.fitting(words, scene), words)
-
-    # -- referring expressions -----------------------------------------------------------------------------------
-
-    def expression(self, text: str, scene: Scene) -> list[SceneObject]:
-        """All objects that a request such as "find the left owl." may mean."""
-        words = re.sub(r"^(find|point to|box:|draw a box around) ", "", text).rstrip(".")
-        if match := re.fullmatch(r"the (\w+) (.+) from the (left|right|top|bottom)", words):
-            return self._in_order(match[2], scene, match[3])[ORDINALS.index(match[1]) :][:1]
-        if match := re.fullmatch(
-            r"the (left|right|upper|lower|leftmost|rightmost|top|bottom|middle) (.+)", words
-        ):
-            if match[2] in self.singular:
-                return self._end(match[1], match[2], scene)
-        if match := re.fullmatch(rf"(the .+?)((?: and| that is| which is)?) ({_RELATION}) (the .+)", words):
-            anchor = self.the(match[4], scene)
-            members = self.fitting(match[1], scene)
-            return [
-                thing
-                for thing in members
-                if thing is not anchor and _side(thing, anchor, _RELATIONS[match[3]])
-            ]
-        if match := re.fullmatch(r"(the .+) (at the .+|in the middle)", words):
-            return self._in_cell(self.fitting(match[1], scene), _cell_of_words(match[2]))
-        return self.fitting(words, scene)
-
-    def _in_cell(self, things: Sequence[SceneObject], cell: str) -> list[SceneObject]:
-        """What is in a cell; "top" may be meant of the whole row, so it must fit the same objects there."""
-        narrow = [thing for thing in things if _cell(thing) == cell]
-        wide = [thing for thing in things if cell in _cell(thing).split()] if cell != "middle" else narrow
-        if cell in ("left", "right", "top", "bottom") and wide != narrow:
-            raise Unclear(f"{cell!r} may mean {len(wide)} objects or {len(narrow)}.")
-        return narrow
-
-    def _in_order(self, noun: str, scene: Scene, side: str) -> list[SceneObject]:
-        axis = 0 if side in ("left", "right") else 1
-        members = [thing for thing in scene.objects if self.singular[noun].fits(thing)]
-        return sorted(members, key=lambda thing: thing.centre[axis], reverse=side in ("right", "bottom"))
-
-    def _end(self, word: str, noun: str, scene: Scene) -> list[SceneObject]:
-        side = {"upper": "top", "lower": "bottom"}.get(word, word.removesuffix("most"))
-        if side == "middle":
-            order = self._in_order(noun, scene, "left")
-            return [order[len(order) // 2]] if len(order) % 2 else []
-        order = self._in_order(noun, scene, side)
-        if len(order) != 2 and word in ("left", "right", "upper", "lower"):
-            raise Unclear(f"{word!r} of {len(order)} objects.")
-        axis = 0 if side in ("left", "right") else 1
-        if len(order) > 1 and abs(order[0].centre[axis] - order[1].centre[axis]) < _SURELY_NOT:
-            raise Unclear(f"{word!r} does not tell two objects apart.")
-        return order[:1]
 
     # -- questions -----------------------------------------------------------------------------------------------
 
@@ -215,18 +55,18 @@ class Reader:
             """The thing that is "on the red tile", "small", "at the top", "highest", "left of the owl"."""
             things = scene.objects
             if match := re.fullmatch(r"on the (\w+) tile", words):
-                return _only([thing for thing in things if thing.tile == match[1]], words)
-            if match := re.fullmatch(rf"({_RELATION}) (the .+)", words):
-                anchor, relation = the(match[2], scene), _RELATIONS[match[1]]
-                return _only([t for t in things if t is not anchor and _side(t, anchor, relation)], words)
+                return only([thing for thing in things if thing.tile == match[1]], words)
+            if match := re.fullmatch(rf"({RELATION}) (the .+)", words):
+                anchor, relation = the(match[2], scene), RELATIONS[match[1]]
+                return only([t for t in things if t is not anchor and side_holds(t, anchor, relation)], words)
             if words.startswith(("at the", "in the")):
-                return _only(self._in_cell(things, _cell_of_words(words)), words)
+                return only(self.in_cell(things, cell_of_words(words)), words)
             ends = {"furthest to the left": 0, "furthest to the right": 0, "highest": 1, "lowest": 1}
             if words in ends:
                 axis = ends[words]
                 backwards = words in ("furthest to the right", "lowest")
                 order = sorted(things, key=lambda thing: thing.centre[axis], reverse=backwards)
-                if abs(order[0].centre[axis] - order[1].centre[axis]) < _SURELY_NOT:
+                if abs(order[0].centre[axis] - order[1].centre[axis]) < SURELY_NOT:
                     raise Unclear(f"{words!r} does not tell two objects apart.")
                 return order[0]
             words = (
@@ -254,12 +94,12 @@ class Reader:
         def compare(one: str, relation: str, two: str, scene: Scene) -> str:
             if relation == "larger than":
                 return yes((the(one, scene).size, the(two, scene).size) == ("large", "small"))
-            return yes(_side(the(one, scene), the(two, scene), _RELATIONS[relation]))
+            return yes(side_holds(the(one, scene), the(two, scene), RELATIONS[relation]))
 
         one_tile = r"(?:are (the .+) and (the .+) on|do (the .+) and (the .+) have) tiles of the same colour"
         return [
             (r"(?:what is this|what is the only thing here|which thing is this)",
-             lambda m, s: _only(s[0].objects, "this").concept.name),
+             lambda m, s: only(s[0].objects, "this").concept.name),
             (r"what (?:is in|do) both pictures(?: show)?|which thing do both pictures show",
              lambda m, s: in_all(s) if len(s) == 2 else _not_said(m)),
             (r"what is in all three pictures|which thing do all three pictures show",
@@ -273,7 +113,7 @@ class Reader:
             (r"(?:is there|does the picture show) (an? .+?)(?: in the picture)?",
              lambda m, s: yes(bool(fitting(m[1], s[0])))),
             (r"(?:where|where in the picture|in which part of the picture) is (the .+)",
-             lambda m, s: _cell(the(m[1], s[0]))),
+             lambda m, s: cell_of(the(m[1], s[0]))),
             (r"(?:which size and tilt does|what are the size and the tilt of) (the .+?)(?: have)?",
              lambda m, s: "{0.size} {0.tilt}".format(the(m[1], s[0]))),
             (r"(?:what colour of tile|which tile) is (the .+) on|what colour is the tile behind (the .+)",
@@ -283,7 +123,7 @@ class Reader:
              lambda m, s: yes(count(self.several(m[1]), s[0]) > count(self.several(m[2]), s[0]))),
             (r"(?:are there|does the picture show) as many (.+) as (.+)",
              lambda m, s: yes(count(self.several(m[1]), s[0]) == count(self.several(m[2]), s[0]))),
-            (rf"is (the .+?) ({_RELATION}|larger than) (the .+)", lambda m, s: compare(m[1], m[2], m[3], s[0])),
+            (rf"is (the .+?) ({RELATION}|larger than) (the .+)", lambda m, s: compare(m[1], m[2], m[3], s[0])),
             (one_tile,
              lambda m, s: yes(the(m[1] or m[3], s[0]).tile == the(m[2] or m[4], s[0]).tile)),
             (r"(?:in which picture is(?: there)?|which picture shows) (an? .+)", lambda m, s: which(m[1], s)),
@@ -326,7 +166,7 @@ class Reader:
             return value in (thing.size, thing.tilt)
 
         def placed(words: str, place: str, scene: Scene) -> bool:
-            cell, real = _cell_of_words(place), _cell(the(words, scene))
+            cell, real = cell_of_words(place), cell_of(the(words, scene))
             if cell != real and cell in ("left", "right", "top", "bottom") and cell in real.split():
                 raise Unclear(f"{place!r} may or may not be said of {real!r}.")
             return cell == real
@@ -362,8 +202,8 @@ class Reader:
             (r"there are more (.+) than (.+)", lambda m, s: counts(m[1], s) > counts(m[2], s)),
             (r"there are fewer (.+) than (.+)", lambda m, s: counts(m[1], s) < counts(m[2], s)),
             (r"there are as many (.+) as (.+)", lambda m, s: counts(m[1], s) == counts(m[2], s)),
-            (rf"(the .+?) is ({_RELATION}) (the .+)",
-             lambda m, s: _side(the(m[1], s[0]), the(m[3], s[0]), _RELATIONS[m[2]])),
+            (rf"(the .+?) is ({RELATION}) (the .+)",
+             lambda m, s: side_holds(the(m[1], s[0]), the(m[3], s[0]), RELATIONS[m[2]])),
             (rf"(the .+) is ({place})", lambda m, s: placed(m[1], m[2], s[0])),
             (rf"(every|no|exactly one of the) (.+) is ({look})", lambda m, s: of_them(m[1], m[2], m[3], s[0])),
             (r"all the (.+) are on tiles of the same colour", lambda m, s: same_tiles(m[1], s[0])),
@@ -409,7 +249,7 @@ class Reader:
         first = re.sub(r"^(the picture shows|this is a picture of) ", "", first)
         self.enumeration_is_true(first, scene)
         for sentence in others:
-            match = re.fullmatch(rf"the (.+) (is|are) ({_RELATION}) the (.+)", sentence)
+            match = re.fullmatch(rf"the (.+) (is|are) ({RELATION}) the (.+)", sentence)
             if match is None:
                 if not self.truth(sentence, [scene]):
                     raise Unclear(f"{sentence!r} is false.")
@@ -422,8 +262,8 @@ class Reader:
                     groups.append(things)
             if len(groups) != 2 or (len(groups[0]) == 1) != (match[2] == "is"):
                 raise Unclear(f"{sentence!r} has a wrong number.")
-            relation = _RELATIONS[match[3]]
-            if not all(_side(one, two, relation) for one in groups[0] for two in groups[1]):
+            relation = RELATIONS[match[3]]
+            if not all(side_holds(one, two, relation) for one in groups[0] for two in groups[1]):
                 raise Unclear(f"{sentence!r} is false.")
 
     def enumeration_is_true(self, words: str, scene: Scene) -> None:
@@ -438,7 +278,7 @@ class Reader:
             size, _, noun = rest.partition(" ")
             size, noun = (size, noun) if size in ("small", "large") and noun in self.plural else ("", rest)
             base = self.several(noun)
-            told.append((_NUMBER[number], Phrase(base.name, base.category, size)))
+            told.append((NUMBER_OF[number], Phrase(base.name, base.category, size)))
         for number, phrase in told:
             meant = [thing for thing in left if phrase.fits(thing)]
             same = [thing for thing in left if phrase.name == thing.concept.name]
@@ -450,13 +290,13 @@ class Reader:
 
     def places_are_true(self, text: str, scene: Scene) -> None:
         """Raises ``Unclear`` unless "an owl at the top left, a heart in the middle." is right and complete."""
-        told = Counter()
+        told: Counter[tuple[str, str]] = Counter()
         for part in text.rstrip(".").split(", "):
             match = re.fullmatch(r"(an? .+) (at the .+|in the middle)", part)
             if match is None:
                 raise Unclear(f"{part!r} tells no place.")
-            told[self.phrase(match[1]).name, _cell_of_words(match[2])] += 1
-        if told != Counter((thing.concept.name, _cell(thing)) for thing in scene.objects):
+            told[self.phrase(match[1]).name, cell_of_words(match[2])] += 1
+        if told != Counter((thing.concept.name, cell_of(thing)) for thing in scene.objects):
             raise Unclear(f"{text!r} is wrong.")
 
     def list_is_true(self, parts: Sequence[Any], scene: Scene) -> None:
@@ -506,7 +346,7 @@ def check(sample: Sample, scenes: Sequence[Scene], reader: Reader) -> None:
                 reader.caption_is_true(text, scenes[0])
         return
     if sample.task == "grounding":
-        meant = _only(reader.expression(str(question), scenes[0]), str(question))
+        meant = only(reader.expression(str(question), scenes[0]), str(question))
         right: Any = meant.box
         _has_distractor(meant, scenes[0])
     elif sample.task == "vqa":
@@ -514,7 +354,7 @@ def check(sample: Sample, scenes: Sequence[Scene], reader: Reader) -> None:
     elif sample.task == "reasoning":
         right = "true" if reader.truth(str(question), scenes) else "false"
     elif sample.task == "zero-shot":
-        right = _only(scenes[0].objects, "this").concept.name
+        right = only(scenes[0].objects, "this").concept.name
     elif sample.task == "text-to-image":
         words = re.sub(r"^(draw|make) (a picture of )?|\.$", "", str(question))
         return reader.enumeration_is_true(words, scenes[0])
@@ -544,7 +384,9 @@ def _nouns(concepts: tuple[Concept, ...]) -> tuple[re.Pattern[str], dict[str, st
     plurals = frozenset(concept.plural for concept in concepts) - {concept.name for concept in concepts}
     nouns = "|".join(re.escape(form) for form in sorted(names, key=len, reverse=True))
     looks = "small|large|upright|tilted"
-    pattern = re.compile(rf"\b(?:(the|an|a|{'|'.join(NUMBERS)}) )?(?:(?:{looks}) )*({nouns})\b(?! tiles?\b)")
+    pattern = re.compile(
+        rf"\b(?:(the|an|a|{'|'.join(NUMBERS)}) )?(?:(?:{looks}) )*({nouns})\b(?! (?:tiles?|background)\b)"
+    )
     return pattern, names, plurals
 
 
@@ -563,13 +405,13 @@ def read_caption(text: str, concepts: Sequence[Concept]) -> dict[str, Any]:
         mentions: list[tuple[int, int, str]] = []
         for match in pattern.finditer(sentence):
             determiner, noun = match[1], match[2]
-            number = _NUMBER.get(determiner or "", 2 if noun in plurals else 1)
+            number = NUMBER_OF.get(determiner or "", 2 if noun in plurals else 1)
             name = names[noun]
             here[name] = max(here[name], number) if determiner == "the" else here[name] + number
             mentions.append((match.start(), match.end(), name))
         for (_, end, one), (start, _, two) in zip(mentions, mentions[1:], strict=False):
-            found = re.search(rf"\b({_RELATION})$", sentence[end:start].strip())
+            found = re.search(rf"\b({RELATION})$", sentence[end:start].strip())
             if found:
-                relations.append([one, _RELATIONS[found[1]], two])
+                relations.append([one, RELATIONS[found[1]], two])
         objects |= here
     return {"objects": dict(objects), "relations": relations}

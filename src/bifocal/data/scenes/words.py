@@ -11,7 +11,19 @@ from bifocal.data.scenes.scene import TILE_COLOURS, Concept
 Random = Callable[[], float]  # ``random.Random().random``: uniform in [0, 1)
 Item = TypeVar("Item")
 
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBERS: tuple[str, ...] = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+)
 NUMBERS += ("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen")
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 DIRECTIONS = ("left", "right", "above", "below")
@@ -99,13 +111,21 @@ class Lexicon:
     """The concepts that words may name, and which of them are novel (named in training only when alone).
 
     Something said to be absent is drawn from the same category and from the same side of that border as what it
-    stands in for, so that a name never gives away that the answer is "no".
+    stands in for, so that a name never gives away that the answer is "no". ``countable`` are the categories whose
+    members may be called by its noun.
     """
 
     def __init__(self, concepts: Iterable[Concept], novel: Collection[str] = ()) -> None:
         self.concepts = tuple(concepts)
         self.by_name = {concept.name: concept for concept in self.concepts}
         self.novel = frozenset(novel)
+        # "The people" must not mean both a category and a concept; such a category is never spoken of as a noun.
+        forms = {form for concept in self.concepts for form in (concept.name, concept.plural)}
+        self.countable = frozenset(
+            concept.category
+            for concept in self.concepts
+            if not forms & {category_noun(concept.category), category_plural(concept.category)}
+        )
         self.pools: dict[tuple[bool, str], list[Concept]] = {}
         for concept in self.concepts:
             is_novel = concept.name in self.novel

@@ -1,0 +1,349 @@
+"""The command line: one thin function per subcommand."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from bifocal import config
+
+Task = Literal[
+    "reconstruction", "zero-shot", "retrieval", "captioning", "vqa", "grounding", "reasoning", "text-to-image"
+]
+Split = Literal["train", "validation", "test", "test-novel-pairs", "test-novel-concepts"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+Place = tyro.conf.Positional
+
+
+def quickstart(
+    out: Path = Path("runs/quickstart"),
+    scale: Literal["quickstart", "standard"] = "quickstart",
+    smoke: bool = False,
+    seed: int = 0,
+    resume: bool = False,
+) -> None:
+    """The whole road on the default data: train, evaluate, compare, report.
+
+    Example: bifocal quickstart --out runs/quickstart
+
+    Args:
+        out: where everything goes; report.html and results.json at the end.
+        scale: quickstart takes about twenty minutes on two cores, standard over an hour.
+        smoke: the same road at toy size, in about a minute.
+        seed: decides every random choice.
+        resume: keep what is finished in OUT and go on.
+    """
+    from bifocal.commands.quickstart import quickstart as go
+
+    go(out, "smoke" if smoke else scale, seed=seed, resume=resume)
+
+
+def train(
+    model: Place[Literal["vqvae", "clip", "vlm"]],
+    out: Path | None = None,
+    family: Literal["discrete", "continuous"] | None = None,
+    vision: str | None = None,
+    data: str | None = None,
+    init_from: str | None = None,
+    scale: Literal["quickstart", "standard"] = "quickstart",
+    smoke: bool = False,
+    steps: int | None = None,
+    seed: int | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
+    device: str = "cpu",
+    dtype: Dtype = "auto",
+) -> Callable[..., None]:
+    """Train one model. Any setting of its recipe can be given as --key.sub value.
+
+    Example: bifocal train vlm --family continuous --vision runs/clip --out runs/vlm --train.optimizer.learning-rate 1e-3
+
+    Args:
+        model: which recipe.
+        out: the run's directory (runs/MODEL if not given).
+        family: of a vlm: image tokens (discrete) or CLIP features (continuous).
+        vision: the finished run of a vlm's image encoder.
+        data: a folder of samples; the default scenes if not given.
+        init_from: start from the weights of a finished run of the same shape.
+        scale: the size of the recipe.
+        smoke: toy size.
+        steps: optimizer steps.
+        seed: decides every random choice.
+        checkpoint_every: steps between checkpoints.
+        resume: go on from the newest good checkpoint.
+        device: where to compute.
+        dtype: auto is bf16 where it is fast.
+    """
+    from bifocal.commands.train import train_command
+
+    # what tyro does not know are settings of the recipe: main hands them on
+    return functools.partial(
+        train_command,
+        model,
+        out or Path("runs") / (f"vlm-{family or 'continuous'}" if model == "vlm" else model),
+        scale="smoke" if smoke else scale,
+        family=family,
+        vision=vision,
+        data=data,
+        init_from=init_from,
+        steps=steps,
+        seed=seed,
+        checkpoint_every=checkpoint_every,
+        device=device,
+        dtype=dtype,
+        resume=resume,
+    )
+
+
+def evaluate(
+    run: Place[Path],
+    task: Task,
+    split: Split = "test",
+    data: str | None = None,
+    count: int | None = None,
+    blank: bool = True,
+    checker: Path | None = None,
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    device: str = "cpu",
+    dtype: Dtype = "auto",
+) -> None:
+    """Score a finished run on a task, with intervals, baselines and blank pictures.
+
+    Example: bifocal evaluate runs/quickstart/vlm-continuous --task vqa
+
+    Args:
+        run: a finished run.
+        task: what to ask of it.
+        split: of the scenes.
+        data: a folder of samples instead of the scenes.
+        count: how many samples.
+        blank: also put the same questions with blank pictures.
+        checker: for text-to-image, the VLM that is asked about the drawings.
+        json_output: print rows as JSON and nothing else.
+        device: where to compute.
+        dtype: auto is bf16 where it is fast.
+    """
+    from bifocal.commands.evaluate import evaluate_command
+    from bifocal.evaluation.results import print_table
+
+    rows = evaluate_command(
+        run,
+        task,
+        split=split,
+        data=data,
+        count=count,
+        blank=blank,
+        checker=checker,
+        device=device,
+        dtype=dtype,
+    )
+    if json_output:
+        print(json.dumps({"results": [row.to_json() for row in rows]}))
+    else:
+        print_table(rows, title=f"{run.name}: {task} on {split}")
+
+
+def compare(
+    run_a: Place[Path], run_b: Place[Path], json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
+) -> None:
+    """Two evaluated runs side by side, with intervals and a paired test.
+
+    Example: bifocal compare runs/quickstart/vlm-continuous runs/quickstart/vlm-discrete
+
+    Args:
+        run_a: the first run.
+        run_b: the second run, evaluated on the same samples.
+        json_output: print JSON and nothing else.
+    """
+    from bifocal.commands.evaluate import compare_command
+    from bifocal.evaluation.compare import print_comparison
+
+    result = compare_command(run_a, run_b)
+    if json_output:
+        print(json.dumps(result.to_json()))
+    else:
+        print_comparison(result)
+
+
+def ask(
+    run: Place[Path],
+    words: Place[tuple[str, ...]],
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int | None = None,
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    device: str = "cpu",
+    dtype: Dtype = "auto",
+) -> None:
+    """Ask a VLM about one or several pictures; the last word group is the question.
+
+    Example: bifocal ask runs/quickstart/vlm-continuous owl.png "what is on the blue tile?"
+
+    Args:
+        run: a finished VLM.
+        words: picture files, then the question.
+        max_new_tokens: the longest answer.
+        temperature: 0 gives the most likely answer.
+        seed: of sampling.
+        json_output: print the answer as JSON.
+        device: where to compute.
+        dtype: auto is bf16 where it is fast.
+    """
+    from bifocal.inference import VLM, load
+
+    if len(words) < 2:
+        raise config.UserError(
+            'give at least one picture and a question, as in: bifocal ask RUN owl.png "what is this?"'
+        )
+    model = load(run, device=device, dtype=dtype)
+    if not isinstance(model, VLM):
+        raise config.UserError(f"{run} is a {model.kind}, and questions are for a VLM")
+    answer = model.answer(
+        [Path(word) for word in words[:-1]],
+        words[-1],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    if json_output:
+        about = {"text": answer.text, "boxes": answer.boxes, "finish_reason": answer.finish_reason}
+        print(json.dumps({**about, "logprobs": answer.logprobs}))
+    else:
+        print(answer.text)
+        for box in answer.boxes:
+            print("box " + " ".join(f"{side:.3f}" for side in box))
+
+
+def draw(
+    run: Place[Path],
+    prompt: Place[str],
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("drawing.png"),
+    n: int = 1,
+    guidance: float = 2.0,
+    seed: int | None = None,
+    device: str = "cpu",
+    dtype: Dtype = "auto",
+) -> None:
+    """Let a discrete VLM draw a prompt.
+
+    Example: bifocal draw runs/quickstart/vlm-discrete "draw an owl and two hearts." -o drawing.png
+
+    Args:
+        run: a finished discrete VLM.
+        prompt: what to draw.
+        output: a PNG; several pictures stand side by side in it.
+        n: how many pictures.
+        guidance: of the prompt; 1 is plain sampling.
+        seed: of sampling.
+        device: where to compute.
+        dtype: auto is bf16 where it is fast.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from bifocal.commands.figures import grid
+    from bifocal.inference import VLM, load
+
+    model = load(run, device=device, dtype=dtype)
+    if not isinstance(model, VLM):
+        raise config.UserError(f"{run} is a {model.kind}, and drawing is for a discrete VLM")
+    pictures = model.draw(prompt, n=n, guidance=guidance, seed=seed)
+    if n == 1:
+        pictures[0].save(output)
+    else:
+        Image.fromarray(grid([np.asarray(picture) for picture in pictures], columns=min(n, 8))).save(output)
+    print(f"wrote {output}")
+
+
+def data_scenes(
+    out: Path,
+    split: Split = "test",
+    count: int = 200,
+    concepts: Literal["quickstart", "all"] = "quickstart",
+    picture_size: int = 64,
+    seed: int = 0,
+) -> None:
+    """Write scenes with their truth for every task as files.
+
+    Example: bifocal data scenes --out scenes --count 100
+
+    Args:
+        out: a new folder.
+        split: which scenes.
+        count: samples of each task.
+        concepts: about 120 plain ones, or all drawings.
+        picture_size: side in pixels.
+        seed: another seed gives another world.
+    """
+    from bifocal.commands.data import export_scenes
+    from bifocal.data.scenes import WorldSettings
+
+    export_scenes(
+        out,
+        split=split,
+        count=count,
+        settings=WorldSettings(concepts=concepts, picture_size=picture_size, seed=seed),
+    )
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "quickstart": quickstart,
+    "train": train,
+    "evaluate": evaluate,
+    "compare": compare,
+    "ask": ask,
+    "draw": draw,
+    "data scenes": data_scenes,
+}
+
+
+def usage() -> str:
+    """The list of subcommands."""
+    lines = [f"  bifocal {name:<12} {(go.__doc__ or '').splitlines()[0]}" for name, go in COMMANDS.items()]
+    return "bifocal trains, compares and evaluates visual-language models.\n\n" + "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; what a user can put right ends in one sentence and exit status 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        from bifocal import __version__
+
+        print(__version__)
+        return 0
+    try:
+        name = " ".join(words[:2]) if words[0] == "data" else words[0]
+        if name not in COMMANDS:
+            raise config.UserError(unknown_command(name))
+        rest = words[len(name.split()) :]
+        prog = f"bifocal {name}"
+        if name == "train":
+            begin, settings = tyro.cli(train, prog=prog, args=rest, return_unknown_args=True)
+            begin(overrides=config.parse_flags(settings))
+        else:
+            tyro.cli(COMMANDS[name], prog=prog, args=rest)
+        return 0
+    except ValueError as error:
+        print(f"bifocal: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bifocal: stopped", file=sys.stderr)
+        return 130
+
+
+def unknown_command(name: str) -> str:
+    """Refuse a subcommand, with the nearest one."""
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    return f"there is no command {name!r}" + (
+        f" (did you mean {near[0]!r}?)" if near else "; see bifocal --help"
+    )

@@ -1,0 +1,1 @@
+"""What a subcommand does when it is more than one call."""

@@ -1,0 +1,110 @@
+"""`bifocal evaluate` and `bifocal compare`: a finished run on a task, two runs side by side."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from bifocal import evaluation, inference
+from bifocal.config import UserError
+from bifocal.data.folder import FolderDataset
+from bifocal.data.sample import Dataset
+from bifocal.data.scenes.dataset import SceneDataset
+from bifocal.data.scenes import World, WorldSettings
+from bifocal.evaluation.compare import Comparison, compare, load_predictions
+from bifocal.evaluation.results import Row
+from bifocal.training.progress import Progress
+
+PREDICTIONS = "predictions"
+# Samples of each task on a split of the scenes: enough for an interval of a few points.
+COUNTS = {
+    "reconstruction": 500,
+    "zero-shot": 600,
+    "retrieval": 500,
+    "captioning": 300,
+    "vqa": 1200,
+    "grounding": 900,
+    "reasoning": 800,
+    "text-to-image": 120,
+}
+
+
+def dataset_of(
+    task: str, split: str, *, data: str | None, count: int | None, world: World | None = None
+) -> Dataset:
+    """The fixed evaluation set of a task: scenes of a split, or the samples of a folder."""
+    if task not in COUNTS:
+        raise UserError(f"there is no task {task!r}; choose from {', '.join(COUNTS)}")
+    if data is not None:
+        return FolderDataset(data, None if task == "reconstruction" else task, split)
+    world = world or World(WorldSettings())
+    # a reconstruction needs pictures only, and those of captioning are any scenes
+    wanted = "captioning" if task == "reconstruction" else task
+    return SceneDataset(world, split, wanted, count or COUNTS[task])
+
+
+def evaluate_command(
+    run: Path,
+    task: str,
+    *,
+    split: str = "test",
+    data: str | None = None,
+    count: int | None = None,
+    blank: bool = True,
+    checker: Path | None = None,
+    directory: Path | None = None,
+    device: str = "cpu",
+    dtype: str = "auto",
+    world: World | None = None,
+    name: str | None = None,
+) -> list[Row]:
+    """Score a run on a task; its predictions are kept beside it, or under ``directory``."""
+    model = inference.load(run, device=device, dtype=dtype)
+    dataset = dataset_of(task, split, data=data, count=count, world=world)
+    options: dict[str, Any] = {}
+    directory = directory or run
+    if task == "text-to-image":
+        if checker is None:
+            raise UserError(
+                "text-to-image needs --checker RUN: a VLM that is asked what stands in the drawings"
+            )
+        options["checker"] = inference.load(checker, device=device, dtype=dtype)
+        options["save"] = functools.partial(save_drawing, directory)
+    with Progress(f"{name or model.name} {task} {split}", total=len(dataset.samples)) as progress:
+        return evaluation.evaluate(
+            model,
+            dataset,
+            task,
+            directory=directory,
+            blank=blank,
+            progress=lambda done, total: progress.update(done),
+            name=name,
+            **options,
+        )
+
+
+def save_drawing(directory: Path, name: str, picture: Image.Image) -> str:
+    """Keep a drawing for the report; returns its path relative to ``directory``."""
+    path = Path("drawings") / f"{name.replace('/', '-')}.png"
+    (directory / path).parent.mkdir(parents=True, exist_ok=True)
+    picture.save(directory / path)
+    return str(path)
+
+
+def compare_command(run_a: Path, run_b: Path) -> Comparison:
+    """Two runs on everything both were evaluated on, from the predictions that were kept."""
+    sides = []
+    for run in (run_a, run_b):
+        sides.append(load_predictions(predictions_folder(run)))
+    return compare(sides[0], sides[1], name_a=run_a.name, name_b=run_b.name)
+
+
+def predictions_folder(run: Path) -> Path:
+    """Where the predictions of a run lie: beside it, or in the quickstart's directory."""
+    for folder in (run / PREDICTIONS / run.name, run.parent / PREDICTIONS / run.name):
+        if any(folder.glob("*.jsonl")):
+            return folder
+    raise UserError(f"{run} has no predictions yet: run `bifocal evaluate {run} --task NAME` first")

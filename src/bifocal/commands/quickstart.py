@@ -1,0 +1,156 @@
+"""`bifocal quickstart`: the whole road, from nothing to two trained, compared VLMs and a report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from torch import Tensor
+
+from bifocal import artifacts, inference
+from bifocal.commands.evaluate import COUNTS, evaluate_command
+from bifocal.commands.figures import reconstructions, vqvae_figures
+from bifocal.config import UserError
+from bifocal.data.scenes import World, WorldSettings
+from bifocal.evaluation.compare import compare_models, print_comparison
+from bifocal.evaluation.goals import QUICKSTART_GOALS, STANDARD_GOALS
+from bifocal.evaluation.report import write_report
+from bifocal.evaluation.results import Row, print_table, read_results, write_results
+from bifocal.models.vqvae import VQVAEModel
+from bifocal.recipes.clip import recipe_clip, train_clip
+from bifocal.recipes.runs import finished
+from bifocal.recipes.sources import world_of
+from bifocal.recipes.vlm import recipe_vlm, train_vlm
+from bifocal.recipes.vqvae import recipe_vqvae, train_vqvae
+
+Scale = Literal["smoke", "quickstart", "standard"]
+MODELS = ("vqvae", "clip", "vlm-continuous", "vlm-discrete")
+SPLITS = ("test", "test-novel-pairs", "test-novel-concepts")
+READING = ("captioning", "vqa", "grounding", "reasoning")
+NOVEL_SHARE = 1 / 3  # novel splits are asked fewer questions
+
+
+def quickstart(out: Path, scale: Scale = "quickstart", *, seed: int = 0, resume: bool = False) -> list[Row]:
+    """Train VQ-VAE, CLIP and both VLMs, evaluate, compare, and write results.json and report.html into ``out``.
+
+    With ``resume`` finished parts are kept and the interrupted one goes on. Raises ``UserError`` if ``out`` holds a run
+    and ``resume`` is false, or, at smoke scale, if a loss did not fall.
+    """
+    if not resume and out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty: continue it with --resume, or choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    times: dict[str, float] = {}
+    began = time.perf_counter()
+    for name in MODELS:
+        start = time.perf_counter()
+        if not finished(out / name):
+            train_part(name, out, scale, seed)
+        times[f"train {name}"] = time.perf_counter() - start
+    if scale == "smoke":
+        for name in MODELS:
+            require_falling_loss(out / name)
+    start = time.perf_counter()
+    world = world_of(WorldSettings())
+    rows = evaluate_all(out, scale, world)
+    times["evaluate"] = time.perf_counter() - start
+    vqvae = inference.load(out / "vqvae")
+    assert isinstance(vqvae, inference.VQVAE)
+    shown = 64 if scale == "smoke" else 400
+    vqvae_figures(vqvae, [world.picture(f"test/{index}/0") for index in range(shown)], out / "figures")
+    times["in all"] = time.perf_counter() - began
+    facts = {
+        "scale": scale,
+        "seed": seed,
+        **artifacts.environment(),
+        **{f"{name}, seconds": round(value, 1) for name, value in times.items()},
+    }
+    goals = STANDARD_GOALS if scale == "standard" else QUICKSTART_GOALS
+    report = write_report(out, picture=world.picture, goals=goals, facts=facts)
+    conclude(out, rows, report, times)
+    return rows
+
+
+def train_part(name: str, out: Path, scale: Scale, seed: int) -> None:
+    """Train one of the four models, going on from its checkpoints where there are any."""
+    place = out / name
+    resume = (place / "recipe.json").exists()
+    if name == "vqvae":
+        recipe = recipe_vqvae(scale)
+
+        def show(model: VQVAEModel, images: Tensor, step: int) -> None:
+            reconstructions(model, images, place / "samples" / f"step-{step}.png")
+
+        train_vqvae(replace(recipe, train=replace(recipe.train, seed=seed)), place, resume=resume, show=show)
+    elif name == "clip":
+        contrastive = recipe_clip(scale)
+        train_clip(replace(contrastive, train=replace(contrastive.train, seed=seed)), place, resume=resume)
+    else:
+        family: Literal["discrete", "continuous"] = "discrete" if name == "vlm-discrete" else "continuous"
+        vlm = recipe_vlm(scale, family)
+        vision = str(out / ("vqvae" if family == "discrete" else "clip"))
+        train_vlm(replace(vlm, vision=vision, train=replace(vlm.train, seed=seed)), place, resume=resume)
+
+
+def require_falling_loss(run: Path) -> None:
+    """Raise ``UserError`` unless the last losses of a run lie below its first."""
+    log = artifacts.read_json_lines(run / "log.jsonl")
+    losses = [row["loss"] for row in log if row["phase"] == "train"]
+    if len(losses) < 2 or losses[-1] >= losses[0]:
+        raise UserError(
+            f"the loss of {run.name} did not fall: {losses[0]:.4f} at first, {losses[-1]:.4f} at last"
+        )
+
+
+def evaluate_all(out: Path, scale: Scale, world: World) -> list[Row]:
+    """Every model on its tasks, on the test split and the novel ones; finished parts are kept in ``results.json``."""
+    path = out / "results.json"
+    rows = read_results(path) if path.exists() else []
+    done = {(row.model, row.task, row.split) for row in rows}
+    plan: list[tuple[str, str]] = [("vqvae", "reconstruction"), ("clip", "zero-shot"), ("clip", "retrieval")]
+    plan += [(model, task) for model in ("vlm-continuous", "vlm-discrete") for task in READING]
+    plan.append(("vlm-discrete", "text-to-image"))
+    for model, task in plan:
+        for split in SPLITS:
+            if (model, task, split) in done or (task == "zero-shot" and split == "test-novel-pairs"):
+                continue
+            count = COUNTS[task] if split == "test" else int(COUNTS[task] * NOVEL_SHARE)
+            if scale == "smoke":
+                count = 24 if split == "test" else 12
+            rows += evaluate_command(
+                out / model,
+                task,
+                split=split,
+                count=count,
+                blank=split == "test",
+                checker=out / "vlm-continuous" if task == "text-to-image" else None,
+                directory=out,
+                world=world,
+                name=model,
+            )
+            write_results(path, rows)
+    return rows
+
+
+def conclude(out: Path, rows: list[Row], report: Path, times: dict[str, float]) -> None:
+    """Print the comparison, where the report is, and what to try next."""
+    console = Console()
+    parts = [
+        row for row in rows if row.model in ("vqvae", "clip") and row.split == "test" and row.slice == "all"
+    ]
+    print_table(parts, console, title="The parts, on pictures they never saw")
+    comparison = compare_models(out, "vlm-continuous", "vlm-discrete")
+    print_comparison(comparison, console)
+    example = out / "figures" / "reconstructions.png"
+    say: Callable[[Any], None] = console.print
+    say(f"\nreport: {report}")
+    say("  ".join(f"{name} {seconds / 60:.1f} min" for name, seconds in times.items()))
+    say("\ntry next:")
+    say(f'  bifocal ask {out}/vlm-continuous {example} "how many dogs are there?"')
+    say(f'  bifocal draw {out}/vlm-discrete "draw an owl and two hearts." -o drawing.png')
+    say(f"  bifocal evaluate {out}/vlm-continuous --task vqa --split test")
+    artifacts.atomic_write_text(out / "times.json", json.dumps(times))

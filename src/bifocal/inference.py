@@ -1,0 +1,432 @@
+"""The public face: models together with their processors, as ``bifocal.load`` returns them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bifocal import artifacts, config
+from bifocal.config import UserError
+from bifocal.data.batch import Template, encode_messages, encode_prefix, leading_pictures
+from bifocal.data.boxes import boxes_from_text
+from bifocal.data.pictures import read_picture, resize_whole, to_pictures, to_tensor
+from bifocal.data.sample import Box, Message, Picture
+from bifocal.data.text import TextTokenizer
+from bifocal.generation.decode import Generated, Prompt, Sampling, draw_codes, generate
+from bifocal.generation.decode import score as score_continuations
+from bifocal.models.clip import CLIPConfig, CLIPModel
+from bifocal.models.precision import fast_dtype, set_precision
+from bifocal.models.vlm import VLM as VLMModel
+from bifocal.models.vlm import VLMConfig
+from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
+
+AnyPicture = np.ndarray | Image.Image | str | Path | bytes
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+TEMPLATES = ("{a}", "a picture of {a}", "a drawing of {a}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a VLM says: text, the boxes in it (normalised), pictures it drew, why it ended, and how sure it was."""
+
+    text: str
+    boxes: tuple[Box, ...] = ()
+    images: tuple[Image.Image, ...] = ()
+    finish_reason: str = "stop"
+    logprobs: tuple[float, ...] = ()
+
+
+class Loaded:
+    """A model with what it needs to be used; ``name`` is that of its directory."""
+
+    kind = ""
+    model: nn.Module
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name = name
+        self.device = device
+
+    def _pixels(self, pictures: Sequence[AnyPicture], size: int) -> Tensor:
+        """Any pictures -> (B, 3, size, size) in [0, 1], each resized whole."""
+        arrays = [
+            picture if isinstance(picture, np.ndarray) else read_picture(picture) for picture in pictures
+        ]
+        return to_tensor([resize_whole(array, size) for array in arrays]).to(self.device)
+
+
+class VQVAE(Loaded):
+    """Pictures to codes and back."""
+
+    kind = "vqvae"
+
+    def __init__(self, model: VQVAEModel, name: str, device: torch.device) -> None:
+        super().__init__(name, device)
+        self.model = model
+        self.picture_size = model.config.picture_size
+        self.codebook_size = model.config.quantizer.codes
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) float in [0, 1] -> (B, h, w) int64 codes."""
+        return self.model.encode(images.to(self.device))
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Tensor:
+        """(B, h, w) int64 codes -> (B, 3, H, W) float in [0, 1]."""
+        return self.model.decode(codes.to(self.device))
+
+
+class CLIP(Loaded):
+    """Pictures and texts in one space."""
+
+    kind = "clip"
+
+    def __init__(self, model: CLIPModel, tokenizer: TextTokenizer, name: str, device: torch.device) -> None:
+        super().__init__(name, device)
+        self.model, self.tokenizer = model, tokenizer
+        self.picture_size = model.config.vision.picture_size
+
+    @torch.inference_mode()
+    def embed_images(self, pictures: Sequence[AnyPicture]) -> Tensor:
+        """n pictures -> (n, d) float32 of unit norm."""
+        pieces = [
+            self.model.embed_images(self._pixels(pictures[start : start + 256], self.picture_size))
+            for start in range(0, len(pictures), 256)
+        ]
+        return torch.cat(pieces).cpu() if pieces else torch.empty(0, self.model.config.width)
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """n texts -> (n, d) float32 of unit norm. Raises ``UserError`` for a text longer than the context."""
+        tokens = clip_tokens(texts, self.tokenizer, self.model.config.text.context).to(self.device)
+        pieces = [self.model.embed_texts(piece) for piece in tokens.split(256)]
+        return torch.cat(pieces).cpu() if pieces else torch.empty(0, self.model.config.width)
+
+    def classify(
+        self, pictures: Sequence[AnyPicture], labels: Sequence[str], templates: Sequence[str] | None = None
+    ) -> Tensor:
+        """(n, len(labels)) probabilities of zero-shot classification.
+
+        A class is the mean of its unit-norm text embeddings over ``templates``, normalised again (Radford et al. 2021,
+        section 3.1.4). In a template, {a} stands for the label with its article and {} for the label alone.
+        """
+        if not labels:
+            raise UserError("there are no labels to choose from: give at least one")
+        texts = [fill_template(template, label) for label in labels for template in (templates or TEMPLATES)]
+        embedded = self.embed_texts(texts).view(len(labels), -1, self.model.config.width)
+        classes = torch.nn.functional.normalize(embedded.mean(dim=1), dim=-1)
+        scale = self.model.logit_scale.exp().item()
+        return (scale * self.embed_images(pictures) @ classes.T).softmax(dim=-1)
+
+
+def fill_template(template: str, label: str) -> str:
+    """ "a picture of {a}", "owl" -> "a picture of an owl"."""
+    article = "an" if label[:1].lower() in "aeiou" else "a"
+    return template.replace("{a}", f"{article} {label}").replace("{}", label)
+
+
+def clip_tokens(texts: Sequence[str], tokenizer: TextTokenizer, context: int) -> Tensor:
+    """n texts -> (n, context) ids: begin, text, end, padding. Raises ``UserError`` for one that does not fit."""
+    rows = []
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        if len(ids) + 2 > context:
+            raise UserError(
+                f"a text of {len(ids)} tokens does not fit this model's {context - 2}: {text[:60]!r}"
+            )
+        rows.append([tokenizer.bos, *ids, tokenizer.eos] + [tokenizer.pad] * (context - 2 - len(ids)))
+    return torch.tensor(rows, dtype=torch.int64).view(len(rows), context)
+
+
+class VLM(Loaded):
+    """Answers questions about pictures; the discrete family also draws."""
+
+    kind = "vlm"
+
+    def __init__(self, model: VLMModel, tokenizer: TextTokenizer, name: str, device: torch.device) -> None:
+        super().__init__(name, device)
+        self.model, self.tokenizer = model, tokenizer
+        self.family = model.config.family
+        self.template = Template(tokenizer, model.image_path.positions)
+        forbidden = torch.ones(len(tokenizer), dtype=torch.bool)
+        first_text = max(tokenizer.special.values()) + 1 + len(tokenizer.boxes) + len(tokenizer.codes)
+        forbidden[first_text:] = False
+        forbidden[tokenizer.boxes.start : tokenizer.boxes.stop] = False
+        forbidden[tokenizer.eos] = False
+        self.forbidden = forbidden.to(device)
+
+    @property
+    def picture_size(self) -> int:
+        """Side of the pictures that the image path takes."""
+        size = (
+            self.model.config.vqvae.picture_size
+            if self.family == "discrete"
+            else self.model.config.vision.picture_size
+        )
+        return int(size)
+
+    @property
+    def vqvae(self) -> VQVAE:
+        """The tokenizer of a discrete VLM."""
+        if self.family != "discrete":
+            raise UserError(
+                f"{self.name} is a continuous VLM: its pictures are CLIP features, it has no VQ-VAE"
+            )
+        return VQVAE(self.model.image_path.vqmodel, f"{self.name}/vqvae", self.device)
+
+    def answer(
+        self,
+        pictures: AnyPicture | Sequence[AnyPicture],
+        question: str,
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> Answer:
+        """Answer a question about one or several pictures."""
+        several = list(pictures) if isinstance(pictures, list | tuple) else [pictures]
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed or 0)
+        return self._reply([(several, question_messages(len(several), question))], sampling)[0]
+
+    def answer_batch(
+        self,
+        requests: Sequence[tuple[Sequence[AnyPicture], str]],
+        *,
+        max_new_tokens: int = 64,
+        batch_size: int = 64,
+    ) -> list[Answer]:
+        """Greedy answers to many (pictures, question) requests, those of similar length together."""
+        order = sorted(range(len(requests)), key=lambda i: (len(requests[i][0]), len(requests[i][1])))
+        answers: list[Answer | None] = [None] * len(requests)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            some = [(requests[i][0], question_messages(len(requests[i][0]), requests[i][1])) for i in chosen]
+            for i, answer in zip(
+                chosen, self._reply(some, Sampling(max_new_tokens=max_new_tokens)), strict=True
+            ):
+                answers[i] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> Answer:
+        """Answer OpenAI-style messages; a picture is {"type": "image", "image": PICTURE} or an ``image_url`` data URL."""
+        pictures, plain = read_messages(messages)
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed or 0)
+        return self._reply([(pictures, plain)], sampling)[0]
+
+    @torch.inference_mode()
+    def score(self, pictures: Sequence[AnyPicture], question: str, answers: Sequence[str]) -> list[float]:
+        """Log-probability of each given answer, its end included."""
+        messages = question_messages(len(pictures), question)
+        prompt = self._prompt(messages, first_picture=0)
+        continuations = [[*self.tokenizer.encode(answer), self.tokenizer.eos] for answer in answers]
+        return score_continuations(self.model, prompt, continuations, self._encode(pictures))
+
+    def draw(
+        self, prompt: str, *, n: int = 1, guidance: float = 2.0, seed: int | None = None
+    ) -> list[Image.Image]:
+        """``n`` pictures of a prompt, of the side the tokenizer works at."""
+        return self.draw_batch([prompt] * n, guidance=guidance, seed=seed)
+
+    def draw_batch(
+        self,
+        prompts: Sequence[str],
+        *,
+        guidance: float = 2.0,
+        seed: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        batch_size: int = 32,
+    ) -> list[Image.Image]:
+        """One picture for each prompt. Only a discrete model can: its pictures are tokens that it predicts."""
+        if self.family != "discrete":
+            raise UserError(
+                f"{self.name} is a continuous VLM: it reads pictures as vectors and predicts words only, so it cannot draw; "
+                "use a discrete VLM"
+            )
+        first, last = [self.tokenizer.bos], [self.tokenizer.turn_end, self.tokenizer.image_begin]
+        side = self.model.config.vqvae.picture_size // self.model.config.vqvae.stride
+        drawn: list[Image.Image] = []
+        for start in range(0, len(prompts), batch_size):
+            some = [
+                Prompt(first + self.tokenizer.encode(text) + last)
+                for text in prompts[start : start + batch_size]
+            ]
+            codes = draw_codes(
+                self.model,
+                some,
+                Prompt(first + last),
+                codes=self.tokenizer.codes,
+                guidance=guidance,
+                sampling=Sampling(temperature=temperature, top_k=top_k, seed=(seed or 0) + start),
+            )
+            with torch.inference_mode():
+                images = self.model.image_path.vqmodel.decode(codes.view(-1, side, side))
+            drawn += [Image.fromarray(array) for array in to_pictures(images)]
+        return drawn
+
+    @torch.inference_mode()
+    def _encode(self, pictures: Sequence[AnyPicture]) -> Tensor | None:
+        if not pictures:
+            return None
+        pixels = self._pixels(pictures, self.picture_size)
+        return torch.cat([self.model.image_path.encode(piece) for piece in pixels.split(256)])
+
+    def _prompt(self, messages: Sequence[Message], first_picture: int) -> Prompt:
+        shared = leading_pictures(messages)
+        prefix = encode_prefix(shared, self.template)
+        segment = encode_messages(messages, self.template, shared=shared)
+        inside = [(start + len(prefix.tokens), index) for start, index in segment.pictures]
+        places = [(start, first_picture + index) for start, index in [*prefix.pictures, *inside]]
+        return Prompt(prefix.tokens + segment.tokens, places)
+
+    def _reply(
+        self, requests: Sequence[tuple[Sequence[AnyPicture], Sequence[Message]]], sampling: Sampling
+    ) -> list[Answer]:
+        prompts: list[Prompt] = []
+        pictures: list[AnyPicture] = []
+        for some, messages in requests:
+            prompts.append(self._prompt(messages, first_picture=len(pictures)))
+            pictures += some
+        generated = generate(
+            self.model,
+            prompts,
+            self._encode(pictures),
+            stop=self.tokenizer.eos,
+            forbidden=self.forbidden,
+            sampling=sampling,
+        )
+        return [self._answer(result) for result in generated]
+
+    def _answer(self, result: Generated) -> Answer:
+        text = self.tokenizer.decode(result.tokens)
+        boxes = tuple(boxes_from_text(text, len(self.tokenizer.boxes)))
+        return Answer(text, boxes, (), "stop" if result.stopped else "length", tuple(result.logprobs))
+
+
+def question_messages(pictures: int, question: str) -> tuple[Message, ...]:
+    """One user's turn: the pictures in order, then the words."""
+    return (Message("user", (*(Picture(index) for index in range(pictures)), question)),)
+
+
+def read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[AnyPicture], tuple[Message, ...]]:
+    """OpenAI-style messages -> pictures in order of appearance, and our messages."""
+    pictures: list[AnyPicture] = []
+    turns: list[Message] = []
+    for number, message in enumerate(messages):
+        content = message.get("content", "")
+        parts: list[str | Picture | Box] = []
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            kind = part.get("type")
+            if kind == "text":
+                parts.append(part["text"])
+            elif kind in ("image", "image_url"):
+                pictures.append(
+                    part["image"] if kind == "image" else picture_of_url(part["image_url"], number)
+                )
+                parts.append(Picture(len(pictures) - 1))
+            else:
+                raise UserError(f"message {number} has a part of type {kind!r}: use text, image or image_url")
+        turns.append(Message(message["role"], tuple(parts)))
+    if not turns or turns[-1].role != "user":
+        raise UserError("the last message must be the user's")
+    return pictures, tuple(turns)
+
+
+def picture_of_url(value: Any, number: int) -> bytes:
+    """The bytes of a ``data:`` URL; nothing is fetched."""
+    url = value["url"] if isinstance(value, Mapping) else value
+    header, comma, data = str(url).partition(",")
+    if not header.startswith("data:image/") or not header.endswith(";base64") or not comma:
+        raise UserError(
+            f"message {number} has a picture that is not a base64 data:image URL; send the picture itself"
+        )
+    try:
+        return base64.b64decode(data, validate=True)
+    except ValueError:
+        raise UserError(f"message {number} has a picture whose base64 is broken") from None
+
+
+KINDS: dict[str, type] = {"bifocal-vqvae": VQVAEConfig, "bifocal-clip": CLIPConfig, "bifocal-vlm": VLMConfig}
+MODELS: dict[str, type] = {"bifocal-vqvae": VQVAEModel, "bifocal-clip": CLIPModel, "bifocal-vlm": VLMModel}
+
+
+def save(path: str | Path, model: nn.Module, tokenizer: TextTokenizer | None = None) -> None:
+    """Write a finished model into a run's directory: config, weights, and the tokenizer where there is one."""
+    path = Path(path)
+    kind = next(name for name, cls in MODELS.items() if type(model) is cls)
+    if tokenizer is not None:
+        tokenizer.write(path / TOKENIZER)
+    tensors = {name: tensor.detach().float().contiguous() for name, tensor in model.state_dict().items()}
+    temporary = path / f"{WEIGHTS}.tmp"
+    save_file(tensors, str(temporary), metadata={"format": "pt"})
+    temporary.replace(path / WEIGHTS)
+    artifacts.atomic_write_json(path / CONFIG, {"model_type": kind, **config.to_dict(model.config)})
+
+
+def load_model(path: str | Path) -> tuple[nn.Module, TextTokenizer | None]:
+    """The bare float32 module of a finished directory, and its tokenizer."""
+    path = Path(path)
+    try:
+        about = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is not a finished model: it has no {CONFIG} (is its training done?)"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path / CONFIG} is not JSON: {error}") from None
+    kind = about.pop("model_type", None)
+    if kind not in KINDS:
+        raise UserError(f"{path / CONFIG} says model_type {kind!r}; this version opens {', '.join(KINDS)}")
+    if not (path / WEIGHTS).is_file():
+        raise UserError(f"{path} has no {WEIGHTS}: its training did not finish; resume it")
+    model: nn.Module = MODELS[kind](config.from_dict(KINDS[kind], about, where=str(path / CONFIG)))
+    try:
+        tensors = load_file(str(path / WEIGHTS))
+        own = model.state_dict()
+        tensors = {
+            name: value.to(own[name].dtype) if name in own else value for name, value in tensors.items()
+        }
+        model.load_state_dict(tensors)
+    except Exception as error:
+        raise UserError(
+            f"{path / WEIGHTS} does not fit its {CONFIG} or is damaged: {str(error)[:200]}"
+        ) from None
+    tokenizer = TextTokenizer.read(path / TOKENIZER) if (path / TOKENIZER).is_file() else None
+    return model.eval(), tokenizer
+
+
+def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> VQVAE | CLIP | VLM:
+    """Open a finished directory: a VQ-VAE, a CLIP or a VLM, ready to use.
+
+    ``dtype`` "auto" computes in bf16 where the machine is fast at it. Raises ``UserError`` for a directory that is
+    not a finished model.
+    """
+    place = torch.device(device)
+    model, tokenizer = load_model(path)
+    set_precision(model, fast_dtype(place, dtype))
+    model.to(place)
+    name = Path(path).resolve().name
+    if isinstance(model, VQVAEModel):
+        return VQVAE(model, name, place)
+    if tokenizer is None:
+        raise UserError(f"{path} has no {TOKENIZER}, and text is needed")
+    if isinstance(model, CLIPModel):
+        return CLIP(model, tokenizer, name, place)
+    assert isinstance(model, VLMModel)
+    return VLM(model, tokenizer, name, place)

@@ -1,0 +1,32 @@
+"""Which precision a model computes in: bf16 where the machine is fast at it, float32 for what must not be rounded."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def fast_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
+    """bf16 where the machine computes it fast, else float32; or what is asked for by name."""
+    if wanted != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def float32_names(model: nn.Module) -> set[str]:
+    """Parameters that stay float32 whatever the compute precision: modules name theirs in ``float32_parameters``."""
+    return {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        for name in getattr(module, "float32_parameters", ())
+    }
+
+
+@torch.no_grad()
+def set_precision(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast every parameter to ``dtype`` but those that must stay float32; buffers stay as they are."""
+    kept = float32_names(model)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if name in kept else dtype)

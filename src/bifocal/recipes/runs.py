@@ -1,0 +1,117 @@
+"""What the recipes share: a run's directory, from its recipe to its finished model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bifocal import artifacts, config, distributed, inference
+from bifocal.config import UserError
+from bifocal.data.text import TextTokenizer
+from bifocal.training.trainer import Outcome, TrainSettings, train
+
+RECIPE = "recipe.json"
+
+
+def open_run(out: Path, kind: str, recipe: Any, *, resume: bool) -> None:
+    """Begin or continue a run: its recipe is written first, and a resumed one must be the same."""
+    written = {"kind": kind, **config.to_dict(recipe)}
+    if resume and (out / RECIPE).exists():
+        before = json.loads((out / RECIPE).read_text(encoding="utf-8"))
+        if before != json.loads(json.dumps(written)):
+            changed = [key for key in written if before.get(key) != json.loads(json.dumps(written[key]))]
+            raise UserError(
+                f"{out} was begun with another recipe (it differs in {', '.join(changed) or 'its kind'}): "
+                "resume with the same settings, or choose another --out"
+            )
+        return
+    artifacts.refuse_overwrite(out)
+    out.mkdir(parents=True, exist_ok=True)
+    artifacts.atomic_write_json(out / RECIPE, written)
+
+
+def finished(out: Path) -> bool:
+    """Whether a run's model is complete."""
+    return (out / inference.CONFIG).is_file() and (out / inference.WEIGHTS).is_file()
+
+
+def run(
+    model: nn.Module,
+    settings: TrainSettings,
+    batch_at: Callable[[int], Any],
+    out: Path,
+    *,
+    recipe: Any,
+    samples_per_step: int,
+    data_fingerprint: str,
+    tokenizer: TextTokenizer | None = None,
+    validation: Callable[[], Mapping[str, float]] | None = None,
+    probes: Mapping[str, Callable[[int], None]] | None = None,
+    resume: bool = False,
+    title: str,
+) -> Outcome:
+    """Train, and leave a finished model in ``out``."""
+    about = {
+        "recipe": config.to_dict(recipe),
+        "data": data_fingerprint,
+        "environment": artifacts.environment(),
+    }
+    describe(model, title)
+    outcome = train(
+        model,
+        settings,
+        batch_at,
+        out,
+        samples_per_step=samples_per_step,
+        validation=validation,
+        probes=probes,
+        about=about,
+        resume=resume,
+        title=title,
+    )
+    if distributed.is_main():
+        inference.save(out, model, tokenizer)
+    return outcome
+
+
+def describe(model: nn.Module, title: str) -> None:
+    """One line that says by name and parameter count what trains and what is frozen."""
+    if not distributed.is_main():
+        return
+    parts: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        counts = parts.setdefault(name.split(".")[0], [0, 0])
+        counts[0 if parameter.requires_grad else 1] += parameter.numel()
+    trained = ", ".join(f"{name} {counts[0] / 1e6:.2f}M" for name, counts in parts.items() if counts[0])
+    frozen = ", ".join(f"{name} {counts[1] / 1e6:.2f}M" for name, counts in parts.items() if counts[1])
+    print(f"{title}: trains {trained}" + (f"; frozen {frozen}" if frozen else ""), flush=True)
+
+
+def start_from(model: nn.Module, init_from: str | None) -> None:
+    """Begin with the weights of a finished run of the same shape, where one is named."""
+    if init_from is None:
+        return
+    other, _ = inference.load_model(init_from)
+    try:
+        model.load_state_dict(other.state_dict())
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--init-from {init_from} is a model of another shape: {reason}") from None
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, batches: list[Any]) -> dict[str, float]:
+    """Validation: loss and figures over some fixed batches, the loss per what counts."""
+    total, count = 0.0, 0
+    figures: dict[str, float] = {}
+    for batch in batches:
+        loss, number, metrics = model.loss(batch)  # type: ignore[operator]
+        total, count = total + loss.item(), count + number
+        for name, value in metrics.items():
+            figures[name] = figures.get(name, 0.0) + value / len(batches)
+    return {"loss": total / max(1, count), **figures}

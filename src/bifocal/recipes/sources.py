@@ -1,0 +1,203 @@
+"""Where training takes its data from: scenes made as they are used, or a folder of a user's own samples.
+
+A source gives the same things whatever stands behind it, each a pure function of a number.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from bifocal.config import UserError, fingerprint
+from bifocal.data.folder import FolderDataset
+from bifocal.data.pictures import resize_whole
+from bifocal.data.sample import Message, Picture, Sample
+from bifocal.data.scenes import World, WorldSettings
+from bifocal.data.scenes.dataset import clip_caption, samples_for, training_texts
+
+SINGLE_SHARE = (
+    0.5  # of CLIP's training scenes, those with one object: single objects are what zero-shot names
+)
+
+
+class Source(Protocol):
+    """What recipes ask of data. ``split`` is "train" or "validation"."""
+
+    fingerprint: str
+
+    def texts(self) -> list[str]:
+        """Texts to learn a tokenizer from."""
+        ...
+
+    def picture(self, split: str, number: int) -> np.ndarray:
+        """Some picture: (S, S, 3) uint8."""
+        ...
+
+    def pair(self, split: str, number: int, attempt: int) -> tuple[np.ndarray, str]:
+        """A picture and a caption of it; another ``attempt`` gives another one."""
+        ...
+
+    def documents(self, split: str) -> int:
+        """How many sets of pictures there are to talk about."""
+        ...
+
+    def document_keys(self, split: str, number: int) -> tuple[str, ...]:
+        """The keys of a document's pictures."""
+        ...
+
+    def document(
+        self, split: str, number: int, rng: random.Random, tasks: Mapping[str, float]
+    ) -> list[Sample]:
+        """Samples about one document's pictures, of the tasks named, in random order; more than fit in a row."""
+        ...
+
+    def pixels(self, key: str) -> np.ndarray:
+        """The picture of a key: (S, S, 3) uint8."""
+        ...
+
+
+@functools.lru_cache(maxsize=2)
+def world_of(settings: WorldSettings) -> World:
+    """The world of these settings, built once a process."""
+    return World(settings)
+
+
+class SceneSource:
+    """Scenes of real drawings; ``episodes`` of them are told about, the pictures themselves never run out."""
+
+    def __init__(self, settings: WorldSettings, episodes: int, samples_per_document: int = 40) -> None:
+        self.world = world_of(settings)
+        self.episodes = episodes
+        self.samples_per_document = samples_per_document
+        self.fingerprint = self.world.fingerprint
+
+    def texts(self) -> list[str]:
+        return training_texts(self.world, 20_000)
+
+    def picture(self, split: str, number: int) -> np.ndarray:
+        return self.world.render(self.world.scenes(split, number, pictures=1)[0])
+
+    def pair(self, split: str, number: int, attempt: int) -> tuple[np.ndarray, str]:
+        rng = random.Random(f"pair/{split}/{number}/{attempt}")
+        if rng.random() < SINGLE_SHARE:
+            scene = self.world.single(split, number)
+        else:
+            scene = self.world.scenes(split, number, pictures=1)[0]
+        return self.world.render(scene), clip_caption(scene, rng)
+
+    def documents(self, split: str) -> int:
+        return self.episodes if split == "train" else 512
+
+    def document_keys(self, split: str, number: int) -> tuple[str, ...]:
+        return tuple(scene.key for scene in self.world.scenes(split, number))
+
+    def document(
+        self, split: str, number: int, rng: random.Random, tasks: Mapping[str, float]
+    ) -> list[Sample]:
+        scenes = self.world.scenes(split, number)
+        return samples_for(
+            scenes, rng, world=self.world, tasks=dict(tasks), count=self.samples_per_document, split=split
+        )
+
+    def pixels(self, key: str) -> np.ndarray:
+        return self.world.picture(key)
+
+
+class FolderSource:
+    """A user's own samples; a tenth of the pictures, by the hash of their names, is kept for validation."""
+
+    def __init__(self, directory: str | Path, picture_size: int) -> None:
+        self.dataset = FolderDataset(directory)
+        self.size = picture_size
+        groups: dict[tuple[str, ...], list[Sample]] = {}
+        for sample in self.dataset.samples:
+            groups.setdefault(sample.pictures, []).append(sample)
+        self.groups: dict[str, list[tuple[str, ...]]] = {"train": [], "validation": []}
+        for keys in groups:
+            kept = int(fingerprint(list(keys))[:8], 16) % 10 == 0
+            self.groups["validation" if kept else "train"].append(keys)
+        for split, other in (("validation", "train"), ("train", "validation")):
+            if not self.groups[split]:
+                self.groups[split] = self.groups[other][:1]
+        self.samples = groups
+        self.fingerprint = fingerprint([sample.id for sample in self.dataset.samples])
+
+    def texts(self) -> list[str]:
+        return [
+            part
+            for sample in self.dataset.samples
+            for message in sample.messages
+            for part in message.parts
+            if isinstance(part, str)
+        ]
+
+    def _keys(self, split: str, number: int) -> tuple[str, ...]:
+        groups = self.groups[split]
+        return groups[number % len(groups)]
+
+    def picture(self, split: str, number: int) -> np.ndarray:
+        keys = self._keys(split, number)
+        return self.pixels(keys[number % len(keys)])
+
+    def pair(self, split: str, number: int, attempt: int) -> tuple[np.ndarray, str]:
+        rng = random.Random(f"pair/{split}/{number}/{attempt}")
+        keys = self._keys(split, number)
+        captions = [
+            text
+            for sample in self.samples[keys]
+            if sample.task in ("captioning", "retrieval", "zero-shot") and len(sample.pictures) == 1
+            for text in (sample.references or (answer_text(sample),))
+        ]
+        if not captions:
+            raise UserError(
+                f"picture {keys[0]} of {self.dataset.name} has no caption, and CLIP learns from captions"
+            )
+        return self.pixels(keys[0]), rng.choice(captions)
+
+    def documents(self, split: str) -> int:
+        return len(self.groups[split])
+
+    def document_keys(self, split: str, number: int) -> tuple[str, ...]:
+        return self._keys(split, number)
+
+    def document(
+        self, split: str, number: int, rng: random.Random, tasks: Mapping[str, float]
+    ) -> list[Sample]:
+        samples = [sample for sample in self.samples[self._keys(split, number)] if sample.task in tasks]
+        return rng.sample(samples, len(samples))
+
+    def pixels(self, key: str) -> np.ndarray:
+        return resize_whole(self.dataset.picture(key), self.size)
+
+
+def answer_text(sample: Sample) -> str:
+    """The words of the assistant's last turn."""
+    return "".join(part for part in sample.messages[-1].parts if isinstance(part, str))
+
+
+def drawing_sample(sample: Sample, *, blank: bool) -> Sample:
+    """A text-to-image sample for training; ``blank`` drops its prompt, which teaches the unconditional half."""
+    question = next((part for part in sample.messages[0].parts if isinstance(part, str)), "")
+    messages = (Message("user", () if blank else (question,)), Message("assistant", (Picture(0),)))
+    return Sample(sample.id, sample.task, sample.slice, sample.pictures, messages)
+
+
+def source_of(data: str | None, world: WorldSettings, episodes: int) -> Source:
+    """The scenes, or the samples of a folder."""
+    return SceneSource(world, episodes) if data is None else FolderSource(data, world.picture_size)
+
+
+def shuffled(number: int, count: int, seed: int) -> int:
+    """The ``number``-th of ``count`` things in an order that is new in every epoch, as a pure function."""
+    epoch, place = divmod(number, count)
+    return _permutation(count, seed, epoch)[place]
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(count: int, seed: int, epoch: int) -> Sequence[int]:
+    return np.random.default_rng((seed, epoch)).permutation(count).tolist()

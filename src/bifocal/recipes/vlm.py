@@ -1,0 +1,283 @@
+"""Training a visual-language model of either family on a frozen image encoder."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bifocal import config
+from bifocal.config import UserError
+from bifocal.data.batch import RowBuilder, Template
+from bifocal.data.pictures import to_tensor
+from bifocal.data.sample import Sample
+from bifocal.data.scenes import WorldSettings
+from bifocal.data.text import TextTokenizer
+from bifocal.encoded import EncodedStore, encode_pictures
+from bifocal.inference import load_model
+from bifocal.models.clip import CLIPModel
+from bifocal.models.language import LanguageConfig
+from bifocal.models.precision import fast_dtype, set_precision
+from bifocal.models.vlm import VLM, Rows, VLMConfig
+from bifocal.models.vqvae import VQVAEModel
+from bifocal.recipes.runs import mean_loss, open_run, run, start_from
+from bifocal.recipes.sources import Source, drawing_sample, shuffled, source_of
+from bifocal.training.optimizer import OptimizerSettings
+from bifocal.training.progress import Progress
+from bifocal.training.trainer import Outcome, TrainSettings
+
+DRAWING = "text-to-image"
+HELD_OUT_ROWS = 32
+
+
+@dataclass(frozen=True)
+class TaskWeights:
+    """How often each task is asked about a picture. ``drawing`` is the share of rows in which a discrete model draws."""
+
+    captioning: float = 1.0
+    vqa: float = 6.0
+    grounding: float = 2.0
+    reasoning: float = 2.0
+    drawing: float = 0.15
+
+
+@dataclass(frozen=True)
+class VLMRecipe:
+    """A decoder on the frozen encoder of another run: ``vision`` is a VQ-VAE (discrete) or a CLIP (continuous)."""
+
+    family: Literal["discrete", "continuous"] = "continuous"
+    vision: str = ""
+    batch_size: int = 48
+    row_length: int = 320
+    episodes: int = 20_000
+    text_tokens: int = 1024
+    box_bins: int = 64
+    box_spread: float = 1.0
+    feature_layer: int = -2
+    drop_prompt: float = 0.1
+    data: str | None = None
+    world: WorldSettings = field(default_factory=WorldSettings)
+    tasks: TaskWeights = field(default_factory=TaskWeights)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+
+def build(recipe: VLMRecipe, tokenizer: TextTokenizer, encoder: CLIPModel | VQVAEModel) -> VLM:
+    """The model of a recipe, its image path filled with the trained encoder."""
+    language = replace(recipe.language, vocabulary=len(tokenizer))
+    shape = VLMConfig(
+        family=recipe.family,
+        language=language,
+        feature_layer=recipe.feature_layer,
+        first_code=tokenizer.codes.start,
+        first_box=tokenizer.boxes.start,
+        box_bins=len(tokenizer.boxes),
+        box_spread=recipe.box_spread,
+    )
+    if isinstance(encoder, CLIPModel):
+        model = VLM(replace(shape, vision=encoder.config.vision))
+        model.image_path.vision_model.load_state_dict(encoder.vision_model.state_dict())
+    else:
+        model = VLM(replace(shape, vqvae=encoder.config))
+        model.image_path.vqmodel.load_state_dict(encoder.state_dict())
+    return model
+
+
+def open_encoder(recipe: VLMRecipe) -> CLIPModel | VQVAEModel:
+    """The frozen encoder, refused if it is of the other family."""
+    if not recipe.vision:
+        wanted = "a VQ-VAE" if recipe.family == "discrete" else "a CLIP"
+        raise UserError(f"a {recipe.family} VLM stands on {wanted}: name its run with --vision RUN")
+    encoder, _ = load_model(recipe.vision)
+    if recipe.family == "discrete" and not isinstance(encoder, VQVAEModel):
+        raise UserError(f"--family discrete needs a VQ-VAE, and {recipe.vision} is none")
+    if recipe.family == "continuous" and not isinstance(encoder, CLIPModel):
+        raise UserError(f"--family continuous needs a CLIP, and {recipe.vision} is none")
+    assert isinstance(encoder, CLIPModel | VQVAEModel)
+    return encoder
+
+
+class Packer:
+    """Rows of conversations about encoded pictures, as a pure function of (split, step)."""
+
+    def __init__(
+        self, recipe: VLMRecipe, source: Source, template: Template, stores: Mapping[str, EncodedStore]
+    ) -> None:
+        self.recipe, self.source, self.template, self.stores = recipe, source, template, stores
+        weights = {item.name: getattr(recipe.tasks, item.name) for item in fields(recipe.tasks)}
+        drawing = weights.pop("drawing")
+        self.reading = {name: weight for name, weight in weights.items() if weight > 0}
+        self.drawing_rows = round(recipe.batch_size * drawing) if recipe.family == "discrete" else 0
+
+    def rows(self, split: str, step: int, size: int) -> Rows:
+        """``size`` rows; in a discrete model the last of them hold drawings."""
+        rng = random.Random(f"{self.recipe.train.seed}/{split}/{step}")
+        drawing = min(self.drawing_rows, size - 1)
+        count = self.source.documents(split)
+        builder = RowBuilder(self.template, self.recipe.row_length)
+        number = step * size * 4  # room for the several drawings of a row
+        while len(builder.rows) < size - drawing:
+            samples = self.source.document(
+                split, shuffled(number, count, self.recipe.train.seed), rng, self.reading
+            )
+            number += 1
+            # a document fills a row of its own, or joins the last one if it is short (a user's own data)
+            if (
+                samples
+                and builder.rows
+                and len(builder.rows) == size - drawing
+                and not builder.fits(samples[0])
+            ):
+                break
+            builder.add_document(samples)
+        while drawing:
+            sample = self._drawing(split, shuffled(number, count, self.recipe.train.seed), rng)
+            number += 1
+            if sample is None:
+                continue
+            if len(builder.rows) == size and not builder.fits(sample):
+                break
+            builder.add_document([sample])
+        arrays = builder.arrays()
+        return Rows(
+            tokens=torch.from_numpy(arrays["tokens"]),
+            positions=torch.from_numpy(arrays["positions"]),
+            segments=torch.from_numpy(arrays["segments"]),
+            documents=torch.from_numpy(arrays["documents"]),
+            supervised=torch.from_numpy(arrays["supervised"]).bool(),
+            image_places=torch.from_numpy(arrays["image_places"]),
+            pictures=self.stores[split].get(builder.picture_keys),
+            answers=builder.answers,
+        )
+
+    def _drawing(self, split: str, number: int, rng: random.Random) -> Sample | None:
+        samples = self.source.document(split, number, rng, {DRAWING: 1.0})
+        if not samples:
+            return None
+        return drawing_sample(samples[0], blank=rng.random() < self.recipe.drop_prompt)
+
+
+def encode_split(recipe: VLMRecipe, model: VLM, source: Source, split: str, place: Path) -> EncodedStore:
+    """Run the frozen encoder once over the pictures of a split, or open what an earlier run of it left."""
+    keys = list(
+        dict.fromkeys(key for n in range(source.documents(split)) for key in source.document_keys(split, n))
+    )
+    device = torch.device(recipe.train.device)
+    frozen = config.fingerprint(
+        {
+            "source": source.fingerprint,
+            "split": split,
+            "layer": recipe.feature_layer if recipe.family == "continuous" else None,
+            "weights": weights_fingerprint(model),
+        }
+    )
+
+    def pixels(some: Sequence[str]) -> Tensor:
+        return to_tensor([source.pixels(key) for key in some]).to(device)
+
+    with Progress(f"encode {split}", total=len(keys)) as progress:
+        return encode_pictures(
+            place,
+            keys,
+            pixels,
+            model.image_path.encode,
+            fingerprint=frozen,
+            progress=lambda done: progress.update(done),
+        )
+
+
+def weights_fingerprint(model: VLM) -> str:
+    """Names the frozen encoder by its weights: double sums and first entries of every tensor."""
+    return config.fingerprint(
+        {
+            name: [value.double().sum().item(), value.double().abs().sum().item(), value.flatten()[0].item()]
+            for name, value in model.image_path.state_dict().items()
+            if name.startswith(("vision_model.", "vqmodel.")) and value.numel()
+        }
+    )
+
+
+def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: str | None = None) -> Outcome:
+    """Train into ``out``; the encoded pictures are kept in ``out/encoded``."""
+    encoder = open_encoder(recipe)
+    open_run(out, "vlm", recipe, resume=resume)
+    source = source_of(recipe.data, recipe.world, recipe.episodes)
+    codes = encoder.config.quantizer.codes if isinstance(encoder, VQVAEModel) else 0
+    tokenizer = TextTokenizer.train(
+        source.texts(), size=recipe.text_tokens, codes=codes, box_bins=recipe.box_bins
+    )
+    torch.manual_seed(recipe.train.seed)
+    model = build(recipe, tokenizer, encoder)
+    start_from(model, init_from)
+    device = torch.device(recipe.train.device)
+    model.to(device)
+    set_precision(model.image_path, fast_dtype(device, recipe.train.dtype))
+    stores = {
+        split: encode_split(recipe, model, source, split, out / "encoded" / split)
+        for split in ("train", "validation")
+    }
+    for name, parameter in model.image_path.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    packer = Packer(recipe, source, Template(tokenizer, model.image_path.positions), stores)
+    held_out = [move(packer.rows("validation", 0, min(HELD_OUT_ROWS, recipe.batch_size)), device)]
+    return run(
+        model,
+        recipe.train,
+        lambda step: move(packer.rows("train", step, recipe.batch_size), device),
+        out,
+        recipe=recipe,
+        samples_per_step=recipe.batch_size,
+        data_fingerprint=source.fingerprint,
+        tokenizer=tokenizer,
+        validation=lambda: mean_loss(model, held_out),
+        resume=resume,
+        title=f"vlm-{recipe.family}",
+    )
+
+
+def move(rows: Rows, device: torch.device) -> Rows:
+    """The rows on a device."""
+    return replace(
+        rows,
+        **{item.name: getattr(rows, item.name).to(device) for item in fields(rows) if item.name != "answers"},
+    )
+
+
+def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuous") -> VLMRecipe:
+    """Toy size, the quickstart's, or the reference run's. A discrete decoder has Chameleon's QK-norm."""
+    qk_norm = family == "discrete"
+    if scale == "smoke":
+        return VLMRecipe(
+            family=family,
+            batch_size=8,
+            row_length=256,
+            episodes=64,
+            language=LanguageConfig(width=96, layers=2, heads=2, kv_heads=2, hidden=256, qk_norm=qk_norm),
+            train=TrainSettings(
+                steps=24,
+                validate_every=12,
+                checkpoint_every=12,
+                log_every=4,
+                optimizer=OptimizerSettings(kind="muon", learning_rate=2e-3, warmup_steps=4),
+            ),
+        )
+    steps = {"quickstart": 360, "standard": 2400}[scale]
+    return VLMRecipe(
+        family=family,
+        episodes={"quickstart": 16_000, "standard": 60_000}[scale],
+        language=LanguageConfig(qk_norm=qk_norm),
+        train=TrainSettings(
+            steps=steps,
+            validate_every=max(40, steps // 12),
+            checkpoint_every=max(100, steps // 6),
+            optimizer=OptimizerSettings(
+                kind="muon", learning_rate=2e-3, matrix_learning_rate=0.02, warmup_steps=30
+            ),
+        ),
+    )
