@@ -99,6 +99,7 @@ def test_the_words_do_not_tell_the_answer(sets, training):
     train = defaultdict(list)
     for sample in training:
         train[sample.slice].append(sample)
+    gained = asked = 0.0
     for kind, samples in test.items():
         if kind in ("object", "relation", "pair-both"):  # a hundred answers of one in a hundred each
             continue
@@ -112,9 +113,14 @@ def test_the_words_do_not_tell_the_answer(sets, training):
             told = features(sample)
             guess = max(answers, key=lambda answer: likelihood(answers[answer], found[answer], told))
             right += guess == sample.references[0]
-        majority = max(answers_by_kind(samples)[kind].values()) / len(samples)
-        # Three standard errors of a share near a quarter of 250 are eight points; statements are 800.
-        assert right / len(samples) < majority + (0.05 if kind in ("single", "pair") else 0.08), kind
+        majority = max(answers_by_kind(samples)[kind].values())
+        standard_error = math.sqrt(majority * (1 - majority / len(samples)))
+        assert right < majority + 4 * standard_error, kind
+        if kind in ("single", "pair"):
+            assert right < 0.55 * len(samples)
+        gained += right - majority
+        asked += len(samples)
+    assert gained / asked < 0.02
 
 
 def test_samples_are_the_same_again(world):

@@ -159,7 +159,7 @@ class TextConfig:
     """Sizes of CLIP's text encoder; bidirectional, pooled at the first token."""
 
     vocabulary: int = 1024
-    context: int = 32
+    context: int = 48
     width: int = 192
     layers: int = 4
     heads: int = 3

@@ -66,7 +66,7 @@ def side_and_no(views: Sequence[View], random: Random, lexicon: Lexicon) -> Stat
     if lacking is concept:
         return None
     number = here.count(concept.name)
-    if random() < 0.35:
+    if lacking.name not in here.members and random() < 0.5:  # one thing wrong at a time
         number = near_number(number, random)
     true = number == here.count(concept.name) and lacking.name not in here.members
     statement = f"the {SIDES[side]} image has exactly {numbered(concept, number)} and no {lacking.name}"
