@@ -39,7 +39,7 @@ HELD_OUT_ROWS = 32
 class TaskWeights:
     """How often each task is asked about a picture. ``drawing`` is the share of rows in which a discrete model draws."""
 
-    captioning: float = 1.0
+    captioning: float = 2.0
     vqa: float = 6.0
     grounding: float = 2.0
     reasoning: float = 2.0
@@ -52,7 +52,7 @@ class VLMRecipe:
 
     family: Literal["discrete", "continuous"] = "continuous"
     vision: str = ""
-    batch_size: int = 48
+    batch_size: int = 24
     row_length: int = 320
     episodes: int = 20_000
     text_tokens: int = 1024
