@@ -19,7 +19,6 @@ Task = Literal[
 ]
 Split = Literal["train", "validation", "test", "test-novel-pairs", "test-novel-concepts"]
 Dtype = Literal["auto", "float32", "bfloat16"]
-Place = tyro.conf.Positional
 
 
 def quickstart(
@@ -46,7 +45,7 @@ def quickstart(
 
 
 def train(
-    model: Place[Literal["vqvae", "clip", "vlm"]],
+    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm"]],
     out: Path | None = None,
     family: Literal["discrete", "continuous"] | None = None,
     vision: str | None = None,
@@ -63,7 +62,7 @@ def train(
 ) -> Callable[..., None]:
     """Train one model. Any setting of its recipe can be given as --key.sub value.
 
-    Example: bifocal train vlm --family continuous --vision runs/clip --out runs/vlm --train.optimizer.learning-rate 1e-3
+    Example: bifocal train vlm --family continuous --vision runs/clip --out runs/vlm --train.optimizer.clip 0.5
 
     Args:
         model: which recipe.
@@ -103,7 +102,7 @@ def train(
 
 
 def evaluate(
-    run: Place[Path],
+    run: tyro.conf.Positional[Path],
     task: Task,
     split: Split = "test",
     data: str | None = None,
@@ -151,7 +150,7 @@ def evaluate(
 
 
 def compare(
-    run_a: Place[Path], run_b: Place[Path], json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
+    run_a: tyro.conf.Positional[Path], run_b: tyro.conf.Positional[Path], json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
 ) -> None:
     """Two evaluated runs side by side, with intervals and a paired test.
 
@@ -173,8 +172,8 @@ def compare(
 
 
 def ask(
-    run: Place[Path],
-    words: Place[tuple[str, ...]],
+    run: tyro.conf.Positional[Path],
+    words: tyro.conf.Positional[tuple[str, ...]],
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int | None = None,
@@ -222,8 +221,8 @@ def ask(
 
 
 def draw(
-    run: Place[Path],
-    prompt: Place[str],
+    run: tyro.conf.Positional[Path],
+    prompt: tyro.conf.Positional[str],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("drawing.png"),
     n: int = 1,
     guidance: float = 2.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ def encode_pictures(
     if path.exists():
         return EncodedStore.open(path, fingerprint)
     with artifacts.write_directory(path) as work:
-        values: np.ndarray | None = None
+        values: np.memmap[Any, Any] | None = None
         for start in range(0, len(keys), batch_size):
             some = keys[start : start + batch_size]
             with torch.inference_mode():

@@ -27,7 +27,7 @@ from bifocal.generation.decode import score as score_continuations
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.models.precision import fast_dtype, set_precision
 from bifocal.models.vlm import VLM as VLMModel
-from bifocal.models.vlm import VLMConfig
+from bifocal.models.vlm import DiscretePath, VLMConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 
 AnyPicture = np.ndarray | Image.Image | str | Path | bytes
@@ -68,6 +68,7 @@ class VQVAE(Loaded):
     """Pictures to codes and back."""
 
     kind = "vqvae"
+    model: VQVAEModel
 
     def __init__(self, model: VQVAEModel, name: str, device: torch.device) -> None:
         super().__init__(name, device)
@@ -90,6 +91,7 @@ class CLIP(Loaded):
     """Pictures and texts in one space."""
 
     kind = "clip"
+    model: CLIPModel
 
     def __init__(self, model: CLIPModel, tokenizer: TextTokenizer, name: str, device: torch.device) -> None:
         super().__init__(name, device)
@@ -151,6 +153,7 @@ class VLM(Loaded):
     """Answers questions about pictures; the discrete family also draws."""
 
     kind = "vlm"
+    model: VLMModel
 
     def __init__(self, model: VLMModel, tokenizer: TextTokenizer, name: str, device: torch.device) -> None:
         super().__init__(name, device)
@@ -167,17 +170,13 @@ class VLM(Loaded):
     @property
     def picture_size(self) -> int:
         """Side of the pictures that the image path takes."""
-        size = (
-            self.model.config.vqvae.picture_size
-            if self.family == "discrete"
-            else self.model.config.vision.picture_size
-        )
-        return int(size)
+        config = self.model.config
+        return config.vqvae.picture_size if self.family == "discrete" else config.vision.picture_size
 
     @property
     def vqvae(self) -> VQVAE:
         """The tokenizer of a discrete VLM."""
-        if self.family != "discrete":
+        if not isinstance(self.model.image_path, DiscretePath):
             raise UserError(
                 f"{self.name} is a continuous VLM: its pictures are CLIP features, it has no VQ-VAE"
             )
@@ -193,7 +192,7 @@ class VLM(Loaded):
         seed: int | None = None,
     ) -> Answer:
         """Answer a question about one or several pictures."""
-        several = list(pictures) if isinstance(pictures, list | tuple) else [pictures]
+        several = [pictures] if isinstance(pictures, AnyPicture) else list(pictures)
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed or 0)
         return self._reply([(several, question_messages(len(several), question))], sampling)[0]
 
@@ -224,7 +223,7 @@ class VLM(Loaded):
         temperature: float = 0.0,
         seed: int | None = None,
     ) -> Answer:
-        """Answer OpenAI-style messages; a picture is {"type": "image", "image": PICTURE} or an ``image_url`` data URL."""
+        """Answer OpenAI-style messages; a picture is {"type": "image", "image": PICTURE} or a data ``image_url``."""
         pictures, plain = read_messages(messages)
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed or 0)
         return self._reply([(pictures, plain)], sampling)[0]
@@ -254,10 +253,10 @@ class VLM(Loaded):
         batch_size: int = 32,
     ) -> list[Image.Image]:
         """One picture for each prompt. Only a discrete model can: its pictures are tokens that it predicts."""
-        if self.family != "discrete":
+        if not isinstance(self.model.image_path, DiscretePath):
             raise UserError(
-                f"{self.name} is a continuous VLM: it reads pictures as vectors and predicts words only, so it cannot draw; "
-                "use a discrete VLM"
+                f"{self.name} is a continuous VLM: it reads pictures as vectors and predicts words only, "
+                "so it cannot draw; use a discrete VLM"
             )
         first, last = [self.tokenizer.bos], [self.tokenizer.turn_end, self.tokenizer.image_begin]
         side = self.model.config.vqvae.picture_size // self.model.config.vqvae.stride

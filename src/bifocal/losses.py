@@ -29,7 +29,7 @@ def contrastive(
 
 
 def codebook_loss(encoded: Tensor, quantised: Tensor) -> Tensor:
-    """Second term of the VQ-VAE loss, ||sg[z_e] - z_q||^2: moves code vectors towards the encoder (mean over entries)."""
+    """Second term of the VQ-VAE loss, ||sg[z_e] - z_q||^2: moves codes towards the encoder (mean over entries)."""
     return F.mse_loss(quantised, encoded.detach())
 
 

@@ -12,8 +12,8 @@ from bifocal import evaluation, inference
 from bifocal.config import UserError
 from bifocal.data.folder import FolderDataset
 from bifocal.data.sample import Dataset
-from bifocal.data.scenes.dataset import SceneDataset
 from bifocal.data.scenes import World, WorldSettings
+from bifocal.data.scenes.dataset import SceneDataset
 from bifocal.evaluation.compare import Comparison, compare, load_predictions
 from bifocal.evaluation.results import Row
 from bifocal.training.progress import Progress

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from bifocal.data.scenes import World, WorldSettings
 from bifocal.evaluation.compare import compare_models, print_comparison
 from bifocal.evaluation.goals import QUICKSTART_GOALS, STANDARD_GOALS
 from bifocal.evaluation.report import write_report
-from bifocal.evaluation.results import Row, print_table, read_results, write_results
+from bifocal.evaluation.results import HEADLINES, Row, print_table, read_results, write_results
 from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.clip import recipe_clip, train_clip
 from bifocal.recipes.runs import finished
@@ -32,6 +32,13 @@ Scale = Literal["smoke", "quickstart", "standard"]
 MODELS = ("vqvae", "clip", "vlm-continuous", "vlm-discrete")
 SPLITS = ("test", "test-novel-pairs", "test-novel-concepts")
 READING = ("captioning", "vqa", "grounding", "reasoning")
+SHOWN = {
+    ("vqvae", "psnr"),
+    ("vqvae", "usage"),
+    ("clip", "top1"),
+    ("clip", "top5"),
+    ("clip", "image_to_text_recall@1"),
+}
 NOVEL_SHARE = 1 / 3  # novel splits are asked fewer questions
 
 
@@ -71,7 +78,7 @@ def quickstart(out: Path, scale: Scale = "quickstart", *, seed: int = 0, resume:
     }
     goals = STANDARD_GOALS if scale == "standard" else QUICKSTART_GOALS
     report = write_report(out, picture=world.picture, goals=goals, facts=facts)
-    conclude(out, rows, report, times)
+    conclude(out, rows, report, world, times)
     return rows
 
 
@@ -136,21 +143,33 @@ def evaluate_all(out: Path, scale: Scale, world: World) -> list[Row]:
     return rows
 
 
-def conclude(out: Path, rows: list[Row], report: Path, times: dict[str, float]) -> None:
+def conclude(out: Path, rows: list[Row], report: Path, world: World, times: dict[str, float]) -> None:
     """Print the comparison, where the report is, and what to try next."""
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=110)
     parts = [
-        row for row in rows if row.model in ("vqvae", "clip") and row.split == "test" and row.slice == "all"
+        row
+        for row in rows
+        if (row.model, row.metric) in SHOWN and row.split == "test" and row.slice == "all" and not row.variant
     ]
     print_table(parts, console, title="The parts, on pictures they never saw")
     comparison = compare_models(out, "vlm-continuous", "vlm-discrete")
-    print_comparison(comparison, console)
-    example = out / "figures" / "reconstructions.png"
-    say: Callable[[Any], None] = console.print
-    say(f"\nreport: {report}")
-    say("  ".join(f"{name} {seconds / 60:.1f} min" for name, seconds in times.items()))
-    say("\ntry next:")
-    say(f'  bifocal ask {out}/vlm-continuous {example} "how many dogs are there?"')
-    say(f'  bifocal draw {out}/vlm-discrete "draw an owl and two hearts." -o drawing.png')
-    say(f"  bifocal evaluate {out}/vlm-continuous --task vqa --split test")
-    artifacts.atomic_write_text(out / "times.json", json.dumps(times))
+    shown = [
+        row for row in comparison.differences if row.split == "test" and HEADLINES[row.task] == row.metric
+    ]
+    print_comparison(
+        replace(comparison, differences=tuple(shown), only_a=(), only_b=()),
+        console,
+        every_slice=False,
+        title="CLIP against VQ-VAE, on scenes neither saw",
+    )
+    drawn = [
+        row for row in rows if row.task == "text-to-image" and row.split == "test" and row.slice == "all"
+    ]
+    print_table(drawn, console, title="What the discrete VLM draws, by the continuous one's eyes")
+    example = out / "example.png"
+    Image.fromarray(world.picture("test/0/0")).save(example)
+    minutes = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in times.items())
+    print(f"\nminutes: {minutes}\nreport:  {report}\n\ntry next:")
+    print(f'  bifocal ask {out}/vlm-continuous {example} "what does the picture show?"')
+    print(f'  bifocal draw {out}/vlm-discrete "draw an owl and two hearts." -o drawing.png')
+    print(f"  bifocal evaluate {out}/vlm-continuous --task vqa")

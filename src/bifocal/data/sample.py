@@ -128,9 +128,20 @@ class Sample:
 class Dataset(Protocol):
     """What training and evaluation see of any source of samples."""
 
-    name: str
-    split: str
-    samples: Sequence[Sample]
+    @property
+    def name(self) -> str:
+        """What it is called in results."""
+        ...
+
+    @property
+    def split(self) -> str:
+        """Which part of the data it is."""
+        ...
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """All its samples, in a fixed order."""
+        ...
 
     def picture(self, key: str) -> np.ndarray:
         """The pixels of one picture: (H, W, 3) uint8 RGB."""

@@ -29,7 +29,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor, bias: Tensor | None) -> Tensor:
         q, k, v = joint_linear(x_BTD, self.q_proj, self.k_proj, self.v_proj)
-        attended = attend(*(split_heads(part, self.heads) for part in (q, k, v)), bias=bias)
+        q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
+        attended = attend(q, k, v, bias)
         return self.out_proj(merge_heads(attended))
 
 

@@ -81,7 +81,6 @@ class ContinuousPath(nn.Module):
         self.positions = config.vision.patches
         self.linear_1 = nn.Linear(config.vision.width, config.language.width)
         self.linear_2 = nn.Linear(config.language.width, config.language.width)
-        self.scale = 0.02
 
     @torch.no_grad()
     def encode(self, images_PCHW: Tensor) -> Tensor:
@@ -97,13 +96,18 @@ class ContinuousPath(nn.Module):
         return self.linear_2(F.gelu(self.linear_1(encoded.to(self.linear_1.weight.dtype))))
 
 
+ImagePath = DiscretePath | ContinuousPath
+
+
 class VLM(nn.Module):
     """Pictures and words in, next token out. The decoder never asks which image path it has."""
 
     def __init__(self, config: VLMConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_path = DiscretePath(config) if config.family == "discrete" else ContinuousPath(config)
+        self.image_path: ImagePath = (
+            DiscretePath(config) if config.family == "discrete" else ContinuousPath(config)
+        )
         self.language_model = LanguageModel(config.language)
         self.start_ordered_tokens()
 
@@ -159,7 +163,7 @@ class VLM(nn.Module):
 
 
 def smooth_code(count: int, width: int) -> Tensor:
-    """(count, width) of unit variance: sines and cosines of the index with wavelengths from 4 entries to twice the run."""
+    """(count, width) of unit variance: sines and cosines of the index, wavelengths from 4 entries to twice the run."""
     index = torch.arange(count, dtype=torch.float32)[:, None]
     wavelengths = torch.logspace(0, 1, width // 2, base=max(2.0, count / 2))[None] * 4
     phase = torch.rand(1, width // 2) * 2 * torch.pi

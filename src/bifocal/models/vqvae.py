@@ -25,7 +25,7 @@ class VQVAEConfig:
     base_channels: int = 32
     multipliers: tuple[int, ...] = (1, 1, 2, 4)
     encoder_blocks: int = 1
-    decoder_blocks: int = 1
+    decoder_blocks: tuple[int, ...] = (0, 1, 1, 1)
     latent_channels: int = 128
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
@@ -82,7 +82,9 @@ class GroupNormFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context: Any, x_BCHW: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    def forward(
+        context: Any, x_BCHW: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    ) -> Tensor:
         batch, channels, height, width = x_BCHW.shape
         y_BCHW, mean_BG, inverse_BG = torch.native_group_norm(
             x_BCHW, weight, bias, batch, channels, height * width, groups, eps
@@ -123,7 +125,13 @@ class GroupNormFunction(torch.autograd.Function):
         x_gradient = (x_BHR * as_row(towards_x_BC)).add_(as_row(constant_BC))
         x_gradient.addcmul_(g_BHR, as_row(inverse_BC * scale_C))
         x_gradient = x_gradient.view(batch, height, width, channels).permute(0, 3, 1, 2)
-        return x_gradient, product_BC.sum(dim=0).to(weight.dtype), sum_BC.sum(dim=0).to(weight.dtype), None, None
+        return (
+            x_gradient,
+            product_BC.sum(dim=0).to(weight.dtype),
+            sum_BC.sum(dim=0).to(weight.dtype),
+            None,
+            None,
+        )
 
 
 class ResidualBlock(nn.Module):
@@ -246,7 +254,7 @@ class Decoder(nn.Module):
         self.mid = Middle(channels[-1])
         self.up = nn.ModuleList()
         for index, (before, after) in enumerate(zip([*channels[1:], channels[-1]], channels, strict=True)):
-            level = Level(before, after, config.decoder_blocks)
+            level = Level(before, after, config.decoder_blocks[index])
             if index > 0:
                 level.upsample = Upsample(after)
             self.up.append(level)

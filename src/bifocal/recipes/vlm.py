@@ -23,7 +23,7 @@ from bifocal.inference import load_model
 from bifocal.models.clip import CLIPModel
 from bifocal.models.language import LanguageConfig
 from bifocal.models.precision import fast_dtype, set_precision
-from bifocal.models.vlm import VLM, Rows, VLMConfig
+from bifocal.models.vlm import VLM, ContinuousPath, DiscretePath, Rows, VLMConfig
 from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import Source, drawing_sample, shuffled, source_of
@@ -37,7 +37,7 @@ HELD_OUT_ROWS = 32
 
 @dataclass(frozen=True)
 class TaskWeights:
-    """How often each task is asked about a picture. ``drawing`` is the share of rows in which a discrete model draws."""
+    """How often each task is asked about a picture; ``drawing`` is the share of rows in which a discrete VLM draws."""
 
     captioning: float = 2.0
     vqa: float = 6.0
@@ -81,9 +81,11 @@ def build(recipe: VLMRecipe, tokenizer: TextTokenizer, encoder: CLIPModel | VQVA
     )
     if isinstance(encoder, CLIPModel):
         model = VLM(replace(shape, vision=encoder.config.vision))
+        assert isinstance(model.image_path, ContinuousPath)
         model.image_path.vision_model.load_state_dict(encoder.vision_model.state_dict())
     else:
         model = VLM(replace(shape, vqvae=encoder.config))
+        assert isinstance(model.image_path, DiscretePath)
         model.image_path.vqmodel.load_state_dict(encoder.state_dict())
     return model
 
@@ -221,7 +223,7 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
         split: encode_split(recipe, model, source, split, out / "encoded" / split)
         for split in ("train", "validation")
     }
-    for name, parameter in model.image_path.named_parameters():
+    for parameter in model.image_path.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     packer = Packer(recipe, source, Template(tokenizer, model.image_path.positions), stores)

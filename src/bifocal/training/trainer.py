@@ -92,7 +92,8 @@ def train(
 
     ``batch_at`` is a pure function of the step. ``validation`` returns figures; ``probes`` are called with the step at
     the same moments (samples, reconstructions); ``about`` (recipe, data, environment) goes into every checkpoint. The
-    model ends in float32, with the trained masters as its weights. Raises ``UserError`` after ten steps in a row without a finite loss.
+    model ends in float32, with the trained masters as its weights. Raises ``UserError`` after ten steps in a row
+    without a finite gradient.
     """
     device = torch.device(settings.device)
     dtype = fast_dtype(device, settings.dtype)
