@@ -150,7 +150,9 @@ def evaluate(
 
 
 def compare(
-    run_a: tyro.conf.Positional[Path], run_b: tyro.conf.Positional[Path], json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
+    run_a: tyro.conf.Positional[Path],
+    run_b: tyro.conf.Positional[Path],
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """Two evaluated runs side by side, with intervals and a paired test.
 
@@ -250,6 +252,8 @@ def draw(
     from bifocal.commands.figures import grid
     from bifocal.inference import VLM, load
 
+    if n < 1:
+        raise config.UserError(f"-n must be at least 1, got {n}")
     model = load(run, device=device, dtype=dtype)
     if not isinstance(model, VLM):
         raise config.UserError(f"{run} is a {model.kind}, and drawing is for a discrete VLM")
@@ -322,6 +326,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         name = " ".join(words[:2]) if words[0] == "data" else words[0]
+        if words[0] == "data" and words[1:2] in ([], ["-h"], ["--help"]):
+            print(usage())
+            return 0
         if name not in COMMANDS:
             raise config.UserError(unknown_command(name))
         rest = words[len(name.split()) :]
@@ -332,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             tyro.cli(COMMANDS[name], prog=prog, args=rest)
         return 0
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"bifocal: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

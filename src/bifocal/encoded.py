@@ -59,10 +59,14 @@ def encode_pictures(
     encode: Callable[[Tensor], Tensor],
     *,
     fingerprint: str,
+    codebook: int = 0,
     batch_size: int = 256,
     progress: Callable[[int], None] | None = None,
 ) -> EncodedStore:
-    """Run a frozen encoder once over ``keys`` and store what it says; the directory appears when it is complete."""
+    """Run a frozen encoder once over ``keys`` and store what it says; the directory appears when it is complete.
+
+    ``codebook`` is the number of codes of a discrete encoder: it decides how wide an integer a code takes.
+    """
     if path.exists():
         return EncodedStore.open(path, fingerprint)
     with artifacts.write_directory(path) as work:
@@ -73,7 +77,7 @@ def encode_pictures(
                 encoded = encode(pixels(some)).cpu()
             codes = not encoded.is_floating_point()
             if codes:
-                array = encoded.numpy().astype(np.uint16 if int(encoded.max()) < 2**16 else np.int32)
+                array = encoded.numpy().astype(np.uint16 if 0 < codebook <= 2**16 else np.int32)
             else:
                 array = encoded.to(torch.bfloat16).view(torch.uint16).numpy()
             if values is None:

@@ -25,7 +25,7 @@ from bifocal.data.text import TextTokenizer
 from bifocal.generation.decode import Generated, Prompt, Sampling, draw_codes, generate
 from bifocal.generation.decode import score as score_continuations
 from bifocal.models.clip import CLIPConfig, CLIPModel
-from bifocal.models.precision import fast_dtype, set_precision
+from bifocal.models.precision import fast_dtype, open_device, set_precision
 from bifocal.models.vlm import VLM as VLMModel
 from bifocal.models.vlm import DiscretePath, VLMConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
@@ -61,6 +61,11 @@ class Loaded:
         arrays = [
             picture if isinstance(picture, np.ndarray) else read_picture(picture) for picture in pictures
         ]
+        for array in arrays:
+            if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+                raise UserError(
+                    f"a picture given as an array must be (H, W, 3) uint8 RGB, got {array.shape} {array.dtype}"
+                )
         return to_tensor([resize_whole(array, size) for array in arrays]).to(self.device)
 
 
@@ -328,10 +333,16 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[AnyPictur
     pictures: list[AnyPicture] = []
     turns: list[Message] = []
     for number, message in enumerate(messages):
-        content = message.get("content", "")
+        content = message.get("content")
+        if message.get("role") not in ("system", "user", "assistant"):
+            raise UserError(f"message {number} needs a role: system, user or assistant")
+        if not isinstance(content, str | list | tuple):
+            raise UserError(f"message {number} needs content: a text or a list of parts")
         parts: list[str | Picture | Box] = []
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             kind = part.get("type")
+            if kind in ("text", "image", "image_url") and kind not in part:
+                raise UserError(f"message {number} has a part of type {kind!r} without {kind!r} in it")
             if kind == "text":
                 parts.append(part["text"])
             elif kind in ("image", "image_url"):
@@ -384,12 +395,13 @@ def load_model(path: str | Path) -> tuple[nn.Module, TextTokenizer | None]:
     try:
         about = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{path} is not a finished model: it has no {CONFIG} (is its training done?)"
-        ) from None
-    except json.JSONDecodeError as error:
+        reason = f"it has no {CONFIG} (is its training done?)" if path.is_dir() else "it does not exist"
+        raise UserError(f"{path} is not a finished model: {reason}") from None
+    except OSError as error:
+        raise UserError(f"{path} is not a finished model: {error.strerror or error}") from None
+    except ValueError as error:
         raise UserError(f"{path / CONFIG} is not JSON: {error}") from None
-    kind = about.pop("model_type", None)
+    kind = about.pop("model_type", None) if isinstance(about, dict) else None
     if kind not in KINDS:
         raise UserError(f"{path / CONFIG} says model_type {kind!r}; this version opens {', '.join(KINDS)}")
     if not (path / WEIGHTS).is_file():
@@ -416,7 +428,7 @@ def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> VQVAE
     ``dtype`` "auto" computes in bf16 where the machine is fast at it. Raises ``UserError`` for a directory that is
     not a finished model.
     """
-    place = torch.device(device)
+    place = open_device(device)
     model, tokenizer = load_model(path)
     set_precision(model, fast_dtype(place, dtype))
     model.to(place)

@@ -37,13 +37,17 @@ def train_command(
         raise UserError(f"there is no recipe {model!r}; choose from {', '.join(MODELS)}")
     if model != "vlm" and (family is not None or vision is not None):
         raise UserError(f"--family and --vision are for vlm, not for {model}")
-    settings = dict(overrides)
-    if data is not None:
-        settings["data"] = data
-    for name, value in (("steps", steps), ("seed", seed), ("checkpoint_every", checkpoint_every)):
-        if value is not None:
-            settings[f"train.{name}"] = str(value)
-    settings |= {"train.device": device, "train.dtype": dtype}
+    flags = {
+        "data": data,
+        "train.steps": steps,
+        "train.seed": seed,
+        "train.checkpoint_every": checkpoint_every,
+    }
+    given = {key: str(value) for key, value in flags.items() if value is not None}
+    for key in given.keys() & overrides.keys():
+        name = key.split(".")[-1].replace("_", "-")
+        raise UserError(f"--{name} and --{key} are the same setting: give one of them")
+    settings = {"train.device": device, "train.dtype": dtype, **given, **overrides}
     if model == "vqvae":
         train_vqvae(apply_overrides(recipe_vqvae(scale), settings), out, resume=resume, init_from=init_from)
     elif model == "clip":

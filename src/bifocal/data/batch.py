@@ -113,7 +113,9 @@ class RowBuilder:
     def add_document(self, samples: Sequence[Sample]) -> int:
         """Place as many of these samples, which share their pictures, as fit in one row; returns how many did.
 
-        A new row is begun when the prefix and the first conversation do not fit in the last one.
+        A new row is begun when the prefix and the first conversation do not fit in the last one. Samples that do not
+        open with the pictures that the first one opens with cannot share its prefix, and are left for another time.
+        Raises ``UserError`` with the sample's id for one without an answer, or too long for a row.
         """
         if not samples:
             return 0
@@ -122,10 +124,16 @@ class RowBuilder:
         prefix = encode_prefix(shared, template)
         placed = 0
         for sample in samples:
+            if leading_pictures(sample.messages) != shared:
+                continue
             segment = encode_messages(sample.messages, template, shared=shared)
             if not any(segment.supervised):
                 raise UserError(
                     f"sample {sample.id} has no answer to learn from: its last message must be the assistant's"
+                )
+            if sample.messages[0].role == "assistant":
+                raise UserError(
+                    f"sample {sample.id} begins with the assistant's turn: put the user's, or an empty one, before it"
                 )
             need = len(segment.tokens) + (0 if placed else len(prefix.tokens))
             if placed == 0:

@@ -8,7 +8,7 @@ turn, code k is ``IMGIMG`` + its digits as letters A..J + ``Z`` (Chameleon), ``<
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -69,11 +69,18 @@ class TextTokenizer:
     def read(cls, path: Path) -> TextTokenizer:
         """Open a ``tokenizer.json``."""
         try:
-            return cls(Tokenizer.from_str(Path(path).read_text(encoding="utf-8")))
+            text = Path(path).read_text(encoding="utf-8")
         except FileNotFoundError:
             raise UserError(
                 f"{path} does not exist: this directory has no tokenizer, so it cannot handle text"
             ) from None
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+        try:
+            tokenizer = Tokenizer.from_str(text)
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(f"{path} is damaged, or no tokenizer: {error}") from None
+        return cls(tokenizer)
 
     def write(self, path: Path) -> None:
         """Save as ``tokenizer.json``."""
@@ -116,9 +123,8 @@ class TextTokenizer:
             raise UserError(f"the tokenizer has no token {name}: it was not made for bifocal")
         return int(index)
 
-    def _run(self, name_of: object) -> range:
+    def _run(self, name_of: Callable[[int], str]) -> range:
         """The ids of a numbered family of tokens, which must stand one after the other."""
-        assert callable(name_of)
         first = self.tokenizer.token_to_id(name_of(0))
         if first is None:
             return range(0)

@@ -5,11 +5,28 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from bifocal.config import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def open_device(name: str) -> torch.device:
+    """The device of a name such as "cpu" or "cuda:1", refused in a sentence where there is none."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"there is no device {name!r} on this machine, try --device cpu ({reason})") from None
+    return device
+
 
 def fast_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
     """bf16 where the machine computes it fast, else float32; or what is asked for by name."""
+    if wanted in DTYPES:
+        return DTYPES[wanted]
     if wanted != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+        raise UserError(f"the precision {wanted!r} is none of auto, {', '.join(DTYPES)}")
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32

@@ -60,6 +60,10 @@ class Quantizer(nn.Module):
     """A codebook of K vectors (van den Oord et al. 2017)."""
 
     float32_parameters = ("embedding.weight",)
+    initialised: Tensor
+    idle_steps: Tensor
+    average_counts: Tensor
+    average_sums: Tensor
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
@@ -96,12 +100,23 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def _start_from(self, vectors_ND: Tensor) -> None:
-        """Data-driven start: the codes begin as encoder outputs of the first batch, with a little noise against ties."""
+        """Data-driven start: encoder outputs of the first batch, each drawn by its squared distance to those before it.
+
+        This is the seeding of k-means++ (Arthur & Vassilvitskii 2007). A uniform draw would spend most codes on copies
+        of the background. Noise keeps codes apart where there are fewer distinct outputs than codes.
+        """
         everyone_ND = distributed.gather_with_gradient(vectors_ND)
-        chosen = torch.randint(len(everyone_ND), (self.config.codes,), device=vectors_ND.device)
-        start_KD = everyone_ND[distributed.from_first_rank(chosen)]
-        noise = distributed.from_first_rank(torch.randn_like(start_KD))
-        self.embedding.weight.copy_(start_KD + 0.01 * everyone_ND.std() * noise)
+        if not everyone_ND.isfinite().all():
+            return
+        start_KD = everyone_ND[torch.randint(len(everyone_ND), (self.config.codes,), device=vectors_ND.device)]
+        distance_N = (everyone_ND - start_KD[0]).square().sum(dim=1)
+        for k in range(1, self.config.codes):
+            if distance_N.sum() == 0:
+                break
+            start_KD[k] = everyone_ND[torch.multinomial(distance_N, 1)].squeeze(0)
+            torch.minimum(distance_N, (everyone_ND - start_KD[k]).square().sum(dim=1), out=distance_N)
+        start_KD += 0.01 * everyone_ND.std() * torch.randn_like(start_KD)
+        self.embedding.weight.copy_(distributed.from_first_rank(start_KD))
         self.average_sums.copy_(self.embedding.weight)
         self.initialised.fill_(True)
 
@@ -109,7 +124,7 @@ class Quantizer(nn.Module):
     def after_step(self) -> None:
         """Once per optimizer step: move the averages (EMA only), and restart codes that nothing chose for long.
 
-        Restarted codes are reset together with their average and count, or the average would pull them back.
+        A batch with an entry that is not finite changes nothing.
         """
         if self._pending is None:
             return
@@ -117,8 +132,10 @@ class Quantizer(nn.Module):
         self._pending = None
         counts_K = torch.bincount(codes_N, minlength=self.config.codes).float()
         sums_KD = torch.zeros_like(self.average_sums).index_add_(0, codes_N, vectors_ND)
-        distributed.all_reduce_sum(counts_K)
-        distributed.all_reduce_sum(sums_KD)
+        counts_K = distributed.all_reduce_sum(counts_K)
+        sums_KD = distributed.all_reduce_sum(sums_KD)
+        if not sums_KD.isfinite().all():
+            return
         if self.config.update == "ema":
             self.average_counts.lerp_(counts_K, 1 - self.config.decay)
             self.average_sums.lerp_(sums_KD, 1 - self.config.decay)
@@ -127,13 +144,20 @@ class Quantizer(nn.Module):
             self.embedding.weight.copy_(self.average_sums / smoothed_K[:, None])
         self.idle_steps.add_(1).masked_fill_(counts_K > 0, 0)
         dead = (self.idle_steps >= self.config.restart_after).nonzero().squeeze(1)
-        if len(dead) == 0:
-            return
+        if len(dead) > 0:
+            self._restart(dead, vectors_ND)
+
+    def _restart(self, dead: Tensor, vectors_ND: Tensor) -> None:
+        """Put these codes on encoder outputs, those more often that lie far from their code.
+
+        Average and count are reset with the code, or the average would pull it back.
+        """
         everyone_ND = distributed.gather_with_gradient(vectors_ND)
-        chosen = distributed.from_first_rank(
-            torch.randint(len(everyone_ND), (len(dead),), device=vectors_ND.device)
-        )
-        self.embedding.weight[dead] = everyone_ND[chosen]
-        self.average_sums[dead] = everyone_ND[chosen]
+        nearest_ND = F.embedding(nearest_code(everyone_ND, self.embedding.weight), self.embedding.weight)
+        distance_N = (everyone_ND - nearest_ND).square().sum(dim=1).clamp_min(1e-12)
+        chosen = torch.multinomial(distance_N, len(dead), replacement=True)
+        start_ND = everyone_ND[distributed.from_first_rank(chosen)]
+        self.embedding.weight[dead] = start_ND
+        self.average_sums[dead] = start_ND
         self.average_counts[dead] = 1.0
         self.idle_steps[dead] = 0

@@ -13,6 +13,7 @@ from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
 from bifocal.inference import clip_tokens
 from bifocal.models.clip import CLIPBatch, CLIPConfig, CLIPModel
+from bifocal.models.precision import open_device
 from bifocal.models.vision import TextConfig, VisionConfig
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import Source, source_of
@@ -60,6 +61,7 @@ def train_clip(
     recipe: CLIPRecipe, out: Path, *, resume: bool = False, init_from: str | None = None
 ) -> Outcome:
     """Train into ``out``."""
+    device = open_device(recipe.train.device)
     open_run(out, "clip", recipe, resume=resume)
     source = source_of(recipe.data, recipe.world, 0)
     tokenizer = TextTokenizer.train(source.texts(), size=recipe.text_tokens, box_bins=0)
@@ -68,7 +70,6 @@ def train_clip(
     torch.manual_seed(recipe.train.seed)
     model = CLIPModel(replace(recipe.model, text=text))
     start_from(model, init_from)
-    device = torch.device(recipe.train.device)
 
     def batch_at(step: int) -> CLIPBatch:
         return move(contrastive_batch(source, "train", step * size, size, tokenizer, context), device)

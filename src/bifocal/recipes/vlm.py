@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -22,8 +23,8 @@ from bifocal.encoded import EncodedStore, encode_pictures
 from bifocal.inference import load_model
 from bifocal.models.clip import CLIPModel
 from bifocal.models.language import LanguageConfig
-from bifocal.models.precision import fast_dtype, set_precision
-from bifocal.models.vlm import VLM, ContinuousPath, DiscretePath, Rows, VLMConfig
+from bifocal.models.precision import fast_dtype, open_device, set_precision
+from bifocal.models.vlm import VLM, ContinuousPath, DiscretePath, ImagePath, Rows, VLMConfig
 from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import Source, drawing_sample, shuffled, source_of
@@ -123,25 +124,25 @@ class Packer:
         count = self.source.documents(split)
         builder = RowBuilder(self.template, self.recipe.row_length)
         number = step * size * 4  # room for the several drawings of a row
+        misses = 0
         while len(builder.rows) < size - drawing:
             samples = self.source.document(
                 split, shuffled(number, count, self.recipe.train.seed), rng, self.reading
             )
             number += 1
-            # a document fills a row of its own, or joins the last one if it is short (a user's own data)
-            if (
-                samples
-                and builder.rows
-                and len(builder.rows) == size - drawing
-                and not builder.fits(samples[0])
-            ):
-                break
-            builder.add_document(samples)
+            # a document begins a row, or joins the last one if both are short (a user's own data)
+            misses = 0 if builder.add_document(samples) else misses + 1
+            if misses > count:
+                raise UserError(f"the data have no {split} sample of {', '.join(self.reading)}")
         while drawing:
             sample = self._drawing(split, shuffled(number, count, self.recipe.train.seed), rng)
             number += 1
             if sample is None:
+                misses += 1
+                if misses > count:
+                    raise UserError(f"the data have no {split} sample of {DRAWING}: set --tasks.drawing 0")
                 continue
+            misses = 0
             if len(builder.rows) == size and not builder.fits(sample):
                 break
             builder.add_document([sample])
@@ -164,18 +165,20 @@ class Packer:
         return drawing_sample(samples[0], blank=rng.random() < self.recipe.drop_prompt)
 
 
-def encode_split(recipe: VLMRecipe, model: VLM, source: Source, split: str, place: Path) -> EncodedStore:
+def encode_split(
+    recipe: VLMRecipe, image_path: ImagePath, source: Source, split: str, place: Path
+) -> EncodedStore:
     """Run the frozen encoder once over the pictures of a split, or open what an earlier run of it left."""
     keys = list(
         dict.fromkeys(key for n in range(source.documents(split)) for key in source.document_keys(split, n))
     )
-    device = torch.device(recipe.train.device)
+    device = open_device(recipe.train.device)
     frozen = config.fingerprint(
         {
             "source": source.fingerprint,
             "split": split,
             "layer": recipe.feature_layer if recipe.family == "continuous" else None,
-            "weights": weights_fingerprint(model),
+            "weights": weights_fingerprint(image_path),
         }
     )
 
@@ -187,18 +190,19 @@ def encode_split(recipe: VLMRecipe, model: VLM, source: Source, split: str, plac
             place,
             keys,
             pixels,
-            model.image_path.encode,
+            image_path.encode,
             fingerprint=frozen,
+            codebook=image_path.vqmodel.config.quantizer.codes if isinstance(image_path, DiscretePath) else 0,
             progress=lambda done: progress.update(done),
         )
 
 
-def weights_fingerprint(model: VLM) -> str:
+def weights_fingerprint(image_path: ImagePath) -> str:
     """Names the frozen encoder by its weights: double sums and first entries of every tensor."""
     return config.fingerprint(
         {
             name: [value.double().sum().item(), value.double().abs().sum().item(), value.flatten()[0].item()]
-            for name, value in model.image_path.state_dict().items()
+            for name, value in image_path.state_dict().items()
             if name.startswith(("vision_model.", "vqmodel.")) and value.numel()
         }
     )
@@ -206,6 +210,7 @@ def weights_fingerprint(model: VLM) -> str:
 
 def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: str | None = None) -> Outcome:
     """Train into ``out``; the encoded pictures are kept in ``out/encoded``."""
+    device = open_device(recipe.train.device)
     encoder = open_encoder(recipe)
     open_run(out, "vlm", recipe, resume=resume)
     source = source_of(recipe.data, recipe.world, recipe.episodes)
@@ -216,16 +221,14 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
     torch.manual_seed(recipe.train.seed)
     model = build(recipe, tokenizer, encoder)
     start_from(model, init_from)
-    device = torch.device(recipe.train.device)
     model.to(device)
-    set_precision(model.image_path, fast_dtype(device, recipe.train.dtype))
+    # a copy, because the finished model keeps the encoder's weights unrounded
+    encoding = copy.deepcopy(model.image_path)
+    set_precision(encoding, fast_dtype(device, recipe.train.dtype))
     stores = {
-        split: encode_split(recipe, model, source, split, out / "encoded" / split)
+        split: encode_split(recipe, encoding, source, split, out / "encoded" / split)
         for split in ("train", "validation")
     }
-    for parameter in model.image_path.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
     packer = Packer(recipe, source, Template(tokenizer, model.image_path.positions), stores)
     held_out = [move(packer.rows("validation", 0, min(HELD_OUT_ROWS, recipe.batch_size)), device)]
     return run(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bifocal.data.pictures import to_tensor
 from bifocal.data.scenes import WorldSettings
+from bifocal.models.precision import open_device
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import source_of
@@ -38,9 +39,9 @@ def train_vqvae(
     show: Callable[[VQVAEModel, Tensor, int], None] | None = None,
 ) -> Outcome:
     """Train into ``out``. ``show`` is given the model, some validation pictures and the step, at each validation."""
+    device = open_device(recipe.train.device)
     open_run(out, "vqvae", recipe, resume=resume)
     source = source_of(recipe.data, recipe.world, 0)
-    device = torch.device(recipe.train.device)
     size = recipe.batch_size
 
     def batch_at(step: int) -> Tensor:

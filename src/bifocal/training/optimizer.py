@@ -55,16 +55,21 @@ class MasterOptimizer:
             (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
         ]
         self.masters = {name: parameter.detach().clone().float() for name, parameter in trained}
+        frozen = [
+            (weight, weight.detach().clone()) for weight in model.parameters() if not weight.requires_grad
+        ]
         set_precision(model, dtype)
+        self.frozen = [(weight, before) for weight, before in frozen if weight.dtype != before.dtype]
         self.weights = {
             name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
         }
         matrices, decayed, plain = [], [], []
         for name, master in self.masters.items():
-            embedding = "embed" in name or "lm_head" in name
-            if settings.kind == "muon" and master.ndim == 2 and not embedding:
+            # embeddings are look-up tables, and the gains of QK-norm are two-dimensional without being a matrix
+            hidden = not any(word in name for word in ("embed", "lm_head", "norm"))
+            if settings.kind == "muon" and master.ndim == 2 and hidden:
                 matrices.append(master)
-            elif master.ndim > 1 and not embedding:
+            elif master.ndim > 1 and hidden:
                 decayed.append(master)
             else:
                 plain.append(master)
@@ -135,6 +140,8 @@ class MasterOptimizer:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """The end of training: the model's weights become the float32 masters themselves."""
+        """The end of training: the model's weights become the float32 masters themselves, the frozen ones unrounded."""
         for name, weight in self.weights.items():
             weight.data = self.masters[name].clone()
+        for weight, before in self.frozen:
+            weight.data = before

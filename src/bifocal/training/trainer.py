@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bifocal import artifacts, distributed
 from bifocal.config import UserError
-from bifocal.models.precision import fast_dtype
+from bifocal.models.precision import fast_dtype, open_device
 from bifocal.training import checkpoint
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings, learning_rate_share
 from bifocal.training.progress import Progress, tensorboard
@@ -95,7 +95,7 @@ def train(
     model ends in float32, with the trained masters as its weights. Raises ``UserError`` after ten steps in a row
     without a finite gradient.
     """
-    device = torch.device(settings.device)
+    device = open_device(settings.device)
     dtype = fast_dtype(device, settings.dtype)
     model.to(device)
     optimizer = MasterOptimizer(model, settings.optimizer, dtype)
@@ -162,18 +162,18 @@ def train(
             total.backward()
             everyone = distributed.all_reduce_sum(torch.tensor(float(count)))
             taken, norm = optimizer.step(everyone.item(), share)
+            done = step + 1
             if taken:
                 skipped = 0
                 finish_step(model, optimizer)
             else:
                 skipped += 1
-                record("skipped", step, {"gradient_norm": norm if math.isfinite(norm) else -1.0})
+                record("skipped", done, {"gradient_norm": norm if math.isfinite(norm) else -1.0})
                 if skipped == MOST_SKIPPED:
                     raise UserError(
-                        f"the gradient was not finite for {MOST_SKIPPED} steps in a row, the last at step {step}: "
+                        f"the gradient was not finite for {MOST_SKIPPED} steps in a row, the last at step {done}: "
                         "lower the learning rate, or use --train.dtype float32"
                     )
-            done = step + 1
             if taken:
                 window.append((total.item() / max(1, count), metrics))
             if window and (done % settings.log_every == 0 or done == settings.steps):

@@ -1,0 +1,141 @@
+"""Samples to packed rows."""
+
+from __future__ import annotations
+
+import pytest
+
+import tiny
+from bifocal.config import UserError
+from bifocal.data.batch import RowBuilder, Template
+from bifocal.data.sample import Box, Message, Part, Picture, Sample
+
+WORDS = tiny.tokenizer()
+TEMPLATE = Template(WORDS, picture_positions=3)
+PICTURE = [WORDS.image_begin, WORDS.image, WORDS.image, WORDS.image, WORDS.image_end]
+
+
+def sample(*turns: tuple[str, tuple[Part, ...]], name: str = "s", pictures: int = 1) -> Sample:
+    messages = tuple(Message(role, parts) for role, parts in turns)
+    return Sample(name, "vqa", "all", tuple(f"{name}-{index}" for index in range(pictures)), messages)
+
+
+def question(text: str, answer: str, name: str = "s", pictures: int = 1) -> Sample:
+    parts = (*(Picture(index) for index in range(pictures)), text)
+    return sample(("user", parts), ("assistant", (answer,)), name=name, pictures=pictures)
+
+
+def test_one_conversation_is_prefix_question_answer() -> None:
+    builder = RowBuilder(TEMPLATE, 64)
+    assert builder.add_document([question("what?", "owl")]) == 1
+    arrays = builder.arrays()
+    ask, answer = WORDS.encode("what?"), WORDS.encode("owl")
+    prefix = [WORDS.bos, *PICTURE]
+    assert arrays["tokens"][0].tolist() == [*prefix, *ask, WORDS.turn_end, *answer, WORDS.eos]
+    assert arrays["positions"][0].tolist() == list(range(arrays["tokens"].shape[1]))
+    given, learnt = len(prefix) + len(ask) + 1, len(answer) + 1
+    assert arrays["supervised"][0].tolist() == [0] * given + [1] * learnt
+    assert arrays["segments"][0].tolist() == [0] * len(prefix) + [1] * (len(ask) + 1 + learnt)
+    assert arrays["image_places"].tolist() == [[2, 3, 4]]
+    assert builder.picture_keys == ["s-0"]
+
+
+def test_conversations_share_their_pictures_and_restart_behind_them() -> None:
+    builder = RowBuilder(TEMPLATE, 64)
+    assert builder.add_document([question("what?", "owl"), question("is it red?", "no")]) == 2
+    arrays = builder.arrays()
+    segments = arrays["segments"][0]
+    assert (arrays["tokens"][0] == WORDS.image_begin).sum() == 1
+    for number in (1, 2):
+        positions = arrays["positions"][0][segments == number]
+        assert positions.tolist() == list(range(6, 6 + len(positions)))
+    assert set(arrays["documents"][0]) == {0}
+    assert builder.answers == 2
+
+
+def test_documents_follow_one_another_and_rows_are_padded() -> None:
+    builder = RowBuilder(TEMPLATE, 26)
+    for name in ("a", "b", "c"):
+        builder.add_document([question("what?", "owl", name)])
+    arrays = builder.arrays()
+    assert arrays["documents"].max(axis=1).tolist() == [1, 0]
+    padding = arrays["documents"][1] == -1
+    assert padding.any()
+    assert set(arrays["tokens"][1][padding]) == {WORDS.pad}
+    assert not arrays["supervised"][1][padding].any()
+    assert builder.picture_keys == ["a-0", "b-0", "c-0"]
+    flat = arrays["tokens"].flatten()
+    assert (flat[arrays["image_places"]] == WORDS.image).all()
+    assert (flat == WORDS.image).sum() == 9
+
+
+def test_what_does_not_fit_is_left_and_counted() -> None:
+    builder = RowBuilder(TEMPLATE, 24)
+    long = question("what is in the picture? " * 3, "owl")
+    assert builder.add_document([question("what?", "owl"), long, question("a", "b")]) == 2
+    assert len(builder.rows) == 1
+
+
+def test_a_conversation_too_long_for_a_row_is_refused_by_id() -> None:
+    with pytest.raises(UserError, match=r"sample long-7 takes \d+ tokens and a row holds 10"):
+        RowBuilder(TEMPLATE, 10).add_document([question("what?", "owl", "long-7")])
+
+
+def test_a_conversation_without_an_answer_is_refused_by_id() -> None:
+    with pytest.raises(UserError, match="sample open-3 has no answer"):
+        RowBuilder(TEMPLATE, 64).add_document([sample(("user", (Picture(0), "what?")), name="open-3")])
+
+
+def test_a_conversation_that_begins_with_the_assistant_is_refused_by_id() -> None:
+    # its first token would be predicted from the end of whatever stands before it in the row
+    with pytest.raises(UserError, match="sample first-1 begins with the assistant"):
+        RowBuilder(TEMPLATE, 64).add_document([sample(("assistant", ("an owl",)), name="first-1")])
+
+
+def test_every_answer_of_several_turns_is_learnt() -> None:
+    turns = [
+        ("user", (Picture(0), "what?")),
+        ("assistant", ("owl",)),
+        ("user", ("red?",)),
+        ("assistant", ("no",)),
+    ]
+    builder = RowBuilder(TEMPLATE, 64)
+    builder.add_document([sample(*turns)])
+    arrays = builder.arrays()
+    learnt = arrays["tokens"][0][arrays["supervised"][0] == 1].tolist()
+    assert learnt == [*WORDS.encode("owl"), WORDS.eos, *WORDS.encode("no"), WORDS.eos]
+
+
+def test_pictures_in_the_middle_stand_in_their_conversation() -> None:
+    parts: tuple[Part, ...] = ("first", Picture(0), "second", Picture(1), "same?")
+    builder = RowBuilder(TEMPLATE, 64)
+    builder.add_document([sample(("user", parts), ("assistant", ("no",)), pictures=2)])
+    arrays = builder.arrays()
+    wanted = [WORDS.bos, *WORDS.encode("first"), *PICTURE, *WORDS.encode("second"), *PICTURE]
+    assert arrays["tokens"][0].tolist()[: len(wanted)] == wanted
+    assert (arrays["segments"][0] == 0).sum() == 1  # the begin token alone is shared
+    assert (arrays["tokens"][0][arrays["image_places"]] == WORDS.image).all()
+    assert builder.picture_keys == ["s-0", "s-1"]
+
+
+def test_conversations_that_place_their_pictures_otherwise_share_no_prefix() -> None:
+    middle = sample(("user", ("look:", Picture(0))), ("assistant", ("owl",)))
+    builder = RowBuilder(TEMPLATE, 64)
+    assert builder.add_document([question("what?", "owl"), middle]) == 1
+    assert builder.add_document([middle, question("what?", "owl")]) == 1
+    assert len(builder.picture_keys) == 2
+
+
+def test_a_drawn_picture_is_learnt() -> None:
+    builder = RowBuilder(TEMPLATE, 64)
+    builder.add_document([sample(("user", ("an owl",)), ("assistant", (Picture(0),)))])
+    arrays = builder.arrays()
+    assert arrays["tokens"][0][arrays["supervised"][0] == 1].tolist() == [*PICTURE, WORDS.eos]
+
+
+def test_a_box_is_four_tokens_in_the_order_of_paligemma() -> None:
+    builder = RowBuilder(TEMPLATE, 64)
+    builder.add_document([sample(("user", (Picture(0), "owl")), ("assistant", (Box(0.0, 1.0, 0.5, 1.0),)))])
+    arrays = builder.arrays()
+    learnt = arrays["tokens"][0][arrays["supervised"][0] == 1].tolist()
+    first = WORDS.boxes.start
+    assert learnt == [first + 7, first + 0, first + 7, first + 4, WORDS.eos]  # y1 x1 y2 x2, round(x * 7)

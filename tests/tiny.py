@@ -1,0 +1,110 @@
+"""Models with random weights, small enough for every test, and a small data set of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bifocal.data.sample import Box, Message, Picture, Sample, write_samples
+from bifocal.data.text import TextTokenizer
+from bifocal.models.clip import CLIPConfig, CLIPModel
+from bifocal.models.language import LanguageConfig
+from bifocal.models.quantize import QuantizerConfig
+from bifocal.models.vision import TextConfig, VisionConfig
+from bifocal.models.vlm import VLM, VLMConfig
+from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
+
+PICTURE_SIZE = 32  # the smallest that scenes have
+CODES = 24
+VISION = VisionConfig(picture_size=PICTURE_SIZE, patch_size=8, width=32, layers=3, heads=2)
+IMAGE_TOKENS = VQVAEConfig(
+    picture_size=PICTURE_SIZE,
+    multipliers=(1, 1, 1, 1),
+    latent_channels=32,
+    quantizer=QuantizerConfig(codes=CODES, width=4),
+)
+TEXTS = [
+    "what is in the picture?",
+    "an owl and two hearts",
+    "a red tile, a blue tile, and a small upright dog",
+    "is there a mushroom left of the owl? yes. no.",
+]
+
+
+def tokenizer() -> TextTokenizer:
+    """Codes and coordinate bins included."""
+    return TextTokenizer.train(TEXTS * 4, size=300, codes=CODES, box_bins=8)
+
+
+def vlm(family: str, *, kv_heads: int = 2, box_spread: float = 1.0) -> VLM:
+    """A VLM of random weights, larger than at the start of training, so that its preferences are clear."""
+    words = tokenizer()
+    torch.manual_seed(1)
+    model = VLM(
+        VLMConfig(
+            family=family,  # type: ignore[arg-type]
+            language=LanguageConfig(
+                vocabulary=len(words), width=32, layers=2, heads=4, kv_heads=kv_heads, hidden=48,
+                qk_norm=family == "discrete",
+            ),
+            vision=VISION,
+            vqvae=IMAGE_TOKENS,
+            first_code=words.codes.start,
+            first_box=words.boxes.start,
+            box_bins=len(words.boxes),
+            box_spread=box_spread,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        for weight in model.language_model.parameters():
+            if weight.ndim == 2:
+                weight.mul_(8)
+        for name, weight in model.image_path.named_parameters():
+            if name.endswith("quantize.embedding.weight"):
+                weight.normal_()
+    return model.eval()
+
+
+def vqvae() -> VQVAEModel:
+    torch.manual_seed(2)
+    return VQVAEModel(IMAGE_TOKENS).eval()
+
+
+def clip(vocabulary: int, context: int = 16) -> CLIPModel:
+    torch.manual_seed(3)
+    text = TextConfig(vocabulary=vocabulary, context=context, width=32, layers=1, heads=2)
+    return CLIPModel(CLIPConfig(vision=VISION, text=text, width=16)).eval()
+
+
+def picture(seed: int, size: int = PICTURE_SIZE) -> np.ndarray:
+    """(size, size, 3) uint8 noise."""
+    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+
+def folder(place: Path, pictures: int = 24) -> Path:
+    """A data set of one's own: pictures with a caption, questions, a box, and a prompt to draw each by."""
+    place.mkdir(parents=True)
+    samples = []
+    for index in range(pictures):
+        name = f"{index}.png"
+        Image.fromarray(picture(index)).save(place / name)
+        what = f"picture number {index}"
+
+        def ask(task: str, question: str, *answer: str | Box, name: str = name) -> Sample:
+            messages = (Message("user", (Picture(0), question)), Message("assistant", answer))
+            return Sample(f"{task}-{name}", task, "all", (name,), messages)
+
+        samples += [
+            ask("captioning", "what is in the picture?", what),
+            ask("vqa", "which number?", str(index)),
+            ask("grounding", "where is the owl?", Box(0.1, 0.2, 0.5, 0.9)),
+            Sample(
+                f"draw-{name}", "text-to-image", "all", (name,),
+                (Message("user", (what,)), Message("assistant", (Picture(0),))),
+            ),
+        ]  # fmt: skip
+    write_samples(place / "samples.jsonl", samples)
+    return place
