@@ -161,9 +161,9 @@ class TextConfig:
 
     vocabulary: int = 1024
     context: int = 48
-    width: int = 192
-    layers: int = 4
-    heads: int = 3
+    width: int = 128
+    layers: int = 3
+    heads: int = 2
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:

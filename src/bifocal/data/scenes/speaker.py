@@ -144,10 +144,10 @@ class Speaker:
 
     def _captioning(self, view: View, random: Random) -> Draft:
         way = random()
-        if way < 0.6:
+        if way < 0.4:
             text = captions.caption(view, random)
             return Draft("caption", pick(captions.DESCRIBE, random), (text,), "", "", ())
-        if way < 0.8:
+        if way < 0.85:
             return Draft("list", pick(captions.LIST, random), captions.listing(view, random), "", "", ())
         return Draft("place", pick(captions.PLACES, random), (captions.places(view),), "", "", ())
 
