@@ -147,7 +147,7 @@ def test_the_frozen_encoder_leaves_training_as_it_was(trained: dict[str, tuple[P
 def test_resuming_with_another_recipe_is_refused(trained: dict[str, tuple[Path, Start]]) -> None:
     out = trained["vqvae"][0]
     recipe = toy_vqvae(out.parent / "data")
-    with pytest.raises(UserError, match="begun with another recipe .*batch_size"):
+    with pytest.raises(UserError, match=r"begun with another recipe .*batch_size"):
         train_vqvae(replace(recipe, batch_size=3), out, resume=True)
 
 

@@ -108,7 +108,9 @@ class Quantizer(nn.Module):
         everyone_ND = distributed.gather_with_gradient(vectors_ND)
         if not everyone_ND.isfinite().all():
             return
-        start_KD = everyone_ND[torch.randint(len(everyone_ND), (self.config.codes,), device=vectors_ND.device)]
+        start_KD = everyone_ND[
+            torch.randint(len(everyone_ND), (self.config.codes,), device=vectors_ND.device)
+        ]
         distance_N = (everyone_ND - start_KD[0]).square().sum(dim=1)
         for k in range(1, self.config.codes):
             if distance_N.sum() == 0:

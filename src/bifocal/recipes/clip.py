@@ -100,7 +100,7 @@ def recipe_clip(scale: str) -> CLIPRecipe:
     if scale == "smoke":
         return CLIPRecipe(
             batch_size=32,
-            model=CLIPConfig(vision=VisionConfig(width=96, layers=2), text=TextConfig(width=96, layers=1)),
+            model=CLIPConfig(vision=VisionConfig(width=96, layers=2), text=TextConfig(width=64, layers=1)),
             train=TrainSettings(
                 steps=24,
                 validate_every=12,
@@ -109,7 +109,7 @@ def recipe_clip(scale: str) -> CLIPRecipe:
                 optimizer=OptimizerSettings(kind="muon", warmup_steps=4),
             ),
         )
-    steps = {"quickstart": 280, "standard": 1000}[scale]
+    steps = {"quickstart": 165, "standard": 500}[scale]
     return CLIPRecipe(
         train=TrainSettings(
             steps=steps,

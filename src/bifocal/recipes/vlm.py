@@ -40,7 +40,7 @@ HELD_OUT_ROWS = 32
 class TaskWeights:
     """How often each task is asked about a picture; ``drawing`` is the share of rows in which a discrete VLM draws."""
 
-    captioning: float = 2.0
+    captioning: float = 3.0
     vqa: float = 6.0
     grounding: float = 2.0
     reasoning: float = 2.0
@@ -54,8 +54,8 @@ class VLMRecipe:
     family: Literal["discrete", "continuous"] = "continuous"
     vision: str = ""
     batch_size: int = 24
-    row_length: int = 320
-    episodes: int = 20_000
+    row_length: int = 256
+    episodes: int = 8_000
     text_tokens: int = 1024
     box_bins: int = 64
     box_spread: float = 1.0
@@ -272,10 +272,10 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
                 optimizer=OptimizerSettings(kind="muon", learning_rate=2e-3, warmup_steps=4),
             ),
         )
-    steps = {"quickstart": 360, "standard": 2400}[scale]
+    steps = {"quickstart": 290, "standard": 1500}[scale]
     return VLMRecipe(
         family=family,
-        episodes={"quickstart": 16_000, "standard": 60_000}[scale],
+        episodes={"quickstart": 8_000, "standard": 40_000}[scale],
         language=LanguageConfig(qk_norm=qk_norm),
         train=TrainSettings(
             steps=steps,

@@ -79,10 +79,10 @@ def recipe_vqvae(scale: str) -> VQVAERecipe:
                 validate_every=12,
                 checkpoint_every=12,
                 log_every=4,
-                optimizer=OptimizerSettings(learning_rate=2e-3, warmup_steps=4),
+                optimizer=OptimizerSettings(kind="muon", learning_rate=2e-3, warmup_steps=4),
             ),
         )
-    steps = {"quickstart": 900, "standard": 6000}[scale]
+    steps = {"quickstart": 700, "standard": 2500}[scale]
     return VQVAERecipe(
         batch_size=16,
         train=TrainSettings(
@@ -90,6 +90,6 @@ def recipe_vqvae(scale: str) -> VQVAERecipe:
             validate_every=max(100, steps // 12),
             checkpoint_every=max(300, steps // 4),
             log_every=25,
-            optimizer=OptimizerSettings(learning_rate=2e-3, warmup_steps=30),
+            optimizer=OptimizerSettings(kind="muon", learning_rate=2e-3, warmup_steps=20),
         ),
     )

@@ -43,6 +43,19 @@ def learning_rate_share(step: int, steps: int, settings: OptimizerSettings) -> f
     )
 
 
+SMALLEST_KERNEL = 16  # channels on either side below which a convolution kernel is left to AdamW
+
+
+def is_matrix(tensor: Tensor) -> bool:
+    """Whether Muon can take it: a matrix, or a convolution kernel with enough channels to be one."""
+    return tensor.ndim == 2 or (tensor.ndim == 4 and min(tensor.shape[:2]) >= SMALLEST_KERNEL)
+
+
+def as_matrix(tensor: Tensor) -> Tensor:
+    """A matrix as it is; a kernel (O, I, h, w) as (O, h * w * I), sharing memory where it lies channels last."""
+    return tensor if tensor.ndim == 2 else tensor.permute(0, 2, 3, 1).reshape(len(tensor), -1)
+
+
 class MasterOptimizer:
     """Steps float32 masters and copies them into the model's weights, which may be of lower precision.
 
@@ -54,7 +67,12 @@ class MasterOptimizer:
         trained = [
             (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
         ]
-        self.masters = {name: parameter.detach().clone().float() for name, parameter in trained}
+        self.masters = {
+            name: parameter.detach()
+            .float()
+            .clone(memory_format=torch.channels_last if parameter.ndim == 4 else torch.preserve_format)
+            for name, parameter in trained
+        }
         frozen = [
             (weight, weight.detach().clone()) for weight in model.parameters() if not weight.requires_grad
         ]
@@ -63,12 +81,13 @@ class MasterOptimizer:
         self.weights = {
             name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
         }
-        matrices, decayed, plain = [], [], []
+        self.matrices: dict[str, Tensor] = {}
+        decayed, plain = [], []
         for name, master in self.masters.items():
             # embeddings are look-up tables, and the gains of QK-norm are two-dimensional without being a matrix
             hidden = not any(word in name for word in ("embed", "lm_head", "norm"))
-            if settings.kind == "muon" and master.ndim == 2 and hidden:
-                matrices.append(master)
+            if settings.kind == "muon" and hidden and is_matrix(master):
+                self.matrices[name] = as_matrix(master)
             elif master.ndim > 1 and hidden:
                 decayed.append(master)
             else:
@@ -84,10 +103,10 @@ class MasterOptimizer:
             self.optimizers.append(
                 torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=True)
             )
-        if matrices:
+        if self.matrices:
             self.optimizers.append(
                 torch.optim.Muon(
-                    matrices,
+                    list(self.matrices.values()),
                     lr=settings.matrix_learning_rate,
                     weight_decay=settings.weight_decay,
                     momentum=0.95,
@@ -110,6 +129,8 @@ class MasterOptimizer:
                 continue
             master.grad = weight.grad.float() if weight.dtype != torch.float32 else weight.grad
             gradients.append(master.grad)
+            if name in self.matrices:
+                self.matrices[name].grad = as_matrix(master.grad)
             weight.grad = None
         torch._foreach_div_(gradients, divisor)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
@@ -128,8 +149,8 @@ class MasterOptimizer:
     def publish(self) -> None:
         """Copy the masters into the model's weights, and forget the gradients."""
         torch._foreach_copy_([self.weights[name] for name in self.masters], list(self.masters.values()))
-        for master in self.masters.values():
-            master.grad = None
+        for tensor in (*self.masters.values(), *self.matrices.values()):
+            tensor.grad = None
 
     @torch.no_grad()
     def adopt(self, names: Iterable[str]) -> None:

@@ -1,0 +1,397 @@
+"""The public face: what it opens and refuses, and what it gives."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import bifocal
+import tiny
+from bifocal import inference
+from bifocal.config import UserError
+from bifocal.data.boxes import boxes_from_text
+
+Place = dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A finished directory of each kind, with random weights."""
+    words = tiny.tokenizer()
+    models = {
+        "vqvae": (tiny.vqvae(), None),
+        "clip": (tiny.clip(len(words)), words),
+        "discrete": (tiny.vlm("discrete"), words),
+        "continuous": (tiny.vlm("continuous"), words),
+    }
+    root = tmp_path_factory.mktemp("models")
+    for name, (model, tokenizer) in models.items():
+        (root / name).mkdir()
+        inference.save(root / name, model, tokenizer)
+    return {name: root / name for name in models}
+
+
+def vlm(place: Path) -> inference.VLM:
+    model = bifocal.load(place, dtype="float32")
+    assert isinstance(model, inference.VLM)
+    return model
+
+
+def clip(place: Path) -> inference.CLIP:
+    model = bifocal.load(place, dtype="float32")
+    assert isinstance(model, inference.CLIP)
+    return model
+
+
+# ---------------------------------------------------------------- opening
+
+
+@pytest.mark.parametrize("name", ["vqvae", "clip", "discrete", "continuous"])
+def test_a_saved_model_loads_with_the_same_weights(places: Place, name: str) -> None:
+    before = {
+        "vqvae": tiny.vqvae,
+        "clip": lambda: tiny.clip(len(tiny.tokenizer())),
+        "discrete": lambda: tiny.vlm("discrete"),
+        "continuous": lambda: tiny.vlm("continuous"),
+    }[name]()
+    after, _ = inference.load_model(places[name])
+    assert after.config == before.config
+    wanted = before.state_dict()
+    assert after.state_dict().keys() == wanted.keys()
+    assert all(torch.equal(value, wanted[key]) for key, value in after.state_dict().items())
+    assert not after.training
+
+
+def test_a_loaded_vqvae_reconstructs_as_before(places: Place) -> None:
+    before = tiny.vqvae()
+    after = bifocal.load(places["vqvae"], dtype="float32")
+    assert isinstance(after, inference.VQVAE)
+    images = torch.rand(2, 3, tiny.PICTURE_SIZE, tiny.PICTURE_SIZE)
+    codes = after.encode(images)
+    assert torch.equal(codes, before.encode(images))
+    with torch.no_grad():
+        assert torch.equal(after.decode(codes), before.decode(codes))
+    assert (after.kind, after.name, after.picture_size, after.codebook_size) == (
+        "vqvae", "vqvae", tiny.PICTURE_SIZE, tiny.CODES,
+    )  # fmt: skip
+
+
+def test_a_loaded_clip_embeds_as_before(places: Place) -> None:
+    before, after = tiny.clip(len(tiny.tokenizer())), clip(places["clip"])
+    pictures = [tiny.picture(seed) for seed in range(3)]
+    from bifocal.data.pictures import to_tensor
+
+    with torch.no_grad():
+        assert torch.equal(after.embed_images(pictures), before.embed_images(to_tensor(pictures)))
+        tokens = inference.clip_tokens(["an owl"], tiny.tokenizer(), 16)
+        assert torch.equal(after.embed_texts(["an owl"]), before.embed_texts(tokens))
+
+
+@pytest.mark.parametrize("family", ["discrete", "continuous"])
+def test_a_loaded_vlm_says_what_it_said(places: Place, family: str) -> None:
+    words = tiny.tokenizer()
+    before = inference.VLM(tiny.vlm(family), words, "before", torch.device("cpu"))
+    after = vlm(places[family])
+    assert (after.kind, after.family, after.name) == ("vlm", family, family)
+    picture = tiny.picture(0)
+    assert after.answer(picture, "what?") == before.answer(picture, "what?")
+
+
+def test_bf16_changes_the_precision_and_nothing_else(places: Place) -> None:
+    model = bifocal.load(places["clip"], dtype="bfloat16")
+    assert isinstance(model, inference.CLIP)
+    assert model.model.visual_projection.weight.dtype == torch.bfloat16
+    embedded = model.embed_images([tiny.picture(0)])
+    assert embedded.dtype == torch.float32
+    # bf16 keeps 8 bits; a few layers of it leave about 1% of an entry
+    exact = clip(places["clip"]).embed_images([tiny.picture(0)])
+    assert torch.nn.functional.cosine_similarity(embedded, exact).item() > 0.99
+
+
+def broken(places: Place, tmp_path: Path, name: str = "discrete") -> Path:
+    return Path(shutil.copytree(places[name], tmp_path / "broken"))
+
+
+def refused(place: Path, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        bifocal.load(place)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", "nowhere is not a finished model: it does not exist")
+
+
+def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path, r"no config.json \(is its training done\?\)")
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused(tmp_path / "file", "not a finished model")
+
+
+def test_a_half_written_run_is_refused(places: Place, tmp_path: Path) -> None:
+    place = broken(places, tmp_path)
+    (place / "model.safetensors").unlink()
+    refused(place, "no model.safetensors: its training did not finish; resume it")
+
+
+def test_cut_off_weights_are_refused(places: Place, tmp_path: Path) -> None:
+    place = broken(places, tmp_path)
+    content = (place / "model.safetensors").read_bytes()
+    (place / "model.safetensors").write_bytes(content[: len(content) // 2])
+    refused(place, "model.safetensors does not fit its config.json or is damaged")
+
+
+def test_weights_of_another_shape_are_refused(places: Place, tmp_path: Path) -> None:
+    place = broken(places, tmp_path)
+    about = json.loads((place / "config.json").read_text())
+    about["language"]["hidden"] = 52
+    (place / "config.json").write_text(json.dumps(about))
+    refused(place, "model.safetensors does not fit its config.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "model_type None"),
+        ('{"model_type": "llama"}', "model_type 'llama'; this version opens bifocal-vqvae"),
+        ('{"model_type": "bifocal-vqvae"}', "config.json"),
+    ],
+)
+def test_a_damaged_config_is_refused(places: Place, tmp_path: Path, content: str, message: str) -> None:
+    place = broken(places, tmp_path)
+    (place / "config.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        bifocal.load(place)
+
+
+def test_a_damaged_tokenizer_is_refused(places: Place, tmp_path: Path) -> None:
+    place = broken(places, tmp_path)
+    (place / "tokenizer.json").write_text("{")
+    refused(place, "tokenizer.json is damaged")
+
+
+def test_a_missing_tokenizer_is_refused(places: Place, tmp_path: Path) -> None:
+    place = broken(places, tmp_path)
+    (place / "tokenizer.json").unlink()
+    refused(place, "no tokenizer.json, and text is needed")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "toaster"}, "no device 'toaster'"),
+        ({"dtype": "float8"}, "'float8' is none of auto, float32"),
+    ],
+)
+def test_a_device_or_precision_that_is_none_is_refused(
+    places: Place, settings: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        bifocal.load(places["vqvae"], **settings)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+@pytest.mark.parametrize("family", ["discrete", "continuous"])
+def test_a_picture_of_one_pixel_is_answered(places: Place, family: str) -> None:
+    pixel = np.full((1, 1, 3), 200, np.uint8)
+    whole = np.full((tiny.PICTURE_SIZE, tiny.PICTURE_SIZE, 3), 200, np.uint8)
+    model = vlm(places[family])
+    assert model.answer(pixel, "what?") == model.answer(whole, "what?")
+
+
+def test_a_picture_of_16_bits_is_answered_as_its_8_bits(places: Place, tmp_path: Path) -> None:
+    grey = tiny.picture(0)[:, :, 0]
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    model = vlm(places["continuous"])
+    plain = model.answer(np.repeat(grey[:, :, None], 3, axis=2), "what?")
+    assert model.answer(tmp_path / "deep.png", "what?") == plain
+
+
+def test_every_way_to_hand_over_a_picture_is_the_same(places: Place, tmp_path: Path) -> None:
+    array = tiny.picture(0)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    ways = [
+        array, [array], Image.fromarray(array), tmp_path / "a.png", str(tmp_path / "a.png"),
+        (tmp_path / "a.png").read_bytes(),
+    ]  # fmt: skip
+    model = vlm(places["continuous"])
+    answers = [model.answer(way, "what?") for way in ways]
+    assert all(answer == answers[0] for answer in answers)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32)]
+)
+def test_an_array_that_is_no_picture_is_refused(places: Place, array: np.ndarray) -> None:
+    with pytest.raises(UserError, match=r"must be \(H, W, 3\) uint8 RGB"):
+        vlm(places["continuous"]).answer(array, "what?")
+
+
+# ---------------------------------------------------------------- CLIP
+
+
+def test_probabilities_of_labels_sum_to_one(places: Place) -> None:
+    pictures = [tiny.picture(seed) for seed in range(3)]
+    shares = clip(places["clip"]).classify(pictures, ["owl", "dog", "mushroom"])
+    assert shares.shape == (3, 3)
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(3), rtol=1e-6, atol=1e-6)
+
+
+def test_the_order_of_labels_does_not_matter(places: Place) -> None:
+    model, pictures = clip(places["clip"]), [tiny.picture(0)]
+    one = model.classify(pictures, ["owl", "dog", "heart"])
+    other = model.classify(pictures, ["heart", "owl", "dog"])
+    torch.testing.assert_close(one[:, [2, 0, 1]], other, rtol=1e-5, atol=1e-6)
+
+
+def test_templates_have_the_right_article() -> None:
+    assert inference.fill_template("a picture of {a}", "owl") == "a picture of an owl"
+    assert inference.fill_template("{a}", "dog") == "a dog"
+    assert inference.fill_template("two of {}", "owl") == "two of owl"
+
+
+def test_no_labels_are_refused(places: Place) -> None:
+    with pytest.raises(UserError, match="no labels"):
+        clip(places["clip"]).classify([tiny.picture(0)], [])
+
+
+def test_a_text_longer_than_the_context_is_refused(places: Place) -> None:
+    with pytest.raises(UserError, match=r"a text of \d+ tokens does not fit this model's 14: 'owl owl"):
+        clip(places["clip"]).embed_texts(["owl " * 40])
+
+
+def test_nothing_to_embed_gives_nothing(places: Place) -> None:
+    model = clip(places["clip"])
+    assert model.embed_images([]).shape == (0, 16)
+    assert model.embed_texts([]).shape == (0, 16)
+
+
+# ---------------------------------------------------------------- VLM
+
+
+@pytest.mark.parametrize("family", ["discrete", "continuous"])
+def test_a_batch_is_answered_as_each_alone(places: Place, family: str) -> None:
+    model = vlm(places[family])
+    requests = [
+        ([tiny.picture(0)], "what is in the picture?"),
+        ([], "hello"),
+        ([tiny.picture(1), tiny.picture(2)], "same?"),
+        ([tiny.picture(3)], "where is the owl?"),
+    ]
+    together = model.answer_batch(requests, max_new_tokens=8, batch_size=3)
+    alone = [model.answer(pictures, question, max_new_tokens=8) for pictures, question in requests]
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
+    assert [answer.finish_reason for answer in together] == [answer.finish_reason for answer in alone]
+
+
+def test_an_answer_says_why_it_ended(places: Place) -> None:
+    model = vlm(places["continuous"])
+    answer = model.answer(tiny.picture(0), "what?", max_new_tokens=3)
+    assert answer.finish_reason in ("stop", "length")
+    assert (answer.finish_reason == "length") == (len(answer.logprobs) == 3)
+    assert all(logprob <= 0 for logprob in answer.logprobs)
+    assert answer.boxes == tuple(boxes_from_text(answer.text, 8))
+
+
+def test_an_answer_is_words_and_boxes_only(places: Place) -> None:
+    model = vlm(places["discrete"])
+    forbidden = {index for index, never in enumerate(model.forbidden.tolist()) if never}
+    words = model.tokenizer
+    assert forbidden == {*words.codes, *(set(words.special.values()) - {words.eos})}
+
+
+def test_a_chat_of_one_question_is_that_answer(places: Place) -> None:
+    model, array = vlm(places["discrete"]), tiny.picture(0)
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    wanted = model.answer(array, "what?")
+    for part in (
+        {"type": "image", "image": array},
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "image_url", "image_url": url},
+    ):
+        content = [part, {"type": "text", "text": "what?"}]
+        assert model.chat([{"role": "user", "content": content}]) == wanted
+
+
+def test_earlier_turns_are_heard(places: Place) -> None:
+    model = vlm(places["continuous"])
+
+    def chat(said: str) -> inference.Answer:
+        picture = {"type": "image", "image": tiny.picture(0)}
+        return model.chat(
+            [
+                {"role": "user", "content": [picture, {"type": "text", "text": "what?"}]},
+                {"role": "assistant", "content": said},
+                {"role": "user", "content": "is it red?"},
+            ]
+        )
+
+    assert chat("an owl").logprobs != chat("two hearts").logprobs
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "last message must be the user's"),
+        ([{"role": "assistant", "content": "hi"}], "last message must be the user's"),
+        ([{"content": "hi"}], "message 0 needs a role"),
+        ([{"role": "user"}], "message 0 needs content"),
+        ([{"role": "user", "content": [{"type": "video"}]}], "part of type 'video'"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "'text' without 'text'"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": "http://a/b.png"}]}], "base64"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": "data:image/png;base64,#"}]}],
+            "base64 is broken",
+        ),
+    ],
+)
+def test_messages_that_are_none_are_refused(
+    places: Place, messages: list[dict[str, object]], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        vlm(places["continuous"]).chat(messages)
+
+
+def test_the_answer_given_greedily_scores_what_it_was_given_with(places: Place) -> None:
+    model, picture = vlm(places["continuous"]), tiny.picture(0)
+    scores = model.score([picture], "what?", ["owl", "two hearts"])
+    assert len(scores) == 2 and all(score < 0 for score in scores)
+    # both are told by the same chain rule: the longer text costs no less than its own first part
+    (whole,) = model.score([picture], "what?", [""])
+    assert whole < 0
+
+
+def test_a_discrete_model_draws(places: Place) -> None:
+    model = vlm(places["discrete"])
+    pictures = model.draw("an owl", n=2, seed=1)
+    assert [picture.size for picture in pictures] == [(tiny.PICTURE_SIZE, tiny.PICTURE_SIZE)] * 2
+    again = model.draw("an owl", n=2, seed=1)
+    assert [picture.tobytes() for picture in pictures] == [picture.tobytes() for picture in again]
+    assert pictures[0].tobytes() != pictures[1].tobytes()
+
+
+def test_a_continuous_model_says_that_it_cannot_draw(places: Place) -> None:
+    with pytest.raises(UserError, match="continuous VLM: .* cannot draw; use a discrete VLM"):
+        vlm(places["continuous"]).draw("an owl")
+
+
+def test_only_a_discrete_model_has_a_vqvae(places: Place) -> None:
+    assert vlm(places["discrete"]).vqvae.codebook_size == tiny.CODES
+    with pytest.raises(UserError, match="it has no VQ-VAE"):
+        _ = vlm(places["continuous"]).vqvae
