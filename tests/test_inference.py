@@ -387,7 +387,7 @@ def test_a_discrete_model_draws(places: Place) -> None:
 
 
 def test_a_continuous_model_says_that_it_cannot_draw(places: Place) -> None:
-    with pytest.raises(UserError, match="continuous VLM: .* cannot draw; use a discrete VLM"):
+    with pytest.raises(UserError, match=r"continuous VLM: .* cannot draw; use a discrete VLM"):
         vlm(places["continuous"]).draw("an owl")
 
 

@@ -94,7 +94,10 @@ def test_a_batch_says_what_each_says_alone_though_some_end_early(temperature: fl
     alone = [say([prompt], NEVER)[0] for prompt in prompts(model)]
     assert say(prompts(model), NEVER) == alone
     # a token that ends some of them earlier than others
-    ends = {token: [row.index(token) if token in row else 10 for row in alone] for token in sum(alone, [])}
+    ends = {
+        token: [row.index(token) if token in row else 10 for row in alone]
+        for token in {token for row in alone for token in row}
+    }
     stop = next(token for token, lengths in ends.items() if len(set(lengths)) > 1 and min(lengths) > 0)
     expected = [row[:length] for row, length in zip(alone, ends[stop], strict=True)]
     assert say(prompts(model), stop) == expected

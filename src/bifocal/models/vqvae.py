@@ -205,6 +205,9 @@ class Middle(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, and the way to the next."""
 
+    downsample: nn.Module
+    upsample: nn.Module
+
     def __init__(self, channels: int, out_channels: int, blocks: int) -> None:
         super().__init__()
         sizes = [channels] + [out_channels] * blocks
@@ -279,7 +282,9 @@ class VQVAEModel(nn.Module):
         self.quantize = Quantizer(config.quantizer)
         self.post_quant_conv = nn.Conv2d(config.quantizer.width, config.latent_channels, 1)
         self.decoder = Decoder(config)
-        self.to(memory_format=torch.channels_last)
+        for weight in self.parameters():
+            if weight.ndim == 4:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
     @property
     def dtype(self) -> torch.dtype:

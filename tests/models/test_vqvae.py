@@ -1,0 +1,95 @@
+"""The VQ-VAE: shapes, its published layout, its normalisation and its loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bifocal.models.quantize import QuantizerConfig
+from bifocal.models.vqvae import LeanGroupNorm, VQVAEConfig, VQVAEModel
+
+
+@pytest.fixture(scope="module")
+def model() -> VQVAEModel:
+    torch.manual_seed(0)
+    built = VQVAEModel(VQVAEConfig(picture_size=32, quantizer=QuantizerConfig(codes=32, width=4)))
+    built.loss(torch.rand(2, 3, 32, 32))  # the first batch starts the codebook
+    return built.eval()
+
+
+def test_codes_and_pictures_have_the_documented_shapes(model: VQVAEModel) -> None:
+    codes = model.encode(torch.rand(3, 3, 32, 32))
+    assert codes.shape == (3, 4, 4) and codes.dtype == torch.int64
+    picture = model.decode(codes)
+    assert picture.shape == (3, 3, 32, 32) and picture.dtype == torch.float32
+    assert picture.min() >= 0 and picture.max() <= 1
+
+
+def test_pictures_need_not_be_square(model: VQVAEModel) -> None:
+    assert model.encode(torch.rand(1, 3, 16, 40)).shape == (1, 2, 5)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 30, 32), (1, 1, 32, 32), (3, 32, 32)])
+def test_a_picture_that_does_not_fit_is_refused(model: VQVAEModel, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="multiples of 8"):
+        model.encode(torch.rand(shape))
+
+
+def test_names_are_those_of_published_checkpoints(model: VQVAEModel) -> None:
+    names = set(model.state_dict())
+    published = {
+        "encoder.conv_in.weight",
+        "encoder.down.0.block.0.norm1.weight",
+        "encoder.down.0.downsample.conv.weight",
+        "encoder.mid.attn_1.proj_out.weight",
+        "encoder.norm_out.weight",
+        "quant_conv.weight",
+        "quantize.embedding.weight",
+        "post_quant_conv.weight",
+        "decoder.up.1.upsample.conv.weight",
+        "decoder.conv_out.bias",
+    }
+    assert published <= names
+
+
+def test_the_loss_is_the_sum_of_its_three_terms(model: VQVAEModel) -> None:
+    images = torch.rand(2, 3, 32, 32)
+    total, count, metrics = model.loss(images)
+    terms = metrics["reconstruction"] + metrics["codebook"] + 0.25 * metrics["commitment"]
+    assert count == 2
+    assert total.item() / count == pytest.approx(terms, rel=1e-5)  # float32 terms, added in another order
+
+
+def test_the_reconstruction_reaches_the_encoder_through_the_codes(model: VQVAEModel) -> None:
+    model.zero_grad()
+    images = torch.rand(2, 3, 32, 32)
+    F.mse_loss(model(images)[0], images).backward()
+    gradient = model.encoder.conv_in.weight.grad
+    assert gradient is not None and gradient.abs().max() > 0
+    assert (
+        model.quantize.embedding.weight.grad is None or model.quantize.embedding.weight.grad.abs().max() == 0
+    )
+
+
+def test_group_norm_equals_torch_in_value_and_gradient() -> None:
+    torch.manual_seed(0)
+    lean, plain = LeanGroupNorm(32, 64, eps=1e-6), torch.nn.GroupNorm(32, 64, eps=1e-6)
+    torch.nn.init.normal_(lean.weight)
+    torch.nn.init.normal_(lean.bias)
+    plain.load_state_dict(lean.state_dict())
+    images = (torch.randn(3, 64, 8, 8) + 1).to(memory_format=torch.channels_last)
+    ours, theirs = images.clone().requires_grad_(), images.clone().requires_grad_()
+    upstream = torch.randn(3, 64, 8, 8)
+    lean(ours).backward(upstream)
+    plain(theirs).backward(upstream)
+    # both are float32 sums over 128 entries in different orders
+    torch.testing.assert_close(lean(images), plain(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lean.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(lean.bias.grad, plain.bias.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_channels_that_group_norm_cannot_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of 32"):
+        VQVAEConfig(base_channels=48)
