@@ -152,6 +152,7 @@ def evaluate(
 def compare(
     run_a: tyro.conf.Positional[Path],
     run_b: tyro.conf.Positional[Path],
+    every_slice: bool = False,
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """Two evaluated runs side by side, with intervals and a paired test.
@@ -161,6 +162,7 @@ def compare(
     Args:
         run_a: the first run.
         run_b: the second run, evaluated on the same samples.
+        every_slice: also each kind of question by itself.
         json_output: print JSON and nothing else.
     """
     from bifocal.commands.evaluate import compare_command
@@ -170,7 +172,7 @@ def compare(
     if json_output:
         print(json.dumps(result.to_json()))
     else:
-        print_comparison(result)
+        print_comparison(result, every_slice=every_slice)
 
 
 def ask(
@@ -226,7 +228,7 @@ def draw(
     run: tyro.conf.Positional[Path],
     prompt: tyro.conf.Positional[str],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("drawing.png"),
-    n: int = 1,
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1,
     guidance: float = 2.0,
     seed: int | None = None,
     device: str = "cpu",

@@ -416,7 +416,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, TextTokenizer | None]:
         model.load_state_dict(tensors)
     except Exception as error:
         raise UserError(
-            f"{path / WEIGHTS} does not fit its {CONFIG} or is damaged: {str(error)[:200]}"
+            f"{path / WEIGHTS} does not fit its {CONFIG} or is damaged: {' '.join(str(error).split())[:200]}"
         ) from None
     tokenizer = TextTokenizer.read(path / TOKENIZER) if (path / TOKENIZER).is_file() else None
     return model.eval(), tokenizer

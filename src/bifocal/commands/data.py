@@ -33,7 +33,8 @@ def export_scenes(out: Path, *, split: str, count: int, settings: WorldSettings)
                     path.parent.mkdir(exist_ok=True)
                     if not path.exists():
                         Image.fromarray(world.picture(key)).save(path)
-                samples.append(replace(sample, pictures=names))
+                # one scene may serve several tasks, and an id is unique in its folder
+                samples.append(replace(sample, id=f"{task}/{sample.id}", pictures=names))
             write_samples(out / f"{task}.jsonl", samples)
             progress.update(number)
     print(f"wrote {len(TASKS) * count} samples to {out}")

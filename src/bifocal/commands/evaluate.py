@@ -104,7 +104,7 @@ def compare_command(run_a: Path, run_b: Path) -> Comparison:
 
 def predictions_folder(run: Path) -> Path:
     """Where the predictions of a run lie: beside it, or in the quickstart's directory."""
-    for folder in (run / PREDICTIONS / run.name, run.parent / PREDICTIONS / run.name):
+    for folder in (run.parent / PREDICTIONS / run.name, run / PREDICTIONS / run.name):
         if any(folder.glob("*.jsonl")):
             return folder
     raise UserError(f"{run} has no predictions yet: run `bifocal evaluate {run} --task NAME` first")

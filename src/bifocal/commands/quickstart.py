@@ -20,7 +20,15 @@ from bifocal.data.scenes import World, WorldSettings
 from bifocal.evaluation.compare import compare_models, print_comparison
 from bifocal.evaluation.goals import QUICKSTART_GOALS, STANDARD_GOALS
 from bifocal.evaluation.report import write_report
-from bifocal.evaluation.results import HEADLINES, Row, print_table, read_results, write_results
+from bifocal.evaluation.results import (
+    HEADLINES,
+    Row,
+    format_interval,
+    format_value,
+    metric_title,
+    read_results,
+    write_results,
+)
 from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.clip import recipe_clip, train_clip
 from bifocal.recipes.runs import finished
@@ -32,12 +40,15 @@ Scale = Literal["smoke", "quickstart", "standard"]
 MODELS = ("vqvae", "clip", "vlm-continuous", "vlm-discrete")
 SPLITS = ("test", "test-novel-pairs", "test-novel-concepts")
 READING = ("captioning", "vqa", "grounding", "reasoning")
+# What is printed of the parts and of the drawings; the report has the rest.
 SHOWN = {
     ("vqvae", "psnr"),
     ("vqvae", "usage"),
     ("clip", "top1"),
     ("clip", "top5"),
     ("clip", "image_to_text_recall@1"),
+    ("vlm-discrete", "objects_found"),
+    ("vlm-discrete", "checker_recall"),
 }
 NOVEL_SHARE = 1 / 3  # novel splits are asked fewer questions
 
@@ -143,29 +154,30 @@ def evaluate_all(out: Path, scale: Scale, world: World) -> list[Row]:
     return rows
 
 
+def with_interval(row: Row) -> str:
+    """A score with its interval, where it has one."""
+    value = format_value(row.metric, row.value)
+    if row.low is None or row.high is None:
+        return value
+    return f"{value}  ({format_interval(row.metric, row.low, row.high)})"
+
+
 def conclude(out: Path, rows: list[Row], report: Path, world: World, times: dict[str, float]) -> None:
     """Print the comparison, where the report is, and what to try next."""
     console = Console() if sys.stdout.isatty() else Console(width=110)
-    parts = [
-        row
-        for row in rows
-        if (row.model, row.metric) in SHOWN and row.split == "test" and row.slice == "all" and not row.variant
-    ]
-    print_table(parts, console, title="The parts, on pictures they never saw")
+    for row in rows:
+        if (row.model, row.metric) in SHOWN and row.split == "test" and row.slice == "all":
+            print(f"{row.model:<13} {metric_title(row.metric):<28} {with_interval(row)}")
     comparison = compare_models(out, "vlm-continuous", "vlm-discrete")
-    shown = [
+    headlines = [
         row for row in comparison.differences if row.split == "test" and HEADLINES[row.task] == row.metric
     ]
     print_comparison(
-        replace(comparison, differences=tuple(shown), only_a=(), only_b=()),
+        replace(comparison, differences=tuple(headlines), only_a=(), only_b=()),
         console,
         every_slice=False,
         title="CLIP against VQ-VAE, on scenes neither saw",
     )
-    drawn = [
-        row for row in rows if row.task == "text-to-image" and row.split == "test" and row.slice == "all"
-    ]
-    print_table(drawn, console, title="What the discrete VLM draws, by the continuous one's eyes")
     example = out / "example.png"
     Image.fromarray(world.picture("test/0/0")).save(example)
     minutes = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in times.items())

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 def attend(q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, bias: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention; ``bias`` is added to the scores and broadcasts to (B, H, T, S).
 
-    On CPU the fused kernel is several times slower than two batched products around a softmax, in bf16 most of
-    all (benchmarks/attention.py), so the plain form is used there and the fused one elsewhere.
+    On CPU in bf16 the fused kernel is up to five times slower than two batched products around a softmax, most of
+    all in short sequences; in float32 and elsewhere it is as fast or faster (benchmarks/attention.py).
     """
-    if q_BHTE.device.type != "cpu":
+    if q_BHTE.device.type != "cpu" or q_BHTE.dtype == torch.float32:
         return F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, attn_mask=bias)
     scores = torch.matmul(q_BHTE * q_BHTE.shape[-1] ** -0.5, k_BHSE.transpose(-1, -2))
     if bias is not None:

@@ -62,8 +62,8 @@ def train_clip(
 ) -> Outcome:
     """Train into ``out``."""
     device = open_device(recipe.train.device)
-    open_run(out, "clip", recipe, resume=resume)
     source = source_of(recipe.data, recipe.world, 0)
+    open_run(out, "clip", recipe, resume=resume)
     tokenizer = TextTokenizer.train(source.texts(), size=recipe.text_tokens, box_bins=0)
     context, size = recipe.model.text.context, recipe.batch_size
     text = replace(recipe.model.text, vocabulary=len(tokenizer))

@@ -212,8 +212,8 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
     """Train into ``out``; the encoded pictures are kept in ``out/encoded``."""
     device = open_device(recipe.train.device)
     encoder = open_encoder(recipe)
-    open_run(out, "vlm", recipe, resume=resume)
     source = source_of(recipe.data, recipe.world, recipe.episodes)
+    open_run(out, "vlm", recipe, resume=resume)
     codes = encoder.config.quantizer.codes if isinstance(encoder, VQVAEModel) else 0
     tokenizer = TextTokenizer.train(
         source.texts(), size=recipe.text_tokens, codes=codes, box_bins=recipe.box_bins

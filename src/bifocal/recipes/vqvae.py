@@ -40,8 +40,8 @@ def train_vqvae(
 ) -> Outcome:
     """Train into ``out``. ``show`` is given the model, some validation pictures and the step, at each validation."""
     device = open_device(recipe.train.device)
-    open_run(out, "vqvae", recipe, resume=resume)
     source = source_of(recipe.data, recipe.world, 0)
+    open_run(out, "vqvae", recipe, resume=resume)
     size = recipe.batch_size
 
     def batch_at(step: int) -> Tensor:
