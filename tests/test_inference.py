@@ -18,6 +18,7 @@ import tiny
 from bifocal import inference
 from bifocal.config import UserError
 from bifocal.data.boxes import boxes_from_text
+from bifocal.data.pictures import to_tensor
 
 Place = dict[str, Path]
 
@@ -28,7 +29,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Place:
     words = tiny.tokenizer()
     models = {
         "vqvae": (tiny.vqvae(), None),
-        "clip": (tiny.clip(len(words)), words),
+        "clip": (tiny.clip(len(words), context=24), words),
         "discrete": (tiny.vlm("discrete"), words),
         "continuous": (tiny.vlm("continuous"), words),
     }
@@ -58,7 +59,7 @@ def clip(place: Path) -> inference.CLIP:
 def test_a_saved_model_loads_with_the_same_weights(places: Place, name: str) -> None:
     before = {
         "vqvae": tiny.vqvae,
-        "clip": lambda: tiny.clip(len(tiny.tokenizer())),
+        "clip": lambda: tiny.clip(len(tiny.tokenizer()), context=24),
         "discrete": lambda: tiny.vlm("discrete"),
         "continuous": lambda: tiny.vlm("continuous"),
     }[name]()
@@ -85,13 +86,11 @@ def test_a_loaded_vqvae_reconstructs_as_before(places: Place) -> None:
 
 
 def test_a_loaded_clip_embeds_as_before(places: Place) -> None:
-    before, after = tiny.clip(len(tiny.tokenizer())), clip(places["clip"])
+    before, after = tiny.clip(len(tiny.tokenizer()), context=24), clip(places["clip"])
     pictures = [tiny.picture(seed) for seed in range(3)]
-    from bifocal.data.pictures import to_tensor
-
     with torch.no_grad():
         assert torch.equal(after.embed_images(pictures), before.embed_images(to_tensor(pictures)))
-        tokens = inference.clip_tokens(["an owl"], tiny.tokenizer(), 16)
+        tokens = inference.clip_tokens(["an owl"], tiny.tokenizer(), 24)
         assert torch.equal(after.embed_texts(["an owl"]), before.embed_texts(tokens))
 
 
@@ -270,7 +269,7 @@ def test_no_labels_are_refused(places: Place) -> None:
 
 
 def test_a_text_longer_than_the_context_is_refused(places: Place) -> None:
-    with pytest.raises(UserError, match=r"a text of \d+ tokens does not fit this model's 14: 'owl owl"):
+    with pytest.raises(UserError, match=r"a text of \d+ tokens does not fit this model's 22: 'owl owl"):
         clip(places["clip"]).embed_texts(["owl " * 40])
 
 
@@ -368,13 +367,11 @@ def test_messages_that_are_none_are_refused(
         vlm(places["continuous"]).chat(messages)
 
 
-def test_the_answer_given_greedily_scores_what_it_was_given_with(places: Place) -> None:
+def test_scores_are_log_probabilities_of_each_answer_alone(places: Place) -> None:
     model, picture = vlm(places["continuous"]), tiny.picture(0)
-    scores = model.score([picture], "what?", ["owl", "two hearts"])
-    assert len(scores) == 2 and all(score < 0 for score in scores)
-    # both are told by the same chain rule: the longer text costs no less than its own first part
-    (whole,) = model.score([picture], "what?", [""])
-    assert whole < 0
+    both = model.score([picture], "what?", ["owl", "two hearts"])
+    assert all(score < 0 for score in both)
+    assert both == [model.score([picture], "what?", [text])[0] for text in ("owl", "two hearts")]
 
 
 def test_a_discrete_model_draws(places: Place) -> None:

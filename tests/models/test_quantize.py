@@ -137,3 +137,31 @@ def test_a_constant_batch_neither_crashes_nor_spoils_the_codebook() -> None:
         quantizer(torch.ones(30, 2))
         quantizer.after_step()
     assert quantizer.embedding.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_batch_that_is_not_finite_leaves_the_codebook_alone(poison: float, started: bool) -> None:
+    quantizer = Quantizer(QuantizerConfig(codes=8, width=2, update="ema", restart_after=1)).train()
+    if started:
+        quantizer(torch.randn(30, 2))
+        quantizer.after_step()
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    vectors = torch.randn(30, 2)
+    vectors[7, 1] = poison
+    codes = quantizer(vectors).codes
+    quantizer.after_step()
+    assert codes.min() >= 0 and codes.max() < 8
+    for name, value in quantizer.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_the_start_covers_distant_vectors_that_a_uniform_draw_would_miss() -> None:
+    """Nine tenths of a scene are background: 16 codes must still reach all 8 colours of the rest."""
+    torch.manual_seed(0)
+    rare = torch.arange(8.0)[:, None] * 10 + 100
+    vectors = torch.cat([torch.randn(992, 1) * 0.1, rare])
+    quantizer = Quantizer(QuantizerConfig(codes=16, width=1)).train()
+    quantizer(vectors)
+    distances = (rare - quantizer.embedding.weight.detach().T).abs().min(dim=1).values
+    assert distances.max() < 5

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from bifocal.models.quantize import QuantizerConfig
-from bifocal.models.vqvae import LeanGroupNorm, VQVAEConfig, VQVAEModel
+from bifocal.models.vqvae import SMALL_MAP, LeanGroupNorm, VQVAEConfig, VQVAEModel
 
 
 @pytest.fixture(scope="module")
@@ -72,24 +74,50 @@ def test_the_reconstruction_reaches_the_encoder_through_the_codes(model: VQVAEMo
     )
 
 
-def test_group_norm_equals_torch_in_value_and_gradient() -> None:
+@pytest.mark.parametrize(
+    "side", [8, 24]
+)  # a small map goes through torch's own backward pass, a large one through ours
+def test_group_norm_equals_torch_in_value_and_gradient(side: int) -> None:
     torch.manual_seed(0)
-    lean, plain = LeanGroupNorm(32, 64, eps=1e-6), torch.nn.GroupNorm(32, 64, eps=1e-6)
+    lean, plain = LeanGroupNorm(32, 64, eps=1e-6), torch.nn.GroupNorm(32, 64, eps=1e-6).double()
     torch.nn.init.normal_(lean.weight)
     torch.nn.init.normal_(lean.bias)
     plain.load_state_dict(lean.state_dict())
-    images = (torch.randn(3, 64, 8, 8) + 1).to(memory_format=torch.channels_last)
-    ours, theirs = images.clone().requires_grad_(), images.clone().requires_grad_()
-    upstream = torch.randn(3, 64, 8, 8)
+    ours = (torch.randn(3, 64, side, side) + 1).to(memory_format=torch.channels_last).requires_grad_()
+    theirs = ours.detach().double().requires_grad_()
+    upstream = torch.randn(3, 64, side, side)
+    value, expected = lean(ours), plain(theirs)
+    value.backward(upstream)
+    expected.backward(upstream.double())
+    assert (side**2 <= SMALL_MAP) == (side == 8)
+    # float32 sums of up to 1,152 terms of order one: 1,152**0.5 * 6e-8 = 2e-6 of a term, times factors of order ten
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4, check_dtype=False)
+    close(value, expected)
+    close(ours.grad, theirs.grad)
+    close(lean.weight.grad, plain.weight.grad)
+    close(lean.bias.grad, plain.bias.grad)
+
+
+def test_group_norm_in_bf16_is_as_near_as_bf16_can_be() -> None:
+    """A gradient of order one in bf16 has steps of 2**-8, and three roundings follow one another."""
+    torch.manual_seed(0)
+    lean, plain = LeanGroupNorm(32, 64, eps=1e-6).bfloat16(), torch.nn.GroupNorm(32, 64, eps=1e-6).double()
+    ours = torch.randn(2, 64, 32, 32).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
+    theirs = ours.detach().double().requires_grad_()
+    upstream = torch.randn(2, 64, 32, 32).bfloat16()
     lean(ours).backward(upstream)
-    plain(theirs).backward(upstream)
-    # both are float32 sums over 128 entries in different orders
-    torch.testing.assert_close(lean(images), plain(images), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(lean.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(lean.bias.grad, plain.bias.grad, rtol=1e-4, atol=1e-4)
+    plain(theirs).backward(upstream.double())
+    assert ours.grad is not None and theirs.grad is not None
+    difference = (ours.grad.double() - theirs.grad).square().mean().sqrt()
+    assert difference < 2**-8 * theirs.grad.square().mean().sqrt()
 
 
 def test_channels_that_group_norm_cannot_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 32"):
         VQVAEConfig(base_channels=48)
+
+
+@pytest.mark.parametrize("blocks", [(0, 1), (0, 1, 0, 1)])
+def test_decoder_blocks_that_fit_no_decoder_are_refused(blocks: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="decoder_blocks"):
+        VQVAEConfig(multipliers=(1, 1, 2, 4), decoder_blocks=blocks)

@@ -160,7 +160,7 @@ class TextConfig:
     """Sizes of CLIP's text encoder; bidirectional, pooled at the first token."""
 
     vocabulary: int = 1024
-    context: int = 48
+    context: int = 64
     width: int = 128
     layers: int = 3
     heads: int = 2

@@ -19,7 +19,11 @@ from bifocal.models.quantize import Quantised, Quantizer, QuantizerConfig
 
 @dataclass(frozen=True)
 class VQVAEConfig:
-    """Sizes of encoder and decoder. Each entry of ``multipliers`` after the first halves the resolution."""
+    """Sizes of encoder and decoder. Each entry of ``multipliers`` after the first halves the resolution.
+
+    The encoder has equally many blocks at every resolution, as published; ``decoder_blocks`` counts them for each,
+    from high to low. Blocks at full resolution cost most: the decoder does without.
+    """
 
     picture_size: int = 64
     base_channels: int = 32
@@ -34,6 +38,17 @@ class VQVAEConfig:
             raise ValueError(
                 f"base_channels must be a multiple of 32 (GroupNorm has 32 groups), got {self.base_channels}"
             )
+        if len(self.decoder_blocks) != len(self.multipliers):
+            raise ValueError(
+                f"decoder_blocks must have an entry for each of {self.multipliers}, got {self.decoder_blocks}"
+            )
+        inputs = [*self.multipliers[1:], self.multipliers[-1]]
+        for level, (before, after) in enumerate(zip(inputs, self.multipliers, strict=True)):
+            if self.decoder_blocks[level] == 0 and before != after:
+                raise ValueError(
+                    f"decoder_blocks[{level}] must be at least 1, because a block changes the channels there "
+                    f"(multipliers {self.multipliers})"
+                )
         if self.picture_size % self.stride:
             raise ValueError(
                 f"picture_size {self.picture_size} is not a multiple of the stride {self.stride}"
