@@ -108,3 +108,18 @@ def test_a_picture_of_another_size_is_refused() -> None:
 def test_a_text_that_is_not_padded_is_refused() -> None:
     with pytest.raises(ValueError, match="padded to 16 tokens, got 9"):
         tiny.clip(VOCABULARY).embed_texts(torch.zeros(1, 9, dtype=torch.int64))
+
+
+def test_padding_changes_nothing() -> None:
+    torch.manual_seed(0)
+    short, long = TextConfig(vocabulary=50, context=8), TextConfig(vocabulary=50, context=24)
+    tower = TextTransformer(long).double()
+    other = TextTransformer(short).double()
+    weights = tower.state_dict()
+    weights["embeddings.position_embedding.weight"] = weights["embeddings.position_embedding.weight"][:8]
+    other.load_state_dict(weights)
+    tokens = torch.randint(1, 50, (3, 8))
+    tokens[0, 5:] = tower.padding
+    padded = torch.nn.functional.pad(tokens, (0, 16), value=tower.padding)
+    alone = torch.cat([other(row[None]) for row in tokens])
+    torch.testing.assert_close(tower(padded), alone, rtol=0, atol=1e-12)

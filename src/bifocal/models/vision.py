@@ -97,15 +97,36 @@ class VisionConfig:
         return (self.picture_size // self.patch_size) ** 2
 
 
+# Deviation of the positions at the start, where that of the patches is about 0.4. A contrastive loss alone hardly
+# teaches where things are: from noise of 0.02 a linear probe of the trained features found 8% of the variance of a
+# patch's row and column, and a decoder standing on them answered "where" at chance.
+POSITION_SHARE = 0.4
+
+
+def grid_code(rows: int, columns: int, width: int) -> Tensor:
+    """(rows * columns, width) of unit variance: sines and cosines of row and column (Vaswani et al. 2017, in 2-D)."""
+    half = width // 2
+    rates = float(max(rows, columns, 2)) ** -(torch.arange(half // 2, dtype=torch.float32) / (half // 2))
+    codes = []
+    for place in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"):
+        angles = place.flatten()[:, None].float() * rates
+        codes += [angles.sin(), angles.cos()]
+    code = torch.cat(codes, dim=1) * 2**0.5
+    return F.pad(code, (0, width - code.shape[1]))
+
+
 class VisionEmbeddings(nn.Module):
-    """Patches as vectors, a class token before them, learned positions."""
+    """Patches as vectors, a class token before them, learned positions that start as a code of row and column."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.class_embedding = nn.Parameter(torch.randn(config.width) * config.width**-0.5)
         self.patch_embedding = nn.Conv2d(3, config.width, config.patch_size, config.patch_size, bias=False)
         self.position_embedding = Float32Embedding(config.patches + 1, config.width)
-        nn.init.normal_(self.position_embedding.weight, std=0.02)
+        with torch.no_grad():
+            side = config.picture_size // config.patch_size
+            self.position_embedding.weight[0].normal_(std=0.02)
+            self.position_embedding.weight[1:] = POSITION_SHARE * grid_code(side, side, config.width)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         weight = self.patch_embedding.weight
@@ -186,8 +207,13 @@ class TextEmbeddings(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Tokens to one vector: an encoder-only transformer that sees the whole (padded) context, as open_clip's
-    ``no_causal_mask`` towers do, and pools at the first token."""
+    """Tokens to one vector: an encoder-only transformer over the words of a text, pooled at the first token.
+
+    Padding is not attended to (open_clip's ``no_causal_mask`` with ``use_pad_mask``): in a context of 64, where a
+    caption takes 11 places on average, it would drown the words, and positions that all texts leave empty cost nothing.
+    """
+
+    padding = 0  # the id of padding
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -202,7 +228,10 @@ class TextTransformer(nn.Module):
             raise ValueError(
                 f"texts must be padded to {self.config.context} tokens, got {tokens_BT.shape[1]}"
             )
+        tokens_BT = tokens_BT[:, : max(1, int((tokens_BT != self.padding).sum(dim=1).max()))]
         x = self.embeddings(tokens_BT).to(self.final_layer_norm.weight.dtype)
+        bias = torch.zeros(tokens_BT.shape, dtype=x.dtype, device=x.device)
+        bias = bias.masked_fill_(tokens_BT == self.padding, float("-inf"))[:, None, None]
         for block in self.encoder.layers:
-            x = block(x)
+            x = block(x, bias)
         return self.final_layer_norm(x[:, 0])
