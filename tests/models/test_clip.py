@@ -10,7 +10,7 @@ import torch
 import tiny
 from bifocal import losses
 from bifocal.models.clip import CLIPBatch, CLIPConfig, CLIPModel
-from bifocal.models.vision import TextConfig, VisionConfig, VisionTransformer
+from bifocal.models.vision import TextConfig, TextTransformer, VisionConfig, VisionTransformer
 
 VOCABULARY = 60
 
