@@ -164,7 +164,7 @@ def with_interval(row: Row) -> str:
 
 def conclude(out: Path, rows: list[Row], report: Path, world: World, times: dict[str, float]) -> None:
     """Print the comparison, where the report is, and what to try next."""
-    console = Console() if sys.stdout.isatty() else Console(width=110)
+    console = Console() if sys.stdout.isatty() else Console(width=140)
     for row in rows:
         if (row.model, row.metric) in SHOWN and row.split == "test" and row.slice == "all":
             print(f"{row.model:<13} {metric_title(row.metric):<28} {with_interval(row)}")
