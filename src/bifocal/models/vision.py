@@ -228,7 +228,8 @@ class TextTransformer(nn.Module):
             raise ValueError(
                 f"texts must be padded to {self.config.context} tokens, got {tokens_BT.shape[1]}"
             )
-        tokens_BT = tokens_BT[:, : max(1, int((tokens_BT != self.padding).sum(dim=1).max()))]
+        used = int((tokens_BT != self.padding).any(dim=0).sum())
+        tokens_BT = tokens_BT[:, : max(1, used)]
         x = self.embeddings(tokens_BT).to(self.final_layer_norm.weight.dtype)
         bias = torch.zeros(tokens_BT.shape, dtype=x.dtype, device=x.device)
         bias = bias.masked_fill_(tokens_BT == self.padding, float("-inf"))[:, None, None]
