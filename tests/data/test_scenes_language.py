@@ -10,8 +10,9 @@ from bifocal.data.sample import Box, Message, Sample
 from bifocal.data.scenes.compose import SPLITS, World
 from bifocal.data.scenes.dataset import clip_caption, samples_for
 from bifocal.data.scenes.facts import CLEAR, View
+from bifocal.data.scenes.heard import read_caption
 from bifocal.data.scenes.scene import Concept, Scene, SceneObject
-from bifocal.data.scenes.verify import Reader, Unclear, check, read_caption
+from bifocal.data.scenes.verify import Reader, Unclear, check
 from bifocal.data.scenes.words import Lexicon, counted, join, look, numbered_category, the_look
 
 SPEAKING = ("vqa", "reasoning", "grounding", "captioning", "text-to-image", "zero-shot")

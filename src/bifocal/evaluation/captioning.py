@@ -26,7 +26,7 @@ def reader_of(dataset: Dataset) -> Reader | None:
     if world is None:
         return None
     # here, so that scoring other data does not load what draws scenes
-    from bifocal.data.scenes.verify import read_caption
+    from bifocal.data.scenes.heard import read_caption
 
     def read(caption: str) -> Mapping[str, int]:
         objects: Mapping[str, int] = read_caption(caption, world.concepts)["objects"]
