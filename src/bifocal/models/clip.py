@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bifocal import losses
+from bifocal.data.patches import KeptPatches
 from bifocal.models.vision import TextConfig, TextTransformer, VisionConfig, VisionTransformer
 
 
@@ -29,6 +31,7 @@ class CLIPBatch:
     images: Tensor  # (B, 3, H, W) float in [0, 1]
     tokens: Tensor  # (B, context) int64
     text_ids: Tensor  # (B,) int64
+    kept: tuple[KeptPatches, ...] | None = None  # the patches to look at; None: all
 
     def __len__(self) -> int:
         return len(self.images)
@@ -51,9 +54,9 @@ class CLIPModel(nn.Module):
         self.text_projection = nn.Linear(config.text.width, config.width, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def embed_images(self, images_BCHW: Tensor) -> Tensor:
+    def embed_images(self, images_BCHW: Tensor, kept: Sequence[KeptPatches] | None = None) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, width) float32 of unit norm."""
-        return F.normalize(self.visual_projection(self.vision_model(images_BCHW)).float(), dim=-1)
+        return F.normalize(self.visual_projection(self.vision_model(images_BCHW, kept)).float(), dim=-1)
 
     def embed_texts(self, tokens_BT: Tensor) -> Tensor:
         """(B, context) -> (B, width) float32 of unit norm."""
@@ -61,7 +64,7 @@ class CLIPModel(nn.Module):
 
     def loss(self, batch: CLIPBatch) -> tuple[Tensor, int, dict[str, float]]:
         """The symmetric contrastive loss summed over the batch's pairs (CLIP's objective, lecture slide "CLIP")."""
-        images, texts = self.embed_images(batch.images), self.embed_texts(batch.tokens)
+        images, texts = self.embed_images(batch.images, batch.kept), self.embed_texts(batch.tokens)
         total, right = losses.contrastive(images, texts, self.logit_scale.exp(), batch.text_ids)
         metrics = {
             "accuracy": right,

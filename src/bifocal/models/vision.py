@@ -6,6 +6,7 @@ published layout without renaming.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bifocal.data.patches import KeptPatches, pictures_in
 from bifocal.models.blocks import Float32Embedding, attend, joint_linear, merge_heads, split_heads
 
 
@@ -161,19 +163,44 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"this image encoder takes (B, 3, {size}, {size}) pictures and got {tuple(images_BCHW.shape)}"
             )
-        mean = images_BCHW.new_tensor(self.mean)[:, None, None]
-        deviation = images_BCHW.new_tensor(self.deviation)[:, None, None]
-        x = self.pre_layrnorm(self.embeddings((images_BCHW - mean) / deviation))
+        x = self.pre_layrnorm(self.embed(images_BCHW))
         for block in self.encoder.layers[: len(self.encoder.layers) + layer + 1]:
             x = block(x)
         return x
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> pooled (B, D)."""
-        x = self.hidden(images_BCHW)
+    def embed(self, images_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, 1 + N, D): the class token and the patches, with their positions."""
+        mean = images_BCHW.new_tensor(self.mean)[:, None, None]
+        deviation = images_BCHW.new_tensor(self.deviation)[:, None, None]
+        return self.embeddings((images_BCHW - mean) / deviation)
+
+    def forward(self, images_BCHW: Tensor, kept: Sequence[KeptPatches] | None = None) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> pooled (B, D).
+
+        ``kept`` names the patches to look at in training, for groups of consecutive pictures; None is all of them.
+        """
+        if kept is None:
+            return self.post_layernorm(self.pool(self.hidden(images_BCHW)))
+        parts = zip(self.embed(images_BCHW).split(pictures_in(kept)), kept, strict=True)
+        return self.post_layernorm(torch.cat([self._pool_kept(part, group) for part, group in parts]))
+
+    def pool(self, x_BTD: Tensor, weights_BN: Tensor | None = None) -> Tensor:
+        """The class token, or the mean of the patches, weighed where each stands for several."""
         if self.config.pooling == "class":
-            return self.post_layernorm(x[:, 0])
-        return self.post_layernorm(x[:, 1:].mean(dim=1))
+            return x_BTD[:, 0]
+        if weights_BN is None:
+            return x_BTD[:, 1:].mean(dim=1)
+        return (x_BTD[:, 1:] * weights_BN[:, :, None]).sum(dim=1) / self.config.patches
+
+    def _pool_kept(self, x_BTD: Tensor, kept: KeptPatches) -> Tensor:
+        """Some patches in place of all: one that stands for w of them counts w times in attention and in the mean."""
+        weights_BK = kept.weights.to(x_BTD.dtype)
+        bias = F.pad(weights_BK, (1, 0), value=1.0).log()[:, None, None]
+        places_BK1 = F.pad(kept.places + 1, (1, 0))[:, :, None]
+        x_BTD = self.pre_layrnorm(x_BTD.gather(1, places_BK1.expand(-1, -1, x_BTD.shape[-1])))
+        for block in self.encoder.layers:
+            x_BTD = block(x_BTD, bias)
+        return self.pool(x_BTD, weights_BK)
 
 
 @dataclass(frozen=True)
@@ -214,6 +241,7 @@ class TextTransformer(nn.Module):
     """
 
     padding = 0  # the id of padding
+    together = 64  # texts read at once
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -228,6 +256,12 @@ class TextTransformer(nn.Module):
             raise ValueError(
                 f"texts must be padded to {self.config.context} tokens, got {tokens_BT.shape[1]}"
             )
+        # texts of about one length are read together, so that a long one does not pad them all
+        order = (tokens_BT != self.padding).sum(dim=1).argsort(stable=True)
+        pooled = torch.cat([self._pooled(group) for group in tokens_BT[order].split(self.together)])
+        return pooled[order.argsort()]
+
+    def _pooled(self, tokens_BT: Tensor) -> Tensor:
         used = int((tokens_BT != self.padding).any(dim=0).sum())
         tokens_BT = tokens_BT[:, : max(1, used)]
         x = self.embeddings(tokens_BT).to(self.final_layer_norm.weight.dtype)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from bifocal.config import UserError
+from bifocal.data.patches import KeptPatches, by_detail, keep_patches
 from bifocal.data.pictures import to_tensor
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
@@ -25,10 +26,16 @@ ATTEMPTS = 20  # captions tried for one place in a batch before a caption that f
 
 @dataclass(frozen=True)
 class CLIPRecipe:
-    """A CLIP on scenes (``data`` none) or on the captions of a folder. The vocabulary is learnt from the texts."""
+    """A CLIP on scenes (``data`` none) or on the captions of a folder. The vocabulary is learnt from the texts.
+
+    With ``skip_flat`` most flat patches are left out of training (``data.patches``), up to the last ``whole_share`` of
+    the steps, which look at whole pictures.
+    """
 
     batch_size: int = 256
     text_tokens: int = 1024
+    skip_flat: bool = True
+    whole_share: float = 0.05
     data: str | None = None
     world: WorldSettings = field(default_factory=WorldSettings)
     model: CLIPConfig = field(default_factory=CLIPConfig)
@@ -71,8 +78,13 @@ def train_clip(
     model = CLIPModel(replace(recipe.model, text=text))
     start_from(model, init_from)
 
+    whole_from = recipe.train.steps * (1 - recipe.whole_share) if recipe.skip_flat else 0
+
     def batch_at(step: int) -> CLIPBatch:
-        return move(contrastive_batch(source, "train", step * size, size, tokenizer, context), device)
+        batch = contrastive_batch(source, "train", step * size, size, tokenizer, context)
+        if step < whole_from:
+            batch = look_at_detail(batch, model.config.vision.patch_size, step)
+        return move(batch, device)
 
     held_out = [move(contrastive_batch(source, "validation", 0, min(size, 256), tokenizer, context), device)]
     return run(
@@ -90,9 +102,20 @@ def train_clip(
     )
 
 
+def look_at_detail(batch: CLIPBatch, patch_size: int, seed: int) -> CLIPBatch:
+    """The same pairs, sorted by how much there is to see, with the patches to look at."""
+    order = by_detail(batch.images, patch_size)
+    images = batch.images[order]
+    kept = keep_patches(images, patch_size, torch.Generator().manual_seed(seed))
+    return CLIPBatch(images, batch.tokens[order], batch.text_ids[order], kept)
+
+
 def move(batch: CLIPBatch, device: torch.device) -> CLIPBatch:
     """The batch on a device."""
-    return CLIPBatch(batch.images.to(device), batch.tokens.to(device), batch.text_ids.to(device))
+    kept = batch.kept and tuple(
+        KeptPatches(group.places.to(device), group.weights.to(device)) for group in batch.kept
+    )
+    return CLIPBatch(batch.images.to(device), batch.tokens.to(device), batch.text_ids.to(device), kept)
 
 
 def recipe_clip(scale: str) -> CLIPRecipe:

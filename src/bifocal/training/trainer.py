@@ -64,8 +64,15 @@ class Outcome:
     log: Sequence[Mapping[str, Any]]
 
 
-def prefetched(batch_at: Callable[[int], Any], first: int, last: int) -> Iterator[Any]:
-    """Batches ``first`` to ``last - 1`` in order, each made while the one before is being used."""
+def batches(batch_at: Callable[[int], Any], first: int, last: int, device: torch.device) -> Iterator[Any]:
+    """Batches ``first`` to ``last - 1`` in order; for an accelerator each is made while the one before is used.
+
+    On a CPU the thread that makes the next batch takes the interpreter and the cores from the step itself: a CLIP step
+    of 0.80 s took 1.11 s that way.
+    """
+    if device.type == "cpu":
+        yield from map(batch_at, range(first, last))
+        return
     with ThreadPoolExecutor(max_workers=1) as worker:
         coming = worker.submit(batch_at, first)
         for step in range(first, last):
@@ -155,7 +162,7 @@ def train(
     window_began = time.perf_counter()
     model.train()
     with Progress(title, total=settings.steps, start=start) as progress:
-        for step, batch in enumerate(prefetched(batch_at, start, settings.steps), start=start):
+        for step, batch in enumerate(batches(batch_at, start, settings.steps, device), start=start):
             torch.manual_seed(settings.seed * 1_000_003 + step)
             share = learning_rate_share(step, settings.steps, settings.optimizer)
             total, count, metrics = model.loss(batch)  # type: ignore[operator]

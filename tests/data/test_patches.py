@@ -1,0 +1,80 @@
+"""Which patches a step looks at: nothing with detail is lost, and what stands for the flat ones counts for all of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from bifocal.data.patches import FLAT_KEPT, GROUPS, by_detail, detailed, keep_patches, pictures_in
+from bifocal.models.vision import VisionConfig, VisionTransformer
+
+PATCH, SIDE = 8, 4
+
+
+def pictures(count: int, seed: int = 0) -> Tensor:
+    """Flat pictures of one tint, with noise in picture i's first i patches (modulo all of them and one more)."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.full((count, 3, SIDE * PATCH, SIDE * PATCH), 0.8)
+    for number, image in enumerate(images):
+        for place in range(number % (SIDE * SIDE + 1)):
+            row, column = divmod(place, SIDE)
+            patch = image[:, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH]
+            patch.copy_(torch.rand(patch.shape, generator=generator))
+    return images
+
+
+def test_detail_is_where_something_varies() -> None:
+    found = detailed(pictures(SIDE * SIDE + 1), PATCH)
+    for number, row in enumerate(found):
+        assert row.tolist() == [True] * number + [False] * (SIDE * SIDE - number)
+
+
+def test_kept_patches_stand_for_all() -> None:
+    images = pictures(40)
+    images = images[by_detail(images, PATCH)]
+    full = detailed(images, PATCH)
+    kept = keep_patches(images, PATCH, torch.Generator().manual_seed(1))
+    assert len(kept) == GROUPS
+    assert sum(pictures_in(kept)) == len(images)
+    assert kept[0].places.shape[1] < kept[-1].places.shape[1]
+    start = 0
+    for group in kept:
+        rows = full[start : start + len(group.places)]
+        start += len(rows)
+        chosen = rows.gather(1, group.places)
+        for row, places, took, weights in zip(rows, group.places, chosen, group.weights, strict=True):
+            assert len(set(places.tolist())) == len(places)
+            assert weights.sum().item() == pytest.approx(SIDE * SIDE, abs=1e-4)
+            assert weights[took].sum().item() == pytest.approx(row.sum().item(), abs=1e-4)
+            if row.sum() <= group.places.shape[1] - FLAT_KEPT:
+                assert took.sum() == row.sum(), "a patch with detail was dropped although there was room"
+
+
+def test_a_picture_without_flat_patches_keeps_all_of_them() -> None:
+    (only, *_) = keep_patches(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), PATCH)
+    assert sorted(only.places[0].tolist()) == list(range(SIDE * SIDE))
+    assert only.weights.eq(1).all()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class"])
+def test_looking_at_detail_is_looking_at_all_where_flat_patches_are_alike(pooling: str) -> None:
+    # without positions the flat patches of a picture are equal, and two of them can stand for all exactly
+    torch.manual_seed(0)
+    config = VisionConfig(picture_size=32, patch_size=PATCH, width=32, layers=2, heads=2, pooling=pooling)  # type: ignore[arg-type]
+    tower = VisionTransformer(config).double()
+    with torch.no_grad():
+        tower.embeddings.position_embedding.weight.zero_()
+    images = pictures(3 * GROUPS).double()
+    images = images[by_detail(images, PATCH)]
+    kept = keep_patches(images, PATCH, torch.Generator().manual_seed(0))
+    some = [len(group.places[0]) < SIDE * SIDE for group in kept]
+    assert all(some), "nothing was left out, so this would prove nothing"
+    torch.testing.assert_close(tower(images, kept), tower(images), rtol=1e-6, atol=1e-6)
+
+
+def test_the_same_seed_keeps_the_same_patches() -> None:
+    images = pictures(8)
+    one, two, other = (keep_patches(images, PATCH, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    assert all(a.places.equal(b.places) for a, b in zip(one, two, strict=True))
+    assert not all(a.places.equal(b.places) for a, b in zip(one, other, strict=True))
