@@ -274,10 +274,10 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
         )
     # in the quickstart the discrete model has half the time: its drawings cost more to evaluate than answers do
     steps, episodes = {
-        ("quickstart", "continuous"): (270, 8_000),
-        ("quickstart", "discrete"): (135, 4_000),
-        ("standard", "continuous"): (1500, 40_000),
-        ("standard", "discrete"): (1500, 40_000),
+        ("quickstart", "continuous"): (240, 8_000),
+        ("quickstart", "discrete"): (80, 4_000),
+        ("standard", "continuous"): (1300, 40_000),
+        ("standard", "discrete"): (1100, 30_000),
     }[scale, family]
     return VLMRecipe(
         family=family,
@@ -288,7 +288,7 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
             validate_every=max(40, steps // 12),
             checkpoint_every=max(100, steps // 6),
             optimizer=OptimizerSettings(
-                kind="muon", learning_rate=2e-3, matrix_learning_rate=0.02, warmup_steps=30
+                kind="muon", learning_rate=4e-3, matrix_learning_rate=0.02, warmup_steps=30
             ),
         ),
     )
