@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
+import io
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -333,13 +336,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if name not in COMMANDS:
             raise config.UserError(unknown_command(name))
-        rest = words[len(name.split()) :]
-        prog = f"bifocal {name}"
+        begin, settings = parse(name, words[len(name.split()) :])
         if name == "train":
-            begin, settings = tyro.cli(train, prog=prog, args=rest, return_unknown_args=True)
-            begin(overrides=config.parse_flags(settings))
+            begin()(overrides=config.parse_flags(settings))
         else:
-            tyro.cli(COMMANDS[name], prog=prog, args=rest)
+            begin()
         return 0
     except (ValueError, OSError) as error:
         print(f"bifocal: {error}", file=sys.stderr)
@@ -347,6 +348,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("bifocal: stopped", file=sys.stderr)
         return 130
+
+
+def parse(name: str, words: Sequence[str]) -> tuple[Callable[[], Any], list[str]]:
+    """A subcommand's words -> the call they stand for, and (``train`` only) the flags it does not know itself.
+
+    Raises ``UserError`` with what tyro has to say about words that do not fit.
+    """
+    go = COMMANDS[name]
+
+    @functools.wraps(go)
+    def later(*values: Any, **named: Any) -> Callable[[], Any]:
+        return functools.partial(go, *values, **named)
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            if name == "train":
+                return tyro.cli(later, prog=f"bifocal {name}", args=words, return_unknown_args=True)
+            return tyro.cli(later, prog=f"bifocal {name}", args=words), []
+    except SystemExit as end:
+        if end.code in (0, None):  # --help
+            raise
+        raise config.UserError(f"{one_sentence(said.getvalue())}; see bifocal {name} --help") from None
+
+
+def one_sentence(frame: str) -> str:
+    """What a framed message of tyro says before its first rule, and the nearest right flag where it names one.
+
+    The frame has a title and is drawn with lines, or with none where the terminal is not known to show them.
+    """
+    _, *lines = [line for line in (line.strip("│╭╮╰╯ ") for line in frame.splitlines()) if line]
+    rules = [set(line) <= set("─-") for line in lines]
+    start = rules.index(False)
+    end = rules.index(True, start) if True in rules[start:] else len(lines)
+    said = " ".join(lines[start:end]).rstrip(".")
+    near = [after for line, after in itertools.pairwise(lines) if line == "Perhaps you meant:"]
+    return said + (f" (did you mean {near[0].split(',')[0]}?)" if near else "")
 
 
 def unknown_command(name: str) -> str:

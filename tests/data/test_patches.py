@@ -1,4 +1,4 @@
-"""Which patches a step looks at: nothing with detail is lost, and what stands for the flat ones counts for all of them."""
+"""Which patches a step looks at: nothing with detail is lost, and what stands for flat ones counts for all of them."""
 
 from __future__ import annotations
 

@@ -277,7 +277,7 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
         ("quickstart", "continuous"): (240, 8_000),
         ("quickstart", "discrete"): (80, 4_000),
         ("standard", "continuous"): (1300, 40_000),
-        ("standard", "discrete"): (1100, 30_000),
+        ("standard", "discrete"): (1000, 30_000),
     }[scale, family]
     return VLMRecipe(
         family=family,
