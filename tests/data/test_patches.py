@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bifocal.data.patches import FLAT_KEPT, GROUPS, by_detail, detailed, keep_patches, pictures_in
+from bifocal.data.patches import FLAT_KEPT, GROUPS, by_detail, detailed, inside, keep_patches, pictures_in
+from bifocal.data.sample import Box
 from bifocal.models.vision import VisionConfig, VisionTransformer
 
 PATCH, SIDE = 8, 4
@@ -70,7 +71,7 @@ def test_looking_at_detail_is_looking_at_all_where_flat_patches_are_alike(poolin
     kept = keep_patches(images, PATCH, torch.Generator().manual_seed(0))
     some = [len(group.places[0]) < SIDE * SIDE for group in kept]
     assert all(some), "nothing was left out, so this would prove nothing"
-    torch.testing.assert_close(tower(images, kept), tower(images), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(tower.pool(tower.look(images, kept)), tower(images), rtol=1e-6, atol=1e-6)
 
 
 def test_the_same_seed_keeps_the_same_patches() -> None:
@@ -78,3 +79,52 @@ def test_the_same_seed_keeps_the_same_patches() -> None:
     one, two, other = (keep_patches(images, PATCH, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
     assert all(a.places.equal(b.places) for a, b in zip(one, two, strict=True))
     assert not all(a.places.equal(b.places) for a, b in zip(one, other, strict=True))
+
+
+def test_how_much_of_each_patch_lies_in_a_box_is_what_counting_pixels_says() -> None:
+    fine = 400  # pixels a side of the drawing that is counted
+    boxes = [Box(0.1, 0.2, 0.65, 0.9), Box(0.0, 0.0, 1.0, 1.0), Box(0.26, 0.51, 0.49, 0.74)]
+    got = inside(boxes, SIDE)
+    for box, row in zip(boxes, got, strict=True):
+        painted = torch.zeros(fine, fine)
+        left, top, right, bottom = (round(value * fine) for value in box)
+        painted[top:bottom, left:right] = 1
+        step = fine // SIDE
+        counted = painted.reshape(SIDE, step, SIDE, step).mean(dim=(1, 3)).flatten()
+        torch.testing.assert_close(row, counted, rtol=0, atol=1e-5)
+
+
+def test_a_region_is_the_weighed_mean_of_its_patches() -> None:
+    torch.manual_seed(0)
+    tower = VisionTransformer(
+        VisionConfig(picture_size=32, patch_size=PATCH, width=32, layers=2, heads=2)
+    ).double()
+    images = pictures(3).double()
+    whole, corner = inside([Box(0, 0, 1, 1), Box(0, 0, 0.5, 0.25)], SIDE).double()
+    seen = tower.look(images)
+    got = tower.pool_regions(seen, torch.tensor([0, 2, 2]), torch.stack([whole, corner, whole]))
+    torch.testing.assert_close(got[[0, 2]], tower(images)[[0, 2]], rtol=1e-9, atol=1e-9)
+    first_two = tower.post_layernorm(tower.hidden(images)[2, 1:3].mean(dim=0))
+    torch.testing.assert_close(got[1], first_two, rtol=1e-9, atol=1e-9)
+
+
+def test_regions_find_their_pictures_among_groups_and_kept_patches() -> None:
+    torch.manual_seed(0)
+    tower = VisionTransformer(
+        VisionConfig(picture_size=32, patch_size=PATCH, width=32, layers=1, heads=2)
+    ).double()
+    images = pictures(2 * GROUPS).double()
+    images = images[by_detail(images, PATCH)]
+    kept = keep_patches(images, PATCH, torch.Generator().manual_seed(0))
+    seen = tower.look(images, kept)
+    wanted = []
+    for group in seen:
+        assert group.kept is not None
+        for hidden, places in zip(group.hidden, group.kept.places, strict=True):
+            wanted.append(hidden[1:][places == places[0]].mean(dim=0))
+    weights = torch.zeros(len(images), SIDE * SIDE, dtype=torch.double)
+    weights[
+        torch.arange(len(images)), torch.cat([group.kept.places[:, 0] for group in seen if group.kept])
+    ] = 0.3
+    got = tower.pool_regions(seen, torch.arange(len(images)), weights)
+    torch.testing.assert_close(got, tower.post_layernorm(torch.stack(wanted)), rtol=1e-9, atol=1e-9)

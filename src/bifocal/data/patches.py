@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bifocal.data.sample import Box
+
 CONTRAST = 0.1  # spread of a channel, of 1, below which a patch is flat; tints are flat, paper and photographs are not
 FLAT_KEPT = 2  # flat patches of a picture that are looked at, where it has that many
 FULL_SHARE = 0.9  # of a group's pictures, those that keep all patches that are not flat; the others lose some at random
@@ -75,3 +77,14 @@ def _keep(score_BN: Tensor, full_BN: Tensor) -> KeptPatches:
 def pictures_in(kept: Sequence[KeptPatches]) -> list[int]:
     """How many pictures each group has."""
     return [len(group.places) for group in kept]
+
+
+def inside(boxes: Sequence[Box], side: int) -> Tensor:
+    """(R, side * side) float32: the share of each patch that lies in each box, row by row."""
+    edges = torch.arange(side + 1, dtype=torch.float32) / side
+    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4, 1)
+
+    def covered(low: int, high: int) -> Tensor:
+        return (corners[:, high].minimum(edges[1:]) - corners[:, low].maximum(edges[:-1])).clamp(min=0) * side
+
+    return (covered(1, 3)[:, :, None] * covered(0, 2)[:, None, :]).flatten(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +24,16 @@ class CLIPConfig:
 
 
 @dataclass
+class Regions:
+    """R parts of a batch's pictures, in the order of the pictures, with a phrase each."""
+
+    pictures: Tensor  # (R,) int64 into the batch
+    weights: Tensor  # (R, N) float32: how much of each patch lies in the part
+    tokens: Tensor  # (R, context) int64
+    text_ids: Tensor  # (R,) int64
+
+
+@dataclass
 class CLIPBatch:
     """B pictures with a text each. Rows with the same ``text_ids`` carry the same caption."""
 
@@ -32,6 +41,7 @@ class CLIPBatch:
     tokens: Tensor  # (B, context) int64
     text_ids: Tensor  # (B,) int64
     kept: tuple[KeptPatches, ...] | None = None  # the patches to look at; None: all
+    regions: Regions | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,23 +64,37 @@ class CLIPModel(nn.Module):
         self.text_projection = nn.Linear(config.text.width, config.width, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def embed_images(self, images_BCHW: Tensor, kept: Sequence[KeptPatches] | None = None) -> Tensor:
+    def embed_images(self, images_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, width) float32 of unit norm."""
-        return F.normalize(self.visual_projection(self.vision_model(images_BCHW, kept)).float(), dim=-1)
+        return self.project_images(self.vision_model(images_BCHW))
+
+    def project_images(self, pooled_BD: Tensor) -> Tensor:
+        """What the picture tower pooled -> (B, width) float32 of unit norm."""
+        return F.normalize(self.visual_projection(pooled_BD).float(), dim=-1)
 
     def embed_texts(self, tokens_BT: Tensor) -> Tensor:
         """(B, context) -> (B, width) float32 of unit norm."""
         return F.normalize(self.text_projection(self.text_model(tokens_BT)).float(), dim=-1)
 
     def loss(self, batch: CLIPBatch) -> tuple[Tensor, int, dict[str, float]]:
-        """The symmetric contrastive loss summed over the batch's pairs (CLIP's objective, lecture slide "CLIP")."""
-        images, texts = self.embed_images(batch.images, batch.kept), self.embed_texts(batch.tokens)
-        total, right = losses.contrastive(images, texts, self.logit_scale.exp(), batch.text_ids)
-        metrics = {
-            "accuracy": right,
-            "logit_scale": self.logit_scale.exp().item(),
-            "guessing": math.log(len(batch)),
-        }
+        """The symmetric contrastive loss summed over the batch's pairs (CLIP's objective, lecture slide "CLIP").
+
+        Where regions are described, half of the loss is the same contrast between regions and their phrases
+        (RegionCLIP, Zhong et al. 2022), scaled to the number of pairs: a patch then says what is on it.
+        """
+        seen = self.vision_model.look(batch.images, batch.kept)
+        images, texts = self.project_images(self.vision_model.pool(seen)), self.embed_texts(batch.tokens)
+        scale = self.logit_scale.exp()
+        total, right = losses.contrastive(images, texts, scale, batch.text_ids)
+        metrics = {"accuracy": right, "logit_scale": scale.item(), "guessing": math.log(len(batch))}
+        if batch.regions is not None:
+            parts = self.vision_model.pool_regions(seen, batch.regions.pictures, batch.regions.weights)
+            phrases = self.embed_texts(batch.regions.tokens)
+            named, right = losses.contrastive(
+                self.project_images(parts), phrases, scale, batch.regions.text_ids
+            )
+            metrics |= {"pairs_loss": total.item() / len(batch), "regions_accuracy": right}
+            total = (total + named * (len(batch) / len(phrases))) / 2
         return total, len(batch), metrics
 
     @torch.no_grad()

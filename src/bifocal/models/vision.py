@@ -94,9 +94,14 @@ class VisionConfig:
             raise ValueError(f"vision.width {self.width} is not a multiple of heads {self.heads}")
 
     @property
+    def side(self) -> int:
+        """How many patches stand in a row, and how many rows there are."""
+        return self.picture_size // self.patch_size
+
+    @property
     def patches(self) -> int:
         """How many patches a picture has."""
-        return (self.picture_size // self.patch_size) ** 2
+        return self.side**2
 
 
 # Deviation of the positions at the start, where that of the patches is about 0.4. A contrastive loss alone hardly
@@ -126,9 +131,10 @@ class VisionEmbeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(3, config.width, config.patch_size, config.patch_size, bias=False)
         self.position_embedding = Float32Embedding(config.patches + 1, config.width)
         with torch.no_grad():
-            side = config.picture_size // config.patch_size
             self.position_embedding.weight[0].normal_(std=0.02)
-            self.position_embedding.weight[1:] = POSITION_SHARE * grid_code(side, side, config.width)
+            self.position_embedding.weight[1:] = POSITION_SHARE * grid_code(
+                config.side, config.side, config.width
+            )
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         weight = self.patch_embedding.weight
@@ -136,6 +142,14 @@ class VisionEmbeddings(nn.Module):
         patches_BND = patches.flatten(2).transpose(1, 2)
         first = self.class_embedding.to(weight.dtype).expand(len(patches_BND), 1, -1)
         return torch.cat([first, patches_BND], dim=1) + self.position_embedding.weight.to(weight.dtype)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the last layer says of some pictures: ``hidden`` (B, 1 + K, D), and which K patches it looked at."""
+
+    hidden: Tensor
+    kept: KeptPatches | None  # None: all
 
 
 class VisionTransformer(nn.Module):
@@ -174,33 +188,61 @@ class VisionTransformer(nn.Module):
         deviation = images_BCHW.new_tensor(self.deviation)[:, None, None]
         return self.embeddings((images_BCHW - mean) / deviation)
 
-    def forward(self, images_BCHW: Tensor, kept: Sequence[KeptPatches] | None = None) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> pooled (B, D).
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> pooled (B, D)."""
+        return self.pool(self.look(images_BCHW))
 
-        ``kept`` names the patches to look at in training, for groups of consecutive pictures; None is all of them.
+    def look(self, images_BCHW: Tensor, kept: Sequence[KeptPatches] | None = None) -> list[Seen]:
+        """(B, 3, H, W) in [0, 1] -> the last layer, in groups of consecutive pictures.
+
+        ``kept`` names the patches to look at in training, one entry a group; None is all of them, in one group.
         """
         if kept is None:
-            return self.post_layernorm(self.pool(self.hidden(images_BCHW)))
+            return [Seen(self.hidden(images_BCHW), None)]
         parts = zip(self.embed(images_BCHW).split(pictures_in(kept)), kept, strict=True)
-        return self.post_layernorm(torch.cat([self._pool_kept(part, group) for part, group in parts]))
+        return [Seen(self._hidden_kept(part, group), group) for part, group in parts]
 
-    def pool(self, x_BTD: Tensor, weights_BN: Tensor | None = None) -> Tensor:
-        """The class token, or the mean of the patches, weighed where each stands for several."""
+    def pool(self, seen: Sequence[Seen]) -> Tensor:
+        """(B, D): the class token, or the mean of the patches, weighed where each stands for several."""
+        return self.post_layernorm(torch.cat([self._pool(group) for group in seen]))
+
+    def pool_regions(self, seen: Sequence[Seen], pictures_R: Tensor, weights_RN: Tensor) -> Tensor:
+        """(R, D): means of patches, region r over those of picture ``pictures_R[r]``, weighed by ``weights_RN[r]``.
+
+        Regions stand in the order of their pictures; weights of patches that were not looked at pass to the others.
+        """
+        ends = torch.tensor([len(group.hidden) for group in seen]).cumsum(0)
+        counts = torch.searchsorted(pictures_R, ends.to(pictures_R.device)).diff(
+            prepend=pictures_R.new_zeros(1)
+        )
+        parts = zip(seen, pictures_R.split(counts.tolist()), weights_RN.split(counts.tolist()), strict=True)
+        pooled, first = [], 0
+        for group, pictures, weights in parts:
+            of = pictures - first
+            first += len(group.hidden)
+            if group.kept is not None:
+                weights = weights.gather(1, group.kept.places[of])
+            weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
+            patches = group.hidden[:, 1:]
+            pooled.append(torch.bmm(weights[:, None].to(patches.dtype), patches[of])[:, 0])
+        return self.post_layernorm(torch.cat(pooled))
+
+    def _pool(self, seen: Seen) -> Tensor:
         if self.config.pooling == "class":
-            return x_BTD[:, 0]
-        if weights_BN is None:
-            return x_BTD[:, 1:].mean(dim=1)
-        return (x_BTD[:, 1:] * weights_BN[:, :, None]).sum(dim=1) / self.config.patches
+            return seen.hidden[:, 0]
+        patches = seen.hidden[:, 1:]
+        if seen.kept is None:
+            return patches.mean(dim=1)
+        return (patches * seen.kept.weights.to(patches.dtype)[:, :, None]).sum(dim=1) / self.config.patches
 
-    def _pool_kept(self, x_BTD: Tensor, kept: KeptPatches) -> Tensor:
-        """Some patches in place of all: one that stands for w of them counts w times in attention and in the mean."""
-        weights_BK = kept.weights.to(x_BTD.dtype)
-        bias = F.pad(weights_BK, (1, 0), value=1.0).log()[:, None, None]
+    def _hidden_kept(self, x_BTD: Tensor, kept: KeptPatches) -> Tensor:
+        """Some patches in place of all: one that stands for w of them counts w times in attention."""
+        bias = F.pad(kept.weights.to(x_BTD.dtype), (1, 0), value=1.0).log()[:, None, None]
         places_BK1 = F.pad(kept.places + 1, (1, 0))[:, :, None]
         x_BTD = self.pre_layrnorm(x_BTD.gather(1, places_BK1.expand(-1, -1, x_BTD.shape[-1])))
         for block in self.encoder.layers:
             x_BTD = block(x_BTD, bias)
-        return self.pool(x_BTD, weights_BK)
+        return x_BTD
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from bifocal.config import UserError
-from bifocal.data.patches import KeptPatches, by_detail, keep_patches
+from bifocal.data.patches import KeptPatches, by_detail, inside, keep_patches
 from bifocal.data.pictures import to_tensor
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
 from bifocal.inference import clip_tokens
-from bifocal.models.clip import CLIPBatch, CLIPConfig, CLIPModel
+from bifocal.models.clip import CLIPBatch, CLIPConfig, CLIPModel, Regions
 from bifocal.models.precision import open_device
 from bifocal.models.vision import TextConfig, VisionConfig
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
@@ -21,6 +24,9 @@ from bifocal.recipes.sources import Source, source_of
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import Outcome, TrainSettings
 
+PATCH_SHARE = (
+    0.5  # of the regions, those of which a training step sees a single patch: each is to say what it shows
+)
 ATTEMPTS = 20  # captions tried for one place in a batch before a caption that fits is given up
 
 
@@ -29,11 +35,13 @@ class CLIPRecipe:
     """A CLIP on scenes (``data`` none) or on the captions of a folder. The vocabulary is learnt from the texts.
 
     With ``skip_flat`` most flat patches are left out of training (``data.patches``), up to the last ``whole_share`` of
-    the steps, which look at whole pictures.
+    the steps, which look at whole pictures. With ``regions`` the parts of a picture that the data describe are
+    contrasted with their descriptions too.
     """
 
     batch_size: int = 256
     text_tokens: int = 1024
+    regions: bool = True
     skip_flat: bool = True
     whole_share: float = 0.05
     data: str | None = None
@@ -43,25 +51,58 @@ class CLIPRecipe:
 
 
 def contrastive_batch(
-    source: Source, split: str, first: int, size: int, tokenizer: TextTokenizer, context: int
+    source: Source,
+    split: str,
+    first: int,
+    size: int,
+    tokenizer: TextTokenizer,
+    model: CLIPConfig,
+    *,
+    regions: bool,
 ) -> CLIPBatch:
     """``size`` pictures from number ``first`` on, each with a caption that fits the context."""
-    pictures, texts = [], []
+    context = model.text.context
+
+    def fits(text: str) -> bool:
+        return len(tokenizer.encode(text)) + 2 <= context
+
+    pairs = []
     for number in range(first, first + size):
         for attempt in range(ATTEMPTS):
-            picture, text = source.pair(split, number, attempt)
-            if len(tokenizer.encode(text)) + 2 <= context:
+            pair = source.pair(split, number, attempt)
+            if fits(pair.text):
                 break
         else:
-            raise UserError(f"no caption fits a context of {context} tokens, such as {text[:60]!r}: raise it")
-        pictures.append(picture)
-        texts.append(text)
-    numbers: dict[str, int] = {}
+            raise UserError(
+                f"no caption fits a context of {context} tokens, such as {pair.text[:60]!r}: raise it"
+            )
+        pairs.append(pair)
+    described = [
+        (place, box, phrase)
+        for place, pair in enumerate(pairs)
+        for box, phrase in pair.regions
+        if regions and fits(phrase)
+    ]
+    texts = [pair.text for pair in pairs]
     return CLIPBatch(
-        images=to_tensor(pictures),
+        images=to_tensor([pair.picture for pair in pairs]),
         tokens=clip_tokens(texts, tokenizer, context),
-        text_ids=torch.tensor([numbers.setdefault(text, len(numbers)) for text in texts]),
+        text_ids=_numbered(texts),
+        regions=Regions(
+            pictures=torch.tensor([place for place, _, _ in described]),
+            weights=inside([box for _, box, _ in described], model.vision.side),
+            tokens=clip_tokens([phrase for _, _, phrase in described], tokenizer, context),
+            text_ids=_numbered([phrase for _, _, phrase in described]),
+        )
+        if described
+        else None,
     )
+
+
+def _numbered(texts: Sequence[str]) -> Tensor:
+    """(B,) int64, the same number for the same text."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(text, len(numbers)) for text in texts])
 
 
 def train_clip(
@@ -72,7 +113,7 @@ def train_clip(
     source = source_of(recipe.data, recipe.world, 0)
     open_run(out, "clip", recipe, resume=resume)
     tokenizer = TextTokenizer.train(source.texts(), size=recipe.text_tokens, box_bins=0)
-    context, size = recipe.model.text.context, recipe.batch_size
+    size = recipe.batch_size
     text = replace(recipe.model.text, vocabulary=len(tokenizer))
     torch.manual_seed(recipe.train.seed)
     model = CLIPModel(replace(recipe.model, text=text))
@@ -80,13 +121,18 @@ def train_clip(
 
     whole_from = recipe.train.steps * (1 - recipe.whole_share) if recipe.skip_flat else 0
 
+    def pairs(split: str, first: int, count: int) -> CLIPBatch:
+        return contrastive_batch(source, split, first, count, tokenizer, model.config, regions=recipe.regions)
+
     def batch_at(step: int) -> CLIPBatch:
-        batch = contrastive_batch(source, "train", step * size, size, tokenizer, context)
+        batch = pairs("train", step * size, size)
+        if batch.regions is not None:
+            batch.regions.weights = some_single_patches(batch.regions.weights, step)
         if step < whole_from:
             batch = look_at_detail(batch, model.config.vision.patch_size, step)
         return move(batch, device)
 
-    held_out = [move(contrastive_batch(source, "validation", 0, min(size, 256), tokenizer, context), device)]
+    held_out = [move(pairs("validation", 0, min(size, 256)), device)]
     return run(
         model,
         recipe.train,
@@ -102,12 +148,26 @@ def train_clip(
     )
 
 
+def some_single_patches(weights_RN: Tensor, seed: int) -> Tensor:
+    """In a share of the regions one patch alone keeps its weight, drawn by how much of it lies in the region."""
+    generator = torch.Generator().manual_seed(seed)
+    one_RN = F.one_hot(torch.multinomial(weights_RN, 1, generator=generator)[:, 0], weights_RN.shape[1])
+    single_R = torch.rand(len(weights_RN), generator=generator) < PATCH_SHARE
+    return torch.where(single_R[:, None], weights_RN * one_RN, weights_RN)
+
+
 def look_at_detail(batch: CLIPBatch, patch_size: int, seed: int) -> CLIPBatch:
     """The same pairs, sorted by how much there is to see, with the patches to look at."""
     order = by_detail(batch.images, patch_size)
     images = batch.images[order]
     kept = keep_patches(images, patch_size, torch.Generator().manual_seed(seed))
-    return CLIPBatch(images, batch.tokens[order], batch.text_ids[order], kept)
+    regions = batch.regions
+    if regions is not None:
+        pictures, sorting = order.argsort()[regions.pictures].sort(stable=True)
+        regions = Regions(
+            pictures, regions.weights[sorting], regions.tokens[sorting], regions.text_ids[sorting]
+        )
+    return CLIPBatch(images, batch.tokens[order], batch.text_ids[order], kept, regions)
 
 
 def move(batch: CLIPBatch, device: torch.device) -> CLIPBatch:
@@ -115,7 +175,11 @@ def move(batch: CLIPBatch, device: torch.device) -> CLIPBatch:
     kept = batch.kept and tuple(
         KeptPatches(group.places.to(device), group.weights.to(device)) for group in batch.kept
     )
-    return CLIPBatch(batch.images.to(device), batch.tokens.to(device), batch.text_ids.to(device), kept)
+    regions = batch.regions and Regions(
+        **{name: value.to(device) for name, value in vars(batch.regions).items()}
+    )
+    images, tokens, text_ids = (part.to(device) for part in (batch.images, batch.tokens, batch.text_ids))
+    return CLIPBatch(images, tokens, text_ids, kept, regions)
 
 
 def recipe_clip(scale: str) -> CLIPRecipe:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,13 +17,22 @@ import numpy as np
 from bifocal.config import UserError, fingerprint
 from bifocal.data.folder import FolderDataset
 from bifocal.data.pictures import resize_whole
-from bifocal.data.sample import Message, Picture, Sample
+from bifocal.data.sample import Box, Message, Picture, Sample
 from bifocal.data.scenes import World, WorldSettings
-from bifocal.data.scenes.dataset import clip_caption, samples_for, training_texts
+from bifocal.data.scenes.dataset import clip_caption, clip_regions, samples_for, training_texts
 
 SINGLE_SHARE = (
     0.5  # of CLIP's training scenes, those with one object: single objects are what zero-shot names
 )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture, (S, S, 3) uint8, and a caption of it; ``regions`` are parts of it that have a phrase of their own."""
+
+    picture: np.ndarray
+    text: str
+    regions: Sequence[tuple[Box, str]] = ()
 
 
 class Source(Protocol):
@@ -38,7 +48,7 @@ class Source(Protocol):
         """Some picture: (S, S, 3) uint8."""
         ...
 
-    def pair(self, split: str, number: int, attempt: int) -> tuple[np.ndarray, str]:
+    def pair(self, split: str, number: int, attempt: int) -> Pair:
         """A picture and a caption of it; another ``attempt`` gives another one."""
         ...
 
@@ -82,13 +92,13 @@ class SceneSource:
     def picture(self, split: str, number: int) -> np.ndarray:
         return self.world.render(self.world.scenes(split, number, pictures=1)[0])
 
-    def pair(self, split: str, number: int, attempt: int) -> tuple[np.ndarray, str]:
+    def pair(self, split: str, number: int, attempt: int) -> Pair:
         rng = random.Random(f"pair/{split}/{number}/{attempt}")
         if rng.random() < SINGLE_SHARE:
             scene = self.world.single(split, number)
         else:
             scene = self.world.scenes(split, number, pictures=1)[0]
-        return self.world.render(scene), clip_caption(scene, rng)
+        return Pair(self.world.render(scene), clip_caption(scene, rng), clip_regions(scene, rng))
 
     def documents(self, split: str) -> int:
         return self.episodes if split == "train" else 512
@@ -144,7 +154,7 @@ class FolderSource:
         keys = self._keys(split, number)
         return self.pixels(keys[number % len(keys)])
 
-    def pair(self, split: str, number: int, attempt: int) -> tuple[np.ndarray, str]:
+    def pair(self, split: str, number: int, attempt: int) -> Pair:
         rng = random.Random(f"pair/{split}/{number}/{attempt}")
         keys = self._keys(split, number)
         captions = [
@@ -157,7 +167,7 @@ class FolderSource:
             raise UserError(
                 f"picture {keys[0]} of {self.dataset.name} has no caption, and CLIP learns from captions"
             )
-        return self.pixels(keys[0]), rng.choice(captions)
+        return Pair(self.pixels(keys[0]), rng.choice(captions))
 
     def documents(self, split: str) -> int:
         return len(self.groups[split])

@@ -29,6 +29,10 @@ PLACES = ("say where everything is.", "tell where each thing is.")
 DRAW = ("draw %s.", "draw a picture of %s.", "make a picture of %s.")
 _OPENINGS = ("%s.", "%s.", "the picture shows %s.", "this is a picture of %s.")
 _CLIP_SINGLE = ("%s", "%s", "a picture of %s", "a photo of %s", "a drawing of %s", "an image of %s")
+# How often a region's phrase tells each attribute, and its place: rich phrases are seldom true of other regions
+# too, and features that must tell places keep them.
+_REGION_RICHNESS = 0.7
+_REGION_PLACES = 0.5
 _CLIP_MANY = ("%s", "%s", "a picture of %s", "a picture with %s", "an image of %s")
 
 
@@ -193,6 +197,12 @@ def clip_text(view: View, random: Random, richness: float = 0.35) -> str:
                 first, second = _looking(view, 0, random, richness), _looking(view, 1, random, richness)
                 return f"{first} {pick(DIRECTION_PHRASES[direction], random)} {second}"
     return pick(_CLIP_MANY, random) % _enumeration(view, random, richness)
+
+
+def region_text(view: View, index: int, random: Random) -> str:
+    """A phrase for one object, for contrastive training: "a small owl on a red tile at the top left"."""
+    phrase = _looking(view, index, random, _REGION_RICHNESS)
+    return f"{phrase} {CELL_PHRASES[view.nearest_cell(index)]}" if random() < _REGION_PLACES else phrase
 
 
 def drawing_prompt(view: View, random: Random) -> str:

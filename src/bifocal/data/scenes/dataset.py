@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from bifocal.config import UserError
-from bifocal.data.sample import Picture, Sample
+from bifocal.data.sample import Box, Picture, Sample
 from bifocal.data.scenes import captions
 from bifocal.data.scenes.balance import LOOSE_SHARE, SHARES, Draft, Tally
 from bifocal.data.scenes.compose import World
@@ -62,6 +62,14 @@ def samples_for(
 def clip_caption(scene: Scene, rng: random_module.Random) -> str:
     """A sentence about a scene for contrastive training: "a small owl on a red tile", "an owl left of two hearts"."""
     return captions.clip_text(View(scene), rng.random)
+
+
+def clip_regions(scene: Scene, rng: random_module.Random) -> list[tuple[Box, str]]:
+    """The box of every object with a phrase for it: "a small owl on a red tile", "an upright owl at the top"."""
+    view = View(scene)
+    return [
+        (view.objects[i].box, captions.region_text(view, i, rng.random)) for i in range(len(view.objects))
+    ]
 
 
 def training_texts(world: World, count: int, seed: int = 0) -> list[str]:
