@@ -26,7 +26,7 @@ class VLMConfig:
     family: Literal["discrete", "continuous"] = "continuous"
     language: LanguageConfig = field(default_factory=LanguageConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
-    feature_layer: int = -2
+    feature_layer: int = -1
     vqvae: VQVAEConfig = field(default_factory=VQVAEConfig)
     first_code: int = 0
     first_box: int = 0

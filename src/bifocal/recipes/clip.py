@@ -196,7 +196,7 @@ def recipe_clip(scale: str) -> CLIPRecipe:
                 optimizer=OptimizerSettings(kind="muon", warmup_steps=4),
             ),
         )
-    steps = {"quickstart": 400, "standard": 1200}[scale]
+    steps = {"quickstart": 280, "standard": 1000}[scale]
     return CLIPRecipe(
         train=TrainSettings(
             steps=steps,

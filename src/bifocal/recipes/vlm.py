@@ -59,7 +59,7 @@ class VLMRecipe:
     text_tokens: int = 1024
     box_bins: int = 64
     box_spread: float = 1.0
-    feature_layer: int = -2
+    feature_layer: int = -1
     drop_prompt: float = 0.1
     data: str | None = None
     world: WorldSettings = field(default_factory=WorldSettings)
@@ -255,15 +255,14 @@ def move(rows: Rows, device: torch.device) -> Rows:
 
 
 def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuous") -> VLMRecipe:
-    """Toy size, the quickstart's, or the reference run's. A discrete decoder has Chameleon's QK-norm."""
-    qk_norm = family == "discrete"
+    """Toy size, the quickstart's, or the reference run's. Both families have Chameleon's QK-norm."""
     if scale == "smoke":
         return VLMRecipe(
             family=family,
             batch_size=8,
             row_length=256,
             episodes=64,
-            language=LanguageConfig(width=96, layers=2, heads=2, kv_heads=2, hidden=256, qk_norm=qk_norm),
+            language=LanguageConfig(width=96, layers=2, heads=2, kv_heads=2, hidden=256, qk_norm=True),
             train=TrainSettings(
                 steps=24,
                 validate_every=12,
@@ -282,7 +281,7 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
     return VLMRecipe(
         family=family,
         episodes=episodes,
-        language=LanguageConfig(qk_norm=qk_norm),
+        language=LanguageConfig(qk_norm=True),
         train=TrainSettings(
             steps=steps,
             validate_every=max(40, steps // 12),
