@@ -43,6 +43,48 @@ def straight_through(encoded: Tensor, quantised: Tensor) -> Tensor:
     return encoded + (quantised - encoded).detach()
 
 
+def rotation(encoded: Tensor, quantised: Tensor) -> Tensor:
+    """The quantised value forwards; backwards the gradient turned and stretched as z_e is on its way to z_q.
+
+    The rotation trick (Fifty et al. 2024): z_q = (|z_q| / |z_e|) R z_e, where R, held constant, is the rotation that
+    turns the one direction into the other. Angles between gradient and code are then kept on the way back. Where there
+    is no such rotation (a zero vector, opposite directions) the gradient passes straight through. (..., D) both.
+    """
+    with torch.no_grad():
+        length_e, length_q = (v.norm(dim=-1, keepdim=True) for v in (encoded, quantised))
+        e, q = encoded / length_e.clamp(min=1e-12), quantised / length_q.clamp(min=1e-12)
+        half = e + q
+        norm = half.norm(dim=-1, keepdim=True)
+        turns = (norm > 1e-4) & (length_e > 1e-6) & (length_q > 1e-6)
+        half = half / norm.clamp(min=1e-12)
+        scale = length_q / length_e.clamp(min=1e-12)
+    turned = (
+        encoded
+        - 2 * half * (encoded * half).sum(-1, keepdim=True)
+        + 2 * q * (encoded * e).sum(-1, keepdim=True)
+    )
+    passed = torch.where(turns, scale * turned, encoded)
+    return passed + (quantised - passed).detach()
+
+
+LOGIT_LAPLACE_MARGIN = 0.1  # pixels are drawn in to [0.1, 0.9], where the logit is finite
+
+
+def reconstruction(outputs: Tensor, images: Tensor, likelihood: str) -> Tensor:
+    """First term of the VQ-VAE loss: -log p(x | z_q) up to a constant, a mean over the entries of images (B, 3, H, W).
+
+    "gaussian" is the squared error and "laplace" the absolute one, of outputs (B, 3, H, W); "logit-laplace" (Ramesh et
+    al. 2021, appendix A.3) takes outputs (B, 6, H, W), the location of a pixel's logit and the logarithm of its scale.
+    """
+    if likelihood == "gaussian":
+        return F.mse_loss(outputs, images)
+    if likelihood == "laplace":
+        return F.l1_loss(outputs, images)
+    location, log_scale = outputs.chunk(2, dim=1)
+    logits = torch.logit(LOGIT_LAPLACE_MARGIN + (1 - 2 * LOGIT_LAPLACE_MARGIN) * images)
+    return ((logits - location).abs() * torch.exp(-log_scale) + log_scale).mean()
+
+
 def next_token(
     logits_NV: Tensor, targets_N: Tensor, *, ordinal: tuple[int, int] | None = None, spread: float = 0.0
 ) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from bifocal import losses
 from bifocal.models import quantize
-from bifocal.models.quantize import Quantizer, QuantizerConfig, nearest_code
+from bifocal.models.quantize import Codebook, QuantizerConfig, nearest_code, quantizer_of
 
 
 def brute_force(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -16,10 +16,10 @@ def brute_force(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     return differences.square().sum(dim=2).argmin(dim=1)
 
 
-def ready(config: QuantizerConfig) -> Quantizer:
+def ready(config: QuantizerConfig) -> Codebook:
     """A quantizer whose codebook is random and counts as initialised."""
     torch.manual_seed(3)
-    quantizer = Quantizer(config)
+    quantizer = Codebook(config)
     with torch.no_grad():
         quantizer.embedding.weight.normal_()
         quantizer.average_sums.copy_(quantizer.embedding.weight)
@@ -121,7 +121,7 @@ def test_a_code_nothing_chooses_restarts_at_an_encoder_output(update: str) -> No
 
 def test_the_codebook_starts_from_the_first_batch_once() -> None:
     torch.manual_seed(0)
-    quantizer = Quantizer(QuantizerConfig(codes=16, width=4)).train()
+    quantizer = Codebook(QuantizerConfig(codes=16, width=4)).train()
     vectors = torch.randn(200, 4) * 3 + 7
     quantizer(vectors)
     assert bool(quantizer.initialised)
@@ -132,7 +132,7 @@ def test_the_codebook_starts_from_the_first_batch_once() -> None:
 
 
 def test_a_constant_batch_neither_crashes_nor_spoils_the_codebook() -> None:
-    quantizer = Quantizer(QuantizerConfig(codes=8, width=2, update="ema", restart_after=1)).train()
+    quantizer = Codebook(QuantizerConfig(codes=8, width=2, update="ema", restart_after=1)).train()
     for _ in range(5):
         quantizer(torch.ones(30, 2))
         quantizer.after_step()
@@ -142,7 +142,7 @@ def test_a_constant_batch_neither_crashes_nor_spoils_the_codebook() -> None:
 @pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_batch_that_is_not_finite_leaves_the_codebook_alone(poison: float, started: bool) -> None:
-    quantizer = Quantizer(QuantizerConfig(codes=8, width=2, update="ema", restart_after=1)).train()
+    quantizer = Codebook(QuantizerConfig(codes=8, width=2, update="ema", restart_after=1)).train()
     if started:
         quantizer(torch.randn(30, 2))
         quantizer.after_step()
@@ -161,7 +161,221 @@ def test_the_start_covers_distant_vectors_that_a_uniform_draw_would_miss() -> No
     torch.manual_seed(0)
     rare = torch.arange(8.0)[:, None] * 10 + 100
     vectors = torch.cat([torch.randn(992, 1) * 0.1, rare])
-    quantizer = Quantizer(QuantizerConfig(codes=16, width=1)).train()
+    quantizer = Codebook(QuantizerConfig(codes=16, width=1)).train()
     quantizer(vectors)
     distances = (rare - quantizer.embedding.weight.detach().T).abs().min(dim=1).values
     assert distances.max() < 5
+
+
+def test_equal_codes_go_to_the_lowest_index_wherever_they_stand_in_the_product() -> None:
+    """Sizes that fill no tile of a product evenly, with copies of early codes at the very end."""
+    torch.manual_seed(0)
+    codebook = torch.randn(1003, 13)
+    codebook[[500, 1001, 1002]] = codebook[[3, 7, 3]]
+    codes = nearest_code(codebook.repeat(3, 1) + 1e-3, codebook).view(3, -1)
+    expected = torch.arange(1003)
+    expected[[500, 1001, 1002]] = torch.tensor([3, 7, 3])
+    assert torch.equal(codes, expected.expand(3, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_nearest_code_is_in_float32_whatever_the_autocast(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    vectors, codebook = torch.randn(2000, 16), torch.randn(512, 16)
+    plain = nearest_code(vectors, codebook)
+    with torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(nearest_code(vectors, codebook), plain)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_nearest_code_misses_the_least_distance_by_no_more_than_rounding(scale: float) -> None:
+    torch.manual_seed(0)
+    vectors, codebook = torch.randn(800, 64) * scale, torch.randn(700, 64) * scale
+    distances = torch.cdist(vectors.double(), codebook.double()).square()
+    chosen = distances.gather(1, nearest_code(vectors, codebook)[:, None]).squeeze(1)
+    # scores are sums of 64 products and half a norm, of order |z||e| ~ 64 scale^2; each rounding is 6e-8 of that
+    assert (chosen - distances.min(dim=1).values).max() <= 2 * 64 * 64 * scale**2 * 6e-8
+
+
+ALL = {
+    "plain": QuantizerConfig(codes=32, width=4),
+    "ema": QuantizerConfig(codes=32, width=4, update="ema"),
+    "unit norm": QuantizerConfig(codes=32, width=4, normalise=True),
+    "unit norm, ema": QuantizerConfig(codes=32, width=4, normalise=True, update="ema"),
+    "rotation": QuantizerConfig(codes=32, width=4, estimator="rotation"),
+    "simvq": QuantizerConfig(kind="simvq", codes=32, width=4),
+    "residual": QuantizerConfig(kind="residual", codes=32, width=4, depth=3),
+    "residual, rotation": QuantizerConfig(kind="residual", codes=32, width=4, depth=2, estimator="rotation"),
+    "fsq": QuantizerConfig(kind="fsq", codes=32 * 5, width=3, levels=(8, 5, 4)),
+}
+
+
+@pytest.fixture(params=ALL.values(), ids=ALL.keys())
+def config(request: pytest.FixtureRequest) -> QuantizerConfig:
+    return request.param
+
+
+def test_every_quantizer_looks_up_what_it_encoded(config: QuantizerConfig) -> None:
+    torch.manual_seed(0)
+    quantizer = quantizer_of(config).train()
+    vectors = torch.randn(5, 6, 7, config.width, requires_grad=True)
+    result = quantizer(vectors)
+    assert result.codes.shape == (5, 6, 7) + ((config.depth,) if config.depth > 1 else ())
+    assert result.codes.dtype == torch.int64
+    assert result.codes.min() >= 0 and result.codes.max() < config.codes
+    assert result.counts.sum() == 5 * 6 * 7 * config.depth
+    # the estimator adds and takes away the vector, which rounds in float32
+    torch.testing.assert_close(result.vectors, quantizer.look_up(result.codes), rtol=1e-5, atol=1e-6)
+    (result.vectors.sum() + result.codebook_loss + result.commitment_loss).backward()
+    assert vectors.grad is not None and vectors.grad.isfinite().all() and vectors.grad.abs().max() > 0
+
+
+def test_every_quantizer_comes_back_from_its_state(config: QuantizerConfig) -> None:
+    torch.manual_seed(0)
+    quantizer = quantizer_of(config).train()
+    for _ in range(3):
+        quantizer(torch.randn(60, config.width))
+        quantizer.after_step()
+    other = quantizer_of(config)
+    other.load_state_dict(quantizer.state_dict())
+    vectors = torch.randn(60, config.width)
+    assert torch.equal(other.eval()(vectors).codes, quantizer.eval()(vectors).codes)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_no_quantizer_is_spoilt_by_a_batch_that_is_not_finite(config: QuantizerConfig, poison: float) -> None:
+    torch.manual_seed(0)
+    quantizer = quantizer_of(config).train()
+    quantizer(torch.randn(60, config.width))
+    quantizer.after_step()
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    vectors = torch.randn(60, config.width)
+    vectors[7, 1] = poison
+    quantizer(vectors)
+    quantizer.after_step()
+    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+
+
+@pytest.mark.parametrize("colour", [0.0, 3.0])
+def test_no_quantizer_minds_a_constant_batch(config: QuantizerConfig, colour: float) -> None:
+    torch.manual_seed(0)
+    quantizer = quantizer_of(config).train()
+    for _ in range(3):
+        vectors = torch.full((40, config.width), colour, requires_grad=True)
+        result = quantizer(vectors)
+        (result.vectors.sum() + result.codebook_loss + result.commitment_loss).backward()
+        assert vectors.grad is not None and vectors.grad.isfinite().all()
+        quantizer.after_step()
+    assert all(value.isfinite().all() for value in quantizer.state_dict().values())
+
+
+def test_a_plain_codebook_of_unit_norm_gives_the_same_codes() -> None:
+    torch.manual_seed(0)
+    quantizer = quantizer_of(QuantizerConfig(codes=64, width=6, normalise=True)).train()
+    quantizer(torch.randn(300, 6))
+    plain = ready(QuantizerConfig(codes=64, width=6))
+    with torch.no_grad():
+        plain.embedding.weight.copy_(quantizer.codebook())
+    vectors = torch.randn(500, 6) * torch.rand(500, 1) * 9
+    assert torch.equal(plain(vectors).codes, quantizer(vectors).codes)
+
+
+def test_the_map_of_simvq_starts_with_the_mean_and_spread_of_the_vectors() -> None:
+    torch.manual_seed(0)
+    mix = torch.randn(4, 4)
+    vectors = torch.randn(4000, 4) @ mix + 5
+    quantizer = quantizer_of(QuantizerConfig(kind="simvq", codes=4000, width=4)).train()
+    quantizer(vectors)
+    codebook = quantizer.codebook().detach()
+    spread = vectors.std(dim=0).max()
+    # 4,000 draws estimate a mean to 1.6% and a covariance to some 2% of the spread
+    torch.testing.assert_close(codebook.mean(dim=0), vectors.mean(dim=0), rtol=0, atol=0.1 * spread.item())
+    torch.testing.assert_close(codebook.T.cov(), vectors.T.cov(), rtol=0, atol=0.15 * spread.item() ** 2)
+
+
+def test_simvq_moves_codes_that_nothing_chose() -> None:
+    torch.manual_seed(0)
+    quantizer = quantizer_of(QuantizerConfig(kind="simvq", codes=64, width=4)).train()
+    before = quantizer.codebook().detach()
+    result = quantizer(torch.randn(3, 4))
+    result.codebook_loss.backward()
+    with torch.no_grad():
+        for weight in quantizer.parameters():
+            if weight.grad is not None:
+                weight -= 0.1 * weight.grad
+    moved = (quantizer.codebook().detach() - before).norm(dim=1) > 0
+    assert quantizer.embedding.weight.grad is None
+    assert moved[result.counts == 0].all()
+
+
+def test_each_depth_of_a_residual_quantizer_brings_the_sum_nearer() -> None:
+    torch.manual_seed(0)
+    config = QuantizerConfig(kind="residual", codes=16, width=4, depth=4)
+    quantizer = quantizer_of(config).train()
+    vectors = torch.randn(400, 4)
+    codes = quantizer(vectors).codes
+    errors = []
+    for depth in range(1, 5):
+        parts = [book.look_up(codes[:, i]) for i, book in enumerate(list(quantizer.codebooks)[:depth])]
+        errors.append((vectors - torch.stack(parts).sum(dim=0)).square().mean().item())
+    assert errors == sorted(errors, reverse=True) and errors[-1] < errors[0] / 4
+
+
+def test_finite_scalars_number_every_cell_once() -> None:
+    quantizer = quantizer_of(QuantizerConfig(kind="fsq", codes=60, width=3, levels=(5, 4, 3)))
+    codes = torch.arange(60)
+    vectors = quantizer.look_up(codes)
+    assert len(torch.unique(vectors, dim=0)) == 60 and vectors.abs().max() == 1
+    grid = torch.cartesian_prod(*[torch.linspace(-9, 9, 400)] * 3)
+    assert torch.equal(torch.unique(quantizer(grid[::97]).codes), codes)
+
+
+def test_finite_scalars_keep_zero_at_zero_or_half_a_step_from_it() -> None:
+    quantizer = quantizer_of(QuantizerConfig(kind="fsq", codes=20, width=2, levels=(5, 4)))
+    assert quantizer(torch.zeros(1, 2)).vectors.tolist() == [[0.0, 0.0]]
+
+
+def test_the_rotation_gives_the_quantised_value_and_a_turned_gradient() -> None:
+    torch.manual_seed(0)
+    encoded = torch.randn(50, 6, dtype=torch.float64, requires_grad=True)
+    quantised = torch.randn(50, 6, dtype=torch.float64)
+    value = losses.rotation(encoded, quantised)
+    torch.testing.assert_close(value, quantised, rtol=0, atol=1e-12)
+    upstream = torch.randn(50, 6, dtype=torch.float64)
+    value.backward(upstream)
+    ratio = quantised.norm(dim=1) / encoded.norm(dim=1)
+    assert encoded.grad is not None
+    # lengths grow by |q| / |e|, and the angle to the vector at either end is the same
+    torch.testing.assert_close(encoded.grad.norm(dim=1), ratio * upstream.norm(dim=1), rtol=1e-10, atol=0)
+    before = torch.cosine_similarity(encoded.grad, encoded.detach())
+    torch.testing.assert_close(before, torch.cosine_similarity(upstream, quantised), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", ["zero vector", "zero code", "opposite"])
+def test_without_a_rotation_the_gradient_passes_straight(case: str) -> None:
+    encoded = torch.tensor([[1.0, 2.0]]) * (0 if case == "zero vector" else 1)
+    quantised = torch.tensor([[-1.0, -2.0]]) * (0 if case == "zero code" else 1)
+    encoded.requires_grad_()
+    value = losses.rotation(encoded, quantised)
+    value.backward(torch.tensor([[3.0, 4.0]]))
+    assert torch.equal(value, quantised)
+    assert encoded.grad is not None and encoded.grad.tolist() == [[3.0, 4.0]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"kind": "residual"}, "needs 2 or more"),
+        ({"depth": 2}, "other kinds have 1"),
+        ({"kind": "fsq"}, "levels"),
+        ({"levels": (8, 8, 8)}, "levels"),
+        ({"kind": "fsq", "levels": (8, 8)}, "64 codes of width 2"),
+        ({"kind": "simvq", "update": "ema"}, "EMA"),
+        ({"kind": "simvq", "normalise": True}, "unit-norm"),
+        ({"kind": "fsq", "codes": 64, "width": 2, "levels": (8, 8), "estimator": "rotation"}, "rounds"),
+        ({"codes": 0}, "at least 1"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        QuantizerConfig(**settings)  # type: ignore[arg-type]

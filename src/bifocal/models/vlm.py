@@ -53,6 +53,8 @@ class DiscretePath(nn.Module):
 
     def __init__(self, config: VLMConfig) -> None:
         super().__init__()
+        if config.vqvae.quantizer.depth > 1:
+            raise ValueError("a discrete VLM reads one code at a place, and this VQ-VAE has residual codes")
         self.vqmodel = VQVAEModel(config.vqvae).requires_grad_(False)
         self.first_code = config.first_code
         self.positions = config.vqvae.codes_per_picture

@@ -7,14 +7,15 @@ pads right and bottom) follow the published VQGAN and Chameleon checkpoints.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bifocal import losses
 from bifocal.models.blocks import attend
-from bifocal.models.quantize import Quantised, Quantizer, QuantizerConfig
+from bifocal.models.quantize import Quantised, QuantizerConfig, quantizer_of
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class VQVAEConfig:
     """Sizes of encoder and decoder. Each entry of ``multipliers`` after the first halves the resolution.
 
     The encoder has equally many blocks at every resolution, as published; ``decoder_blocks`` counts them for each,
-    from high to low. Blocks at full resolution cost most: the decoder does without.
+    from high to low. Blocks at full resolution cost most: the decoder does without. ``likelihood`` is that of pixels
+    given codes, whose negative logarithm is the reconstruction term.
     """
 
     picture_size: int = 64
@@ -31,6 +33,7 @@ class VQVAEConfig:
     encoder_blocks: int = 1
     decoder_blocks: tuple[int, ...] = (0, 1, 1, 1)
     latent_channels: int = 128
+    likelihood: Literal["gaussian", "laplace", "logit-laplace"] = "gaussian"
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
     def __post_init__(self) -> None:
@@ -62,7 +65,7 @@ class VQVAEConfig:
     @property
     def codes_per_picture(self) -> int:
         """How many image tokens a picture takes."""
-        return (self.picture_size // self.stride) ** 2
+        return (self.picture_size // self.stride) ** 2 * self.quantizer.depth
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -277,7 +280,8 @@ class Decoder(nn.Module):
                 level.upsample = Upsample(after)
             self.up.append(level)
         self.norm_out = group_norm(channels[0])
-        self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
+        # with a logit-Laplace likelihood each of the three colours has a location and a scale
+        self.conv_out = nn.Conv2d(channels[0], 6 if config.likelihood == "logit-laplace" else 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(x))
@@ -294,7 +298,7 @@ class VQVAEModel(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.quantizer.width, 1)
-        self.quantize = Quantizer(config.quantizer)
+        self.quantize = quantizer_of(config.quantizer)
         self.post_quant_conv = nn.Conv2d(config.quantizer.width, config.latent_channels, 1)
         self.decoder = Decoder(config)
         for weight in self.parameters():
@@ -319,41 +323,49 @@ class VQVAEModel(nn.Module):
         pixels = (images_BCHW * 2 - 1).to(self.dtype, memory_format=torch.channels_last)
         return self.quant_conv(self.encoder(pixels)).permute(0, 2, 3, 1)
 
-    def _pixels(self, vectors_BHWD: Tensor) -> Tensor:
+    def _outputs(self, vectors_BHWD: Tensor) -> Tensor:
+        """What the likelihood takes: pixels in [0, 1], or location and scale of their logits."""
         latents = vectors_BHWD.permute(0, 3, 1, 2).to(self.dtype)
-        return (self.decoder(self.post_quant_conv(latents)).float() + 1) / 2
+        outputs = self.decoder(self.post_quant_conv(latents)).float()
+        return outputs if self.config.likelihood == "logit-laplace" else (outputs + 1) / 2
+
+    def _pixels(self, outputs: Tensor) -> Tensor:
+        if self.config.likelihood != "logit-laplace":
+            return outputs
+        margin = losses.LOGIT_LAPLACE_MARGIN
+        return (torch.sigmoid(outputs.chunk(2, dim=1)[0]) - margin) / (1 - 2 * margin)
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Quantised]:
         """(B, 3, H, W) in [0, 1] -> its reconstruction, and what the quantizer says."""
         quantised = self.quantize(self._latents(images_BCHW))
-        return self._pixels(quantised.vectors), quantised
+        return self._pixels(self._outputs(quantised.vectors)), quantised
 
     def encode(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) float in [0, 1] -> (B, h, w) int64 codes."""
+        """(B, 3, H, W) float in [0, 1] -> (B, h, w) int64 codes, (B, h, w, depth) of a residual quantizer."""
         return self.quantize(self._latents(images_BCHW)).codes
 
     def decode(self, codes_Bhw: Tensor) -> Tensor:
-        """(B, h, w) int64 codes -> (B, 3, H, W) float in [0, 1]."""
-        return self._pixels(self.quantize.look_up(codes_Bhw)).clamp(0, 1)
+        """Codes as ``encode`` gives them -> (B, 3, H, W) float in [0, 1]."""
+        return self._pixels(self._outputs(self.quantize.look_up(codes_Bhw))).clamp(0, 1)
 
     def loss(self, images_BCHW: Tensor) -> tuple[Tensor, int, dict[str, float]]:
         """The three terms of the lecture, summed over pictures: reconstruction + codebook + beta * commitment.
 
         Each term is a mean over its entries, so that none depends on the size of the picture or the width of a code.
         """
-        reconstruction_BCHW, quantised = self(images_BCHW)
-        reconstruction = F.mse_loss(reconstruction_BCHW, images_BCHW)
+        quantised = self.quantize(self._latents(images_BCHW))
+        outputs = self._outputs(quantised.vectors)
+        reconstruction = losses.reconstruction(outputs, images_BCHW, self.config.likelihood)
         beta = self.config.quantizer.beta
         total = reconstruction + quantised.codebook_loss + beta * quantised.commitment_loss
-        shares = torch.bincount(quantised.codes.flatten(), minlength=self.config.quantizer.codes).float()
-        shares = shares / shares.sum()
+        error = F.mse_loss(self._pixels(outputs.detach()), images_BCHW)
         metrics = {
             "reconstruction": reconstruction.item(),
             "codebook": quantised.codebook_loss.item(),
             "commitment": quantised.commitment_loss.item(),
-            "psnr": -10 * reconstruction.detach().log10().item(),
-            "usage": (shares > 0).float().mean().item(),
-            "perplexity": torch.exp(-(shares * shares.clamp_min(1e-12).log()).sum()).item(),
+            "psnr": -10 * error.log10().item(),
+            "usage": quantised.usage(),
+            "perplexity": quantised.perplexity(),
         }
         return total * len(images_BCHW), len(images_BCHW), metrics
 
