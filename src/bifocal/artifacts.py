@@ -56,7 +56,7 @@ def write_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path
     path = Path(path)
     if path.exists() and not replace:
         raise UserError(f"'{path}' already exists; choose another place or remove it")
-    temporary, old = _with_suffix(path, ".tmp"), _with_suffix(path, ".old")
+    temporary = _with_suffix(path, ".tmp")
     _remove(temporary)
     temporary.mkdir(parents=True)
     try:
@@ -65,6 +65,12 @@ def write_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    publish(temporary, path)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Let a complete directory with its manifest take the place of `path`, by rename."""
+    old = _with_suffix(path, ".old")
     if path.exists():
         # Two renames, and a kill between them leaves `.old`, which `newest_good` therefore looks at too.
         _remove(old)

@@ -270,6 +270,37 @@ def draw(
     print(f"wrote {output}")
 
 
+def encode(
+    run: tyro.conf.Positional[Path],
+    data: tyro.conf.Positional[Path],
+    out: Path | None = None,
+    layer: int = -1,
+    batch_size: int = 256,
+    device: str = "cpu",
+    dtype: Dtype = "auto",
+) -> None:
+    """Encode every picture of a folder once: codes of a VQ-VAE, or features of a CLIP.
+
+    Example: bifocal encode runs/quickstart/vqvae pictures --out codes
+
+    Args:
+        run: a finished VQ-VAE or CLIP.
+        data: a folder with samples.jsonl, or of pictures alone.
+        out: where the store goes (DATA-RUN beside the folder if not given).
+        layer: of a CLIP's picture tower; -1 is the last.
+        batch_size: pictures at once.
+        device: where to compute.
+        dtype: auto is bf16 where it is fast.
+    """
+    from bifocal.commands.encode import encode_command
+
+    store = encode_command(run, data, out=out, layer=layer, batch_size=batch_size, device=device, dtype=dtype)
+    shape = " x ".join(str(side) for side in store.values.shape)
+    print(
+        f"wrote {store.path}: {store.about['kind']} of {len(store.rows)} pictures, {shape} {store.values.dtype}"
+    )
+
+
 def data_scenes(
     out: Path,
     split: Split = "test",
@@ -308,6 +339,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": compare,
     "ask": ask,
     "draw": draw,
+    "encode": encode,
     "data scenes": data_scenes,
 }
 

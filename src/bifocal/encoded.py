@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bifocal import artifacts
+from bifocal import artifacts, config
 from bifocal.config import UserError
 
-KEYS, ABOUT, VALUES = "keys.txt", "about.json", "values.npy"
+KEYS, ABOUT, VALUES, DONE = "keys.txt", "about.json", "values.npy", "done.json"
+NOTE_EVERY = 16  # batches between two notes of how far it came
 
 
 class EncodedStore:
@@ -52,6 +55,22 @@ class EncodedStore:
         return torch.from_numpy(values).view(torch.bfloat16)
 
 
+def weights_fingerprint(encoder: nn.Module) -> str:
+    """Names a frozen encoder by its weights: precision, double sums and first entry of every tensor."""
+    return config.fingerprint(
+        {
+            name: [
+                str(value.dtype),
+                value.double().sum().item(),
+                value.double().abs().sum().item(),
+                value.flatten()[0].item(),
+            ]
+            for name, value in encoder.state_dict().items()
+            if value.numel()
+        }
+    )
+
+
 def encode_pictures(
     path: Path,
     keys: Sequence[str],
@@ -65,31 +84,54 @@ def encode_pictures(
 ) -> EncodedStore:
     """Run a frozen encoder once over ``keys`` and store what it says; the directory appears when it is complete.
 
-    ``codebook`` is the number of codes of a discrete encoder: it decides how wide an integer a code takes.
+    ``codebook`` is the number of codes of a discrete encoder: it decides how wide an integer a code takes. What a
+    killed attempt had done stays beside ``path`` and is gone on with, if encoder and pictures are the same.
     """
     if path.exists():
         return EncodedStore.open(path, fingerprint)
-    with artifacts.write_directory(path) as work:
-        values: np.memmap[Any, Any] | None = None
-        for start in range(0, len(keys), batch_size):
-            some = keys[start : start + batch_size]
-            with torch.inference_mode():
-                encoded = encode(pixels(some)).cpu()
-            codes = not encoded.is_floating_point()
-            if codes:
-                array = encoded.numpy().astype(np.uint16 if 0 < codebook <= 2**16 else np.int32)
-            else:
-                array = encoded.to(torch.bfloat16).view(torch.uint16).numpy()
-            if values is None:
-                shape = (len(keys), *array.shape[1:])
-                values = np.lib.format.open_memmap(work / VALUES, mode="w+", dtype=array.dtype, shape=shape)
-            values[start : start + len(some)] = array
-            if progress is not None:
-                progress(start + len(some))
+    if not keys:
+        raise UserError("there are no pictures to encode")
+    work = path.with_name(f"{path.name}.partial")
+    wanted = {"fingerprint": fingerprint, "keys": config.fingerprint(list(keys))}
+    before = _unfinished(work, wanted)
+    done, kind = (int(before["done"]), str(before["kind"])) if before else (0, "")
+    if before is None:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+    values = np.lib.format.open_memmap(work / VALUES, mode="r+") if before else None
+    for start in range(done, len(keys), batch_size):
+        some = keys[start : start + batch_size]
+        with torch.inference_mode():
+            encoded = encode(pixels(some)).cpu()
+        kind = "features" if encoded.is_floating_point() else "codes"
+        if kind == "codes":
+            array = encoded.numpy().astype(np.uint16 if 0 < codebook <= 2**16 else np.int32)
+        else:
+            array = encoded.to(torch.bfloat16).view(torch.uint16).numpy()
         if values is None:
-            raise UserError("there are no pictures to encode")
-        values.flush()
-        about = {"fingerprint": fingerprint, "kind": "codes" if codes else "features", "pictures": len(keys)}
-        (work / ABOUT).write_text(json.dumps(about), encoding="utf-8")
-        (work / KEYS).write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
+            shape = (len(keys), *array.shape[1:])
+            artifacts.require_free_space(work, math.prod(shape) * array.itemsize, "the encoded pictures")
+            values = np.lib.format.open_memmap(work / VALUES, mode="w+", dtype=array.dtype, shape=shape)
+        values[start : start + len(some)] = array
+        if (start // batch_size + 1) % NOTE_EVERY == 0:
+            values.flush()
+            artifacts.atomic_write_json(work / DONE, {**wanted, "done": start + len(some), "kind": kind})
+        if progress is not None:
+            progress(start + len(some))
+    assert values is not None
+    values.flush()
+    about = {"fingerprint": fingerprint, "kind": kind, "pictures": len(keys)}
+    artifacts.atomic_write_json(work / ABOUT, about)
+    (work / KEYS).write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
+    (work / DONE).unlink(missing_ok=True)
+    artifacts.write_manifest(work)
+    artifacts.publish(work, path)
     return EncodedStore.open(path, fingerprint)
+
+
+def _unfinished(work: Path, wanted: dict[str, str]) -> dict[str, Any] | None:
+    """The note of how far an attempt at the same came, or None."""
+    if not (work / DONE).is_file() or not (work / VALUES).is_file():
+        return None
+    note = artifacts.read_json(work / DONE)
+    return note if all(note.get(name) == value for name, value in wanted.items()) else None

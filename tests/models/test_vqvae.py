@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from bifocal import losses
 from bifocal.models.quantize import QuantizerConfig
+from bifocal.models.vitvq import ViTEncoder, ViTSizes
 from bifocal.models.vqvae import SMALL_MAP, LeanGroupNorm, VQVAEConfig, VQVAEModel
 
 
@@ -189,3 +190,41 @@ def test_the_loss_and_its_gradients_are_those_of_the_lecture_in_float64() -> Non
         # before a norm have no gradient but rounding, which is of the order of 1e-7 of what flows by.
         near = 1e-3 * gradient.abs().max().item() + 1e-6 * overall
         torch.testing.assert_close(ours[name].double(), gradient, rtol=0, atol=near, msg=name)
+
+
+@pytest.mark.parametrize("patch", [4, 8, 16])
+def test_a_vit_codes_pictures_of_any_size_that_its_patches_fill(patch: int) -> None:
+    torch.manual_seed(0)
+    config = VQVAEConfig(
+        architecture="vit",
+        vit=ViTSizes(patch_size=patch, width=32, layers=2, heads=2),
+        quantizer=QuantizerConfig(codes=16, width=4),
+    )
+    model = VQVAEModel(config)
+    images = torch.rand(2, 3, 32, 48)
+    total, _, _ = model.loss(images)
+    total.backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+    codes = model.eval().encode(images)
+    assert config.stride == patch and codes.shape == (2, 32 // patch, 48 // patch)
+    assert model.decode(codes).shape == images.shape
+    with pytest.raises(ValueError, match=f"multiples of {patch}"):
+        model.encode(torch.rand(1, 3, 32, 47))
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_a_cnn_downsamples_by_any_power_of_two(stride: int) -> None:
+    levels = stride.bit_length()
+    config = VQVAEConfig(
+        multipliers=(1,) * levels, decoder_blocks=(1,) * levels, quantizer=QuantizerConfig(codes=16, width=4)
+    )
+    assert config.stride == stride
+    assert VQVAEModel(config).encode(torch.rand(1, 3, 32, 64)).shape == (1, 32 // stride, 64 // stride)
+
+
+def test_a_vit_tells_places_apart() -> None:
+    """A picture of one colour differs between places by their positions only."""
+    torch.manual_seed(0)
+    encoder = ViTEncoder(ViTSizes(patch_size=8, width=32, layers=1, heads=2), 8)
+    latents = encoder(torch.full((1, 3, 32, 32), 0.3)).flatten(2)[0].T
+    assert torch.cdist(latents, latents).fill_diagonal_(1).min() > 1e-3

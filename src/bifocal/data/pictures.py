@@ -23,6 +23,9 @@ from bifocal.config import UserError
 from bifocal.data.sample import Box
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
+)  # of files that are taken for pictures
 MAX_PIXELS = 64 * 1024 * 1024
 _WARNING_FILTERS = threading.Lock()
 

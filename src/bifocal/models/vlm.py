@@ -59,6 +59,11 @@ class DiscretePath(nn.Module):
         self.first_code = config.first_code
         self.positions = config.vqvae.codes_per_picture
 
+    @property
+    def frozen(self) -> nn.Module:
+        """The encoder that ``encode`` runs."""
+        return self.vqmodel
+
     @torch.no_grad()
     def encode(self, images_PCHW: Tensor) -> Tensor:
         """(P, 3, H, W) in [0, 1] -> (P, N) int64 codes: what the store of a frozen encoder keeps."""
@@ -83,6 +88,11 @@ class ContinuousPath(nn.Module):
         self.positions = config.vision.patches
         self.linear_1 = nn.Linear(config.vision.width, config.language.width)
         self.linear_2 = nn.Linear(config.language.width, config.language.width)
+
+    @property
+    def frozen(self) -> nn.Module:
+        """The encoder that ``encode`` runs."""
+        return self.vision_model
 
     @torch.no_grad()
     def encode(self, images_PCHW: Tensor) -> Tensor:

@@ -16,17 +16,20 @@ from torch import Tensor, nn
 from bifocal import losses
 from bifocal.models.blocks import attend
 from bifocal.models.quantize import Quantised, QuantizerConfig, quantizer_of
+from bifocal.models.vitvq import ViTDecoder, ViTEncoder, ViTSizes
 
 
 @dataclass(frozen=True)
 class VQVAEConfig:
-    """Sizes of encoder and decoder. Each entry of ``multipliers`` after the first halves the resolution.
+    """Sizes of encoder and decoder: the "cnn" of the lecture, or the "vit" of ViT-VQGAN, whose sizes ``vit`` holds.
 
-    The encoder has equally many blocks at every resolution, as published; ``decoder_blocks`` counts them for each,
-    from high to low. Blocks at full resolution cost most: the decoder does without. ``likelihood`` is that of pixels
-    given codes, whose negative logarithm is the reconstruction term.
+    Of the CNN each entry of ``multipliers`` after the first halves the resolution. The encoder has equally many blocks
+    at every resolution, as published; ``decoder_blocks`` counts them for each, from high to low. Blocks at full
+    resolution cost most: the decoder does without. ``likelihood`` is that of pixels given codes, whose negative
+    logarithm is the reconstruction term.
     """
 
+    architecture: Literal["cnn", "vit"] = "cnn"
     picture_size: int = 64
     base_channels: int = 32
     multipliers: tuple[int, ...] = (1, 1, 2, 4)
@@ -34,6 +37,7 @@ class VQVAEConfig:
     decoder_blocks: tuple[int, ...] = (0, 1, 1, 1)
     latent_channels: int = 128
     likelihood: Literal["gaussian", "laplace", "logit-laplace"] = "gaussian"
+    vit: ViTSizes = field(default_factory=ViTSizes)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
     def __post_init__(self) -> None:
@@ -60,7 +64,12 @@ class VQVAEConfig:
     @property
     def stride(self) -> int:
         """Pixels per code along one side."""
-        return 2 ** (len(self.multipliers) - 1)
+        return self.vit.patch_size if self.architecture == "vit" else 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def output_channels(self) -> int:
+        """Of a pixel: three colours, each with a location and a scale if the likelihood is logit-Laplace."""
+        return 6 if self.likelihood == "logit-laplace" else 3
 
     @property
     def codes_per_picture(self) -> int:
@@ -280,8 +289,7 @@ class Decoder(nn.Module):
                 level.upsample = Upsample(after)
             self.up.append(level)
         self.norm_out = group_norm(channels[0])
-        # with a logit-Laplace likelihood each of the three colours has a location and a scale
-        self.conv_out = nn.Conv2d(channels[0], 6 if config.likelihood == "logit-laplace" else 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels[0], config.output_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(x))
@@ -296,11 +304,14 @@ class VQVAEModel(nn.Module):
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        vit = config.architecture == "vit"
+        self.encoder = ViTEncoder(config.vit, config.latent_channels) if vit else Encoder(config)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.quantizer.width, 1)
         self.quantize = quantizer_of(config.quantizer)
         self.post_quant_conv = nn.Conv2d(config.quantizer.width, config.latent_channels, 1)
-        self.decoder = Decoder(config)
+        self.decoder: nn.Module = (
+            ViTDecoder(config.vit, config.latent_channels, config.output_channels) if vit else Decoder(config)
+        )
         for weight in self.parameters():
             if weight.ndim == 4:
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def run(
     tokenizer: TextTokenizer | None = None,
     validation: Callable[[], Mapping[str, float]] | None = None,
     probes: Mapping[str, Callable[[int], None]] | None = None,
+    watch: Callable[[int, Mapping[str, float]], Sequence[str]] | None = None,
     resume: bool = False,
     title: str,
 ) -> Outcome:
@@ -70,6 +71,7 @@ def run(
         samples_per_step=samples_per_step,
         validation=validation,
         probes=probes,
+        watch=watch,
         about=about,
         resume=resume,
         title=title,

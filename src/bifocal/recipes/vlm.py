@@ -19,7 +19,7 @@ from bifocal.data.pictures import to_tensor
 from bifocal.data.sample import Sample
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
-from bifocal.encoded import EncodedStore, encode_pictures
+from bifocal.encoded import EncodedStore, encode_pictures, weights_fingerprint
 from bifocal.inference import load_model
 from bifocal.models.clip import CLIPModel
 from bifocal.models.language import LanguageConfig
@@ -178,7 +178,7 @@ def encode_split(
             "source": source.fingerprint,
             "split": split,
             "layer": recipe.feature_layer if recipe.family == "continuous" else None,
-            "weights": weights_fingerprint(image_path),
+            "weights": weights_fingerprint(image_path.frozen),
         }
     )
 
@@ -195,17 +195,6 @@ def encode_split(
             codebook=image_path.vqmodel.config.quantizer.codes if isinstance(image_path, DiscretePath) else 0,
             progress=lambda done: progress.update(done),
         )
-
-
-def weights_fingerprint(image_path: ImagePath) -> str:
-    """Names the frozen encoder by its weights: double sums and first entries of every tensor."""
-    return config.fingerprint(
-        {
-            name: [value.double().sum().item(), value.double().abs().sum().item(), value.flatten()[0].item()]
-            for name, value in image_path.state_dict().items()
-            if name.startswith(("vision_model.", "vqmodel.")) and value.numel()
-        }
-    )
 
 
 def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: str | None = None) -> Outcome:

@@ -15,6 +15,7 @@ from bifocal.models.precision import open_device
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import source_of
+from bifocal.training.alarms import CodebookAlarms
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import Outcome, TrainSettings
 
@@ -63,6 +64,11 @@ def train_vqvae(
         samples_per_step=size,
         data_fingerprint=source.fingerprint,
         validation=lambda: mean_loss(model, held_out),
+        watch=CodebookAlarms(
+            codes=recipe.model.quantizer.codes,
+            places=size * recipe.model.codes_per_picture // recipe.model.quantizer.depth,
+            ema=recipe.model.quantizer.update == "ema",
+        ),
         probes={} if show is None else {"pictures": lambda step: show(model, held_out[0][:16], step)},
         resume=resume,
         title="vqvae",

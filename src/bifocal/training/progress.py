@@ -59,6 +59,11 @@ class Progress:
         left = (now - self.began) / max(1, done - self.start) * (self.total - done)
         print(f"{self.title}: {done}/{self.total}  {note}  {left:.0f} s left", file=sys.stderr, flush=True)
 
+    def warn(self, sentence: str) -> None:
+        """Say something that should not be missed, beside the bar."""
+        if not self.quiet:
+            self.bar.console.print(f"warning: {self.title}, {sentence}", markup=False, highlight=False)
+
 
 def tensorboard(out: Path) -> SummaryWriter:
     """Where TensorBoard reads the curves of a run."""

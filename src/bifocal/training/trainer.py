@@ -91,6 +91,7 @@ def train(
     samples_per_step: int,
     validation: Callable[[], Mapping[str, float]] | None = None,
     probes: Mapping[str, Callable[[int], None]] | None = None,
+    watch: Callable[[int, Mapping[str, float]], Sequence[str]] | None = None,
     about: Mapping[str, Any] | None = None,
     resume: bool = False,
     title: str = "training",
@@ -98,7 +99,8 @@ def train(
     """Train ``model`` in place for ``settings.steps`` steps, logging and saving under ``out``.
 
     ``batch_at`` is a pure function of the step. ``validation`` returns figures; ``probes`` are called with the step at
-    the same moments (samples, reconstructions); ``about`` (recipe, data, environment) goes into every checkpoint. The
+    the same moments (samples, reconstructions); ``watch`` makes sentences of the logged figures where something is
+    wrong with them, which are shown and logged; ``about`` (recipe, data, environment) goes into every checkpoint. The
     model ends in float32, with the trained masters as its weights. Raises ``UserError`` after ten steps in a row
     without a finite gradient.
     """
@@ -193,6 +195,11 @@ def train(
                 }
                 record("train", done, figures)
                 progress.update(done, loss=figures["loss"], rate=rate)
+                for sentence in watch(done, figures) if watch is not None else ():
+                    progress.warn(f"step {done}: {sentence}")
+                    if distributed.is_main():
+                        row = {"phase": "alarm", "step": done, "message": sentence}
+                        artifacts.append_json_line(log_file, row)
                 window, window_began = [], now
             if done % settings.validate_every == 0 or done == settings.steps:
                 paused = time.perf_counter()

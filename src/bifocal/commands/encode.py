@@ -1,0 +1,78 @@
+"""`bifocal encode`: what a frozen encoder says of every picture of a folder, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from bifocal import config, inference
+from bifocal.config import UserError
+from bifocal.data.folder import FolderDataset
+from bifocal.data.pictures import SUFFIXES, read_picture, resize_whole, to_tensor
+from bifocal.encoded import EncodedStore, encode_pictures, weights_fingerprint
+from bifocal.training.progress import Progress
+
+
+def picture_keys(data: Path) -> list[str]:
+    """The pictures of a folder: those its samples name, or, where it has no samples, every picture file in it."""
+    if not data.is_dir():
+        raise UserError(f"there is no directory {data} of pictures to encode")
+    if any(data.glob("*.jsonl")):
+        samples = FolderDataset(data).samples
+        return list(dict.fromkeys(key for sample in samples for key in sample.pictures))
+    files = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        raise UserError(f"{data} holds no samples.jsonl and no picture ({', '.join(sorted(SUFFIXES))})")
+    return [path.relative_to(data).as_posix() for path in files]
+
+
+def encode_command(
+    run: Path,
+    data: Path,
+    *,
+    out: Path | None = None,
+    layer: int = -1,
+    batch_size: int = 256,
+    device: str = "cpu",
+    dtype: str = "auto",
+) -> EncodedStore:
+    """Codes of a VQ-VAE, or features of a CLIP's ``layer``, for every picture, resized whole to the model's size."""
+    if batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, got {batch_size}")
+    model = inference.load(run, device=device, dtype=dtype)
+    if not isinstance(model, inference.VQVAE | inference.CLIP):
+        raise UserError(f"{run} is a {model.kind}: a VQ-VAE or a CLIP encodes pictures")
+    keys = picture_keys(data)
+    files = [(data / key).stat() for key in keys]
+    codes = isinstance(model, inference.VQVAE)
+    fingerprint = config.fingerprint(
+        {
+            "weights": weights_fingerprint(model.model),
+            "layer": None if codes else layer,
+            "size": model.picture_size,
+            "files": [(key, file.st_size, file.st_mtime_ns) for key, file in zip(keys, files, strict=True)],
+        }
+    )
+
+    def pixels(some: Sequence[str]) -> Tensor:
+        pictures = [resize_whole(read_picture(data / key), model.picture_size) for key in some]
+        return to_tensor(pictures).to(model.device)
+
+    def encode(images: Tensor) -> Tensor:
+        if isinstance(model, inference.VQVAE):
+            return model.encode(images)
+        return model.model.vision_model.hidden(images, layer)[:, 1:]
+
+    with Progress(f"encode {data.name}", total=len(keys)) as progress:
+        return encode_pictures(
+            out or data.with_name(f"{data.name}-{run.name}"),
+            keys,
+            pixels,
+            encode,
+            fingerprint=fingerprint,
+            codebook=model.codebook_size if isinstance(model, inference.VQVAE) else 0,
+            batch_size=batch_size,
+            progress=lambda done: progress.update(done),
+        )
