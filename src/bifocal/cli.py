@@ -301,6 +301,46 @@ def encode(
     )
 
 
+def import_(
+    source: tyro.conf.Positional[Path],
+    out: Path,
+    picture_size: int | None = None,
+) -> None:
+    """Read another tool's checkpoint: a VQGAN of taming-transformers, or the VQ part of a Chameleon.
+
+    Example: bifocal import chameleon-7b --out runs/chameleon-vq
+
+    Args:
+        source: a directory, or a safetensors file.
+        out: a new run's directory.
+        picture_size: side in pixels, where the checkpoint does not say it.
+    """
+    from bifocal.commands.exchange import import_command
+
+    import_command(source, out, picture_size)
+    print(f"wrote {out}")
+
+
+def export(
+    run: tyro.conf.Positional[Path],
+    form: tyro.conf.Positional[Literal["chameleon-vq", "taming"]],
+    out: tyro.conf.Positional[Path],
+) -> None:
+    """Write a finished VQ-VAE as a directory that another tool opens.
+
+    Example: bifocal export runs/quickstart/vqvae chameleon-vq exported
+
+    Args:
+        run: a finished run.
+        form: whose layout.
+        out: a new directory.
+    """
+    from bifocal.commands.exchange import export_command
+
+    export_command(run, form, out)
+    print(f"wrote {out}")
+
+
 def data_scenes(
     out: Path,
     split: Split = "test",
@@ -340,6 +380,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "ask": ask,
     "draw": draw,
     "encode": encode,
+    "import": import_,
+    "export": export,
     "data scenes": data_scenes,
 }
 

@@ -24,6 +24,7 @@ from bifocal.data.sample import Box, Message
 from bifocal.data.text import TextTokenizer
 from bifocal.generation.decode import Generated, Prompt, Sampling, draw_codes, generate
 from bifocal.generation.decode import score as score_continuations
+from bifocal.interop.vqgan import is_vqgan, read_vqgan
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.models.precision import fast_dtype, open_device, set_precision
 from bifocal.models.vlm import VLM as VLMModel
@@ -342,6 +343,8 @@ def save(path: str | Path, model: nn.Module, tokenizer: TextTokenizer | None = N
 def load_model(path: str | Path) -> tuple[nn.Module, TextTokenizer | None]:
     """The bare float32 module of a finished directory, and its tokenizer."""
     path = Path(path)
+    if is_vqgan(path):
+        return read_vqgan(path), None
     try:
         about = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:

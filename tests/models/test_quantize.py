@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from bifocal import losses
+from bifocal import distributed, losses
 from bifocal.models import quantize
 from bifocal.models.quantize import Codebook, QuantizerConfig, nearest_code, quantizer_of
+from ranks import run_on_ranks
 
 
 def brute_force(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -379,3 +383,44 @@ def test_without_a_rotation_the_gradient_passes_straight(case: str) -> None:
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         QuantizerConfig(**settings)  # type: ignore[arg-type]
+
+
+def train_codebook(directory: str, update: str, kind: str, world: int) -> None:
+    """Fifty steps on some rank of ``world``; the codebook is written at the end."""
+    torch.manual_seed(0)
+    config = QuantizerConfig(kind=kind, codes=24, width=3, update=update, restart_after=5)  # type: ignore[arg-type]
+    quantizer = quantizer_of(config).train()
+    optimizer = torch.optim.SGD(
+        [weight for weight in quantizer.parameters() if weight.requires_grad] or [torch.zeros(1)]
+    )
+    for step in range(50):
+        torch.manual_seed(step)
+        everything = torch.randn(64, 3) * (1 + step / 10) + step / 5  # it moves, so codes die
+        mine = everything.chunk(world)[distributed.rank()]
+        result = quantizer(mine)
+        optimizer.zero_grad()
+        if result.codebook_loss.requires_grad:
+            result.codebook_loss.backward()
+            for weight in quantizer.parameters():
+                if weight.grad is not None:
+                    weight.grad = distributed.all_reduce_sum(weight.grad) / world
+        optimizer.step()
+        quantizer.after_step()
+    save_file(quantizer.state_dict(), f"{directory}/{world}-{distributed.rank()}.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("update", "kind"), [("gradient", "codebook"), ("ema", "codebook"), ("gradient", "simvq")]
+)
+def test_two_ranks_learn_the_codebook_that_one_learns_from_both_batches(
+    tmp_path: Path, update: str, kind: str
+) -> None:
+    run_on_ranks(train_codebook, str(tmp_path), update, kind, 2)
+    train_codebook(str(tmp_path), update, kind, 1)
+    one, first, second = (
+        load_file(tmp_path / f"{world}-{rank}.safetensors") for world, rank in ((1, 0), (2, 0), (2, 1))
+    )
+    for name, value in one.items():
+        assert torch.equal(first[name], second[name]), name
+        # sums over two halves are added in another order: float32 rounding, kept up over fifty steps
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-4, msg=name)

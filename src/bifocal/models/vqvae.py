@@ -24,8 +24,9 @@ class VQVAEConfig:
     """Sizes of encoder and decoder: the "cnn" of the lecture, or the "vit" of ViT-VQGAN, whose sizes ``vit`` holds.
 
     Of the CNN each entry of ``multipliers`` after the first halves the resolution. The encoder has equally many blocks
-    at every resolution, as published; ``decoder_blocks`` counts them for each, from high to low. Blocks at full
-    resolution cost most: the decoder does without. ``likelihood`` is that of pixels given codes, whose negative
+    at every resolution, as published; ``decoder_blocks`` counts them for each, from high to low (none at all: there is
+    no decoder). Blocks at full resolution cost most: the decoder does without. At the ``attention_levels``, counted
+    from high to low, each block is followed by attention. ``likelihood`` is that of pixels given codes, whose negative
     logarithm is the reconstruction term.
     """
 
@@ -35,6 +36,7 @@ class VQVAEConfig:
     multipliers: tuple[int, ...] = (1, 1, 2, 4)
     encoder_blocks: int = 1
     decoder_blocks: tuple[int, ...] = (0, 1, 1, 1)
+    attention_levels: tuple[int, ...] = ()
     latent_channels: int = 128
     likelihood: Literal["gaussian", "laplace", "logit-laplace"] = "gaussian"
     vit: ViTSizes = field(default_factory=ViTSizes)
@@ -45,17 +47,21 @@ class VQVAEConfig:
             raise ValueError(
                 f"base_channels must be a multiple of 32 (GroupNorm has 32 groups), got {self.base_channels}"
             )
-        if len(self.decoder_blocks) != len(self.multipliers):
+        if self.decoder_blocks and len(self.decoder_blocks) != len(self.multipliers):
             raise ValueError(
                 f"decoder_blocks must have an entry for each of {self.multipliers}, got {self.decoder_blocks}"
             )
         inputs = [*self.multipliers[1:], self.multipliers[-1]]
         for level, (before, after) in enumerate(zip(inputs, self.multipliers, strict=True)):
-            if self.decoder_blocks[level] == 0 and before != after:
+            if self.decoder_blocks and self.decoder_blocks[level] == 0 and before != after:
                 raise ValueError(
                     f"decoder_blocks[{level}] must be at least 1, because a block changes the channels there "
                     f"(multipliers {self.multipliers})"
                 )
+        if not set(self.attention_levels) <= set(range(len(self.multipliers))):
+            raise ValueError(
+                f"attention_levels {self.attention_levels} must be of the {len(self.multipliers)} resolutions, from 0"
+            )
         if self.picture_size % self.stride:
             raise ValueError(
                 f"picture_size {self.picture_size} is not a multiple of the stride {self.stride}"
@@ -235,14 +241,17 @@ class Level(nn.Module):
     downsample: nn.Module
     upsample: nn.Module
 
-    def __init__(self, channels: int, out_channels: int, blocks: int) -> None:
+    def __init__(self, channels: int, out_channels: int, blocks: int, attention: bool) -> None:
         super().__init__()
         sizes = [channels] + [out_channels] * blocks
         self.block = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.attn = nn.ModuleList(AttentionBlock(out_channels) for _ in range(blocks if attention else 0))
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
+        for number, block in enumerate(self.block):
             x = block(x)
+            if self.attn:
+                x = self.attn[number](x)
         if hasattr(self, "downsample"):
             return self.downsample(x)
         return self.upsample(x) if hasattr(self, "upsample") else x
@@ -259,7 +268,7 @@ class Encoder(nn.Module):
         for index, (before, after) in enumerate(
             zip([config.base_channels, *channels], channels, strict=False)
         ):
-            level = Level(before, after, config.encoder_blocks)
+            level = Level(before, after, config.encoder_blocks, index in config.attention_levels)
             if index < len(channels) - 1:
                 level.downsample = Downsample(after)
             self.down.append(level)
@@ -284,7 +293,7 @@ class Decoder(nn.Module):
         self.mid = Middle(channels[-1])
         self.up = nn.ModuleList()
         for index, (before, after) in enumerate(zip([*channels[1:], channels[-1]], channels, strict=True)):
-            level = Level(before, after, config.decoder_blocks[index])
+            level = Level(before, after, config.decoder_blocks[index], index in config.attention_levels)
             if index > 0:
                 level.upsample = Upsample(after)
             self.up.append(level)
@@ -298,6 +307,15 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
+class NoDecoder(nn.Module):
+    """Stands where a checkpoint has none, as transformers' Chameleon."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError(
+            "this VQ-VAE came without a decoder: it turns pictures into codes, not codes into pictures"
+        )
+
+
 class VQVAEModel(nn.Module):
     """Picture -> map of codes -> picture."""
 
@@ -309,9 +327,11 @@ class VQVAEModel(nn.Module):
         self.quant_conv = nn.Conv2d(config.latent_channels, config.quantizer.width, 1)
         self.quantize = quantizer_of(config.quantizer)
         self.post_quant_conv = nn.Conv2d(config.quantizer.width, config.latent_channels, 1)
-        self.decoder: nn.Module = (
-            ViTDecoder(config.vit, config.latent_channels, config.output_channels) if vit else Decoder(config)
-        )
+        self.decoder: nn.Module
+        if vit:
+            self.decoder = ViTDecoder(config.vit, config.latent_channels, config.output_channels)
+        else:
+            self.decoder = Decoder(config) if config.decoder_blocks else NoDecoder()
         for weight in self.parameters():
             if weight.ndim == 4:
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)

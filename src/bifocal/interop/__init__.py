@@ -1,0 +1,1 @@
+"""Checkpoints of other tools: reading theirs, writing ours so that theirs open."""
