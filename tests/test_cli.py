@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,23 @@ def test_evaluate_with_json_prints_rows_and_nothing_else(run, smoke: Path, tmp_p
     assert ended.status == 0, ended.err
     rows = [Row.from_json(row) for row in json.loads(ended.out)["results"]]
     assert {"psnr", "usage"} <= {row.metric for row in rows}
+
+
+def test_evaluating_a_vqvae_leaves_a_page_about_it(run, smoke: Path, tmp_path: Path) -> None:
+    shutil.copytree(smoke / "vqvae", tmp_path / "vqvae")
+    data = tiny.folder(tmp_path / "own", pictures=4)
+    ended = run("evaluate", tmp_path / "vqvae", "--task", "reconstruction", "--data", data)
+    assert ended.status == 0, ended.err
+    html = (tmp_path / "vqvae" / "reconstruction.html").read_text()
+    assert "reconstruction.html" in ended.err
+    assert html.count('<img src="data:image/png;base64,') == 3  # reconstructions, token maps, codebook
+    for title in ("Reconstructions", "Token maps", "The codebook", "PSNR"):
+        assert title in html
+    with Image.open(tmp_path / "vqvae" / "figures" / "reconstructions.png") as sheet:
+        assert sheet.size == (
+            4 * (2 * 64 + 2) + 2,
+            3 * (2 * 64 + 2) + 2,
+        )  # four pictures, twice their size, in three rows
 
 
 def test_compare_with_json_prints_json_and_nothing_else(run, smoke: Path) -> None:

@@ -190,6 +190,15 @@ def test_unknown_missing_and_mistyped_settings_of_a_file_are_named_together() ->
         assert part in message
 
 
+def test_a_file_of_an_earlier_version_takes_the_default_of_a_younger_setting() -> None:
+    data = to_dict(Recipe(model=Model(width=128)))
+    del data["model"]["qk_norm"]
+    assert from_dict(Recipe, data, older=True) == Recipe(model=Model(width=128))
+    data["model"]["widht"] = 3
+    with pytest.raises(UserError, match="unknown setting 'model.widht'"):
+        from_dict(Recipe, data, older=True)
+
+
 def test_a_file_that_holds_no_settings_is_refused() -> None:
     with pytest.raises(UserError, match="expected a group of settings"):
         from_dict(Recipe, [1, 2])

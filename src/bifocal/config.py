@@ -223,7 +223,7 @@ def to_dict(value: Any) -> Any:
     raise TypeError(f"a setting cannot hold {value!r} of type {type(value).__name__}")
 
 
-def from_dict(cls: type[T], data: Any, where: str = "") -> T:
+def from_dict(cls: type[T], data: Any, where: str = "", *, older: bool = False) -> T:
     """The `cls` (a nested dataclass) that `to_dict` turned into `data`; inverse of it, also through JSON.
 
     A field that `data` lacks is refused even if it has a default, since the file then does not say what was
@@ -231,12 +231,14 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
 
     Args:
         where: what the settings came from, such as the path of the file, for the messages.
+        older: a field that `data` lacks takes its default: an earlier version, which did not have the setting, may
+            have written the file, and a new setting's default is what was done before there was one.
 
     Raises:
         UserError: with every unknown key, missing key and value of a wrong type, all together.
     """
     problems: list[str] = []
-    value = _built(cls, data, "", problems)
+    value = _built(cls, data, "", problems, older)
     _refuse(problems, where)
     return typing.cast(T, value)
 
@@ -249,7 +251,7 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def _built(cls: Any, data: Any, where: str, problems: list[str]) -> Any:
+def _built(cls: Any, data: Any, where: str, problems: list[str], older: bool = False) -> Any:
     """An instance of dataclass `cls` from JSON data, or None with the reasons added to `problems`."""
     if not isinstance(data, Mapping):
         problems.append(f"{where.rstrip('.') or 'settings'}: expected a group of settings, got {data!r}")
@@ -257,18 +259,25 @@ def _built(cls: Any, data: Any, where: str, problems: list[str]) -> Any:
     before = len(problems)
     annotations = _annotations(cls)
     names = [field.name for field in _fields(cls)]
+    defaults = {
+        field.name
+        for field in _fields(cls)
+        if (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
+    }
     for key in data:
         if key not in names:
             known = [where + name for name in names]
             problems.append(f"unknown setting '{where}{key}'" + _suggestion(f"{where}{key}", known))
     values = {}
     for name in names:
+        if name not in data and older and name in defaults:
+            continue
         if name not in data:
             problems.append(f"setting '{where}{name}' is missing")
             continue
         members = [member for member in _members(annotations[name]) if dataclasses.is_dataclass(member)]
         if len(members) == 1 and isinstance(data[name], Mapping):
-            values[name] = _built(members[0], data[name], f"{where}{name}.", problems)
+            values[name] = _built(members[0], data[name], f"{where}{name}.", problems, older)
         else:
             try:
                 values[name] = _converted(data[name], annotations[name])

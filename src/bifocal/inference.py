@@ -359,7 +359,9 @@ def load_model(path: str | Path) -> tuple[nn.Module, TextTokenizer | None]:
         raise UserError(f"{path / CONFIG} says model_type {kind!r}; this version opens {', '.join(KINDS)}")
     if not (path / WEIGHTS).is_file():
         raise UserError(f"{path} has no {WEIGHTS}: its training did not finish; resume it")
-    model: nn.Module = MODELS[kind](config.from_dict(KINDS[kind], about, where=str(path / CONFIG)))
+    model: nn.Module = MODELS[kind](
+        config.from_dict(KINDS[kind], about, where=str(path / CONFIG), older=True)
+    )
     try:
         tensors = load_file(str(path / WEIGHTS))
         own = model.state_dict()

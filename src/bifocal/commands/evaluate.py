@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import sys
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from bifocal import evaluation, inference
+from bifocal.commands.figures import reconstruction_page
 from bifocal.config import UserError
 from bifocal.data.folder import FolderDataset
+from bifocal.data.pictures import resize_whole
 from bifocal.data.sample import Dataset
 from bifocal.data.scenes import World, WorldSettings
 from bifocal.data.scenes.dataset import SceneDataset
@@ -19,6 +22,7 @@ from bifocal.evaluation.results import Row
 from bifocal.training.progress import Progress
 
 PREDICTIONS = "predictions"
+SHOWN = 400  # pictures whose codes the page about a VQ-VAE counts
 # Samples of each task on a split of the scenes: enough for an interval of a few points.
 COUNTS = {
     "reconstruction": 500,
@@ -61,7 +65,10 @@ def evaluate_command(
     world: World | None = None,
     name: str | None = None,
 ) -> list[Row]:
-    """Score a run on a task; its predictions are kept beside it, or under ``directory``."""
+    """Score a run on a task; its predictions are kept beside it, or under ``directory``.
+
+    A VQ-VAE evaluated by itself also gets a page, ``reconstruction.html`` in its run.
+    """
     model = inference.load(run, device=device, dtype=dtype)
     dataset = dataset_of(task, split, data=data, count=count, world=world)
     options: dict[str, Any] = {}
@@ -74,7 +81,7 @@ def evaluate_command(
         options["checker"] = inference.load(checker, device=device, dtype=dtype)
         options["save"] = functools.partial(save_drawing, directory)
     with Progress(f"{name or model.name} {task} {split}", total=len(dataset.samples)) as progress:
-        return evaluation.evaluate(
+        rows = evaluation.evaluate(
             model,
             dataset,
             task,
@@ -84,6 +91,11 @@ def evaluate_command(
             name=name,
             **options,
         )
+    if directory == run and isinstance(model, inference.VQVAE):
+        keys = list(dict.fromkeys(key for sample in dataset.samples for key in sample.pictures))[:SHOWN]
+        pictures = [resize_whole(dataset.picture(key), model.picture_size) for key in keys]
+        print(f"wrote {reconstruction_page(model, pictures, rows, run)}", file=sys.stderr)
+    return rows
 
 
 def save_drawing(directory: Path, name: str, picture: Image.Image) -> str:

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from bifocal import artifacts
 from bifocal.data.pictures import to_pictures, to_tensor
+from bifocal.evaluation.report import figures_html, scores_table
+from bifocal.evaluation.results import Row
 from bifocal.inference import VQVAE
 from bifocal.models.vqvae import VQVAEModel
+from bifocal.pages import Section, page
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int, zoom: int = 1, gap: int = 2) -> np.ndarray:
@@ -43,36 +46,99 @@ def reconstructions(model: VQVAEModel, images: Tensor, path: Path) -> None:
     Image.fromarray(grid(rows, columns, zoom=2)).save(path)
 
 
+ERROR_GAIN = 4  # how much brighter an error is drawn than it is
+MAPS = 8  # pictures whose token maps are drawn
+
+
 @torch.inference_mode()
-def vqvae_figures(vqvae: VQVAE, pictures: Sequence[np.ndarray], folder: Path) -> None:
-    """``reconstructions.png`` and ``codebook.png``, with an index that says what they show."""
+def vqvae_figures(vqvae: VQVAE, pictures: Sequence[np.ndarray], folder: Path) -> list[dict[str, str]]:
+    """Reconstructions with their errors, token maps and the codebook as PNG files, with an index of what they show.
+
+    ``pictures`` are (S, S, 3) uint8 of the model's size; the first ones are shown, all are counted.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     images = to_tensor(pictures)
-    reconstructions(vqvae.model, images[:24], folder / "reconstructions.png")
-    counts = torch.bincount(vqvae.encode(images).flatten(), minlength=vqvae.codebook_size)
-    order = counts.argsort(descending=True, stable=True)
-    # a code is drawn as the middle of a map of nine of it, so that the border's padding stays out of sight
+    codes = torch.cat([vqvae.encode(some).cpu() for some in images.split(64)])
+    shown = images[:16]
+    decoded = vqvae.decode(codes[: len(shown)]).float().cpu()
+    rows: list[np.ndarray] = []
+    for start in range(0, len(shown), 8):
+        some = slice(start, start + 8)
+        error = (ERROR_GAIN * (shown[some] - decoded[some]).abs().mean(dim=1, keepdim=True)).clamp(0, 1)
+        for part in (shown[some], decoded[some], error.expand(-1, 3, -1, -1)):
+            rows += to_pictures(part)
+    Image.fromarray(grid(rows, columns=min(8, len(shown)), zoom=2)).save(folder / "reconstructions.png")
+    index = [
+        {
+            "file": "reconstructions.png",
+            "title": "Reconstructions",
+            "caption": "Pictures the model never saw; below each, what is left after encoding and decoding, and the "
+            f"mean error of the three colours, {ERROR_GAIN} times as bright as it is.",
+            "section": "vqvae",
+        }
+    ]
+    if codes.ndim == 3:  # residual codes have no patch of their own
+        index += [token_maps(vqvae, images, codes, folder), codebook_figure(vqvae, codes, folder)]
+    artifacts.atomic_write_json(folder / "index.json", index)
+    return index
+
+
+def code_patches(vqvae: VQVAE, codes_N: Tensor) -> list[np.ndarray]:
+    """Each code decoded alone: the middle of a map of nine of it, so that the border's padding stays out of sight."""
     patches = []
-    for some in order.split(64):
+    for some in codes_N.split(64):
         decoded = to_pictures(vqvae.decode(some[:, None, None].expand(-1, 3, 3)))
         side = decoded[0].shape[0] // 3
         patches += [patch[side : 2 * side, side : 2 * side] for patch in decoded]
+    return patches
+
+
+def token_maps(vqvae: VQVAE, images: Tensor, codes: Tensor, folder: Path) -> dict[str, str]:
+    """Pictures above; below each, every code at its place decoded alone, and a colour for every code."""
+    originals = to_pictures(images[:MAPS])
+    alone, colours = [], []
+    palette = np.random.default_rng(0).integers(40, 256, (vqvae.codebook_size, 3), dtype=np.uint8)
+    for original, map_hw in zip(originals, codes[:MAPS], strict=True):
+        rows, columns = map_hw.shape
+        patches = code_patches(vqvae, map_hw.flatten())
+        side = patches[0].shape[0]
+        tiled = np.stack(patches).reshape(rows, columns, side, side, 3).transpose(0, 2, 1, 3, 4)
+        alone.append(tiled.reshape(original.shape))
+        colours.append(palette[map_hw.numpy()].repeat(side, axis=0).repeat(side, axis=1))
+    sheet = grid([*originals, *alone, *colours], columns=len(originals), zoom=2)
+    Image.fromarray(sheet).save(folder / "tokens.png")
+    return {
+        "file": "tokens.png",
+        "title": "Token maps",
+        "caption": "Pictures the model never saw; below each, every code at its place decoded alone, and the map of "
+        "codes, a colour for each.",
+        "section": "vqvae",
+    }
+
+
+def codebook_figure(vqvae: VQVAE, codes: Tensor, folder: Path) -> dict[str, str]:
+    """Each code decoded alone, the most used first."""
+    counts = torch.bincount(codes.flatten(), minlength=vqvae.codebook_size)
+    patches = code_patches(vqvae, counts.argsort(descending=True, stable=True))
     Image.fromarray(grid(patches, columns=32, zoom=3, gap=1)).save(folder / "codebook.png")
-    used = int((counts > 0).sum())
-    artifacts.atomic_write_json(
-        folder / "index.json",
-        [
-            {
-                "file": "reconstructions.png",
-                "title": "Reconstructions",
-                "caption": "Pictures the model never saw; below each, what is left after encoding and decoding.",
-                "section": "vqvae",
-            },
-            {
-                "file": "codebook.png",
-                "title": "The codebook",
-                "caption": f"Each code decoded alone, the most used first; {used} of {len(counts)} codes stand in "
-                f"the {len(pictures)} pictures counted.",
-                "section": "vqvae",
-            },
-        ],
-    )
+    return {
+        "file": "codebook.png",
+        "title": "The codebook",
+        "caption": f"Each code decoded alone, the most used first; {int((counts > 0).sum())} of {len(counts)} codes "
+        f"stand in the {len(codes)} pictures counted.",
+        "section": "vqvae",
+    }
+
+
+def reconstruction_page(vqvae: VQVAE, pictures: Sequence[np.ndarray], rows: Sequence[Row], run: Path) -> Path:
+    """``reconstruction.html`` in the run: its figures and its scores on one self-contained page."""
+    folder = run / "figures"
+    index = vqvae_figures(vqvae, pictures, folder)
+    shown = [row for row in rows if row.slice == "all"]
+    sections = [
+        Section("scores", "Scores", scores_table(shown)),
+        Section("figures", "Pictures", figures_html(folder, index)),
+    ]
+    path = run / "reconstruction.html"
+    artifacts.atomic_write_text(path, page(f"{vqvae.name}: reconstruction", sections))
+    return path

@@ -302,8 +302,11 @@ def _drawings(found: Findings, picture: PictureOf | None) -> str:
 def _scores(found: Findings, model: str) -> str:
     """The main scores of one part in few columns; the full table has the rest."""
     rows = [row for row in found.rows if row.model == model and row.slice == "all"]
-    if not rows:
-        return _notice(f"{model} has not been evaluated yet.")
+    return scores_table(rows) if rows else _notice(f"{model} has not been evaluated yet.")
+
+
+def scores_table(rows: Sequence[Row]) -> str:
+    """Split, metric, value, interval, baseline, blank and number of samples of each row."""
     body = [
         [
             escape(row.split),
@@ -336,12 +339,16 @@ def _clip(found: Findings) -> str:
 
 
 def _figures(found: Findings, *sections: str) -> str:
-    """The figures of these sections; a file that the index names in vain is said to be missing."""
+    return figures_html(
+        found.directory / "figures", [f for f in found.figures if f.get("section") in sections]
+    )
+
+
+def figures_html(folder: Path, figures: Sequence[Mapping[str, str]]) -> str:
+    """Figures with title and caption; a file that the index names in vain is said to be missing."""
     body = ""
-    for figure in found.figures:
-        if figure.get("section") not in sections:
-            continue
-        path = found.directory / "figures" / figure["file"]
+    for figure in figures:
+        path = folder / figure["file"]
         title, caption = escape(figure.get("title", "")), escape(figure.get("caption", ""))
         if not path.is_file():
             body += _notice(f"The figure {figure['file']} is missing.")
