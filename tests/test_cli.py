@@ -223,6 +223,20 @@ def test_evaluating_a_vqvae_leaves_a_page_about_it(run, smoke: Path, tmp_path: P
         )  # four pictures, twice their size, in three rows
 
 
+def test_the_frechet_distance_names_its_features(run, smoke: Path, tmp_path: Path) -> None:
+    from bifocal.evaluation.results import Row
+
+    data = tiny.folder(tmp_path / "own", pictures=6)
+    words = ["evaluate", smoke / "vqvae", "--task", "reconstruction", "--data", data, "--json"]
+    ended = run(*words, "--features", smoke / "clip")
+    assert ended.status == 0, ended.err
+    rows = [Row.from_json(row) for row in json.loads(ended.out)["results"]]
+    (row,) = [row for row in rows if row.metric == "frechet"]
+    assert row.variant == "features=clip" and row.value is not None and row.value > 0
+    assert row.low is None and row.baseline is not None
+    assert "features come from a CLIP" in one_sentence(run(*words, "--features", smoke / "vqvae"))
+
+
 def test_compare_with_json_prints_json_and_nothing_else(run, smoke: Path) -> None:
     ended = run("compare", smoke / "vlm-continuous", smoke / "vlm-discrete", "--json")
     assert ended.status == 0, ended.err

@@ -195,7 +195,7 @@ def test_a_file_of_an_earlier_version_takes_the_default_of_a_younger_setting() -
     del data["model"]["qk_norm"]
     assert from_dict(Recipe, data, older=True) == Recipe(model=Model(width=128))
     data["model"]["widht"] = 3
-    with pytest.raises(UserError, match="unknown setting 'model.widht'"):
+    with pytest.raises(UserError, match=r"unknown setting 'model\.widht'"):
         from_dict(Recipe, data, older=True)
 
 

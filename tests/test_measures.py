@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from scipy.ndimage import gaussian_filter
 
 from bifocal import measures
+from bifocal.measures import FeatureMeter, frechet_distance
 
 
 def _pictures(count: int = 3, side: int = 24) -> torch.Tensor:
@@ -265,3 +267,36 @@ def test_cider_punishes_length_and_repetition():
 def test_cider_needs_one_caption_a_picture():
     with pytest.raises(ValueError, match="1 captions were given for 2 pictures"):
         measures.CiderD([["a"], ["b"]]).scores(["a"])
+
+
+def gaussian(mean: np.ndarray, covariance: np.ndarray, *, batches: int = 1) -> FeatureMeter:
+    """A meter that has seen points with exactly this mean and covariance."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(300, len(mean)))
+    points = (points - points.mean(axis=0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(points.T))).T
+    points = points @ np.linalg.cholesky(covariance).T + mean
+    meter = FeatureMeter(len(mean))
+    for some in np.array_split(points, batches):
+        meter.update(some)
+    return meter
+
+
+def test_the_features_meter_adds_up_to_the_whole_set() -> None:
+    covariance = np.array([[2.0, 0.3], [0.3, 1.0]])
+    meter = gaussian(np.array([5.0, -1.0]), covariance, batches=7)
+    meter.update(np.empty((0, 2)))
+    np.testing.assert_allclose(meter.mean, [5, -1], rtol=1e-12)
+    np.testing.assert_allclose(meter.covariance, covariance, rtol=1e-10)
+
+
+def test_the_frechet_distance_of_known_gaussians() -> None:
+    """Of diagonal ones it is |m1 - m2|^2 + sum (s1 - s2)^2; of any, what the matrix root of scipy gives."""
+    one = gaussian(np.zeros(3), np.diag([1.0, 4.0, 9.0]))
+    other = gaussian(np.array([1.0, 2.0, 2.0]), np.diag([4.0, 4.0, 1.0]))
+    assert frechet_distance(one, other) == pytest.approx(9 + 1 + 0 + 4, rel=1e-8)
+    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-10)
+    tilted = gaussian(np.ones(3), np.array([[2.0, 0.5, 0.1], [0.5, 1.0, -0.3], [0.1, -0.3, 3.0]]))
+    product = scipy.linalg.sqrtm(one.covariance @ tilted.covariance)
+    expected = 3 + np.trace(one.covariance + tilted.covariance - 2 * np.real(product))
+    assert frechet_distance(one, tilted) == pytest.approx(expected, rel=1e-8)
+    assert frechet_distance(tilted, one) == pytest.approx(expected, rel=1e-8)

@@ -112,6 +112,7 @@ def evaluate(
     count: int | None = None,
     blank: bool = True,
     checker: Path | None = None,
+    features: Path | None = None,
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
     device: str = "cpu",
     dtype: Dtype = "auto",
@@ -128,6 +129,7 @@ def evaluate(
         count: how many samples.
         blank: also put the same questions with blank pictures.
         checker: for text-to-image, the VLM that is asked about the drawings.
+        features: for reconstruction, the CLIP in whose features the Fréchet distance is measured.
         json_output: print rows as JSON and nothing else.
         device: where to compute.
         dtype: auto is bf16 where it is fast.
@@ -143,6 +145,7 @@ def evaluate(
         count=count,
         blank=blank,
         checker=checker,
+        features=features,
         device=device,
         dtype=dtype,
     )

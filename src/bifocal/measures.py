@@ -107,6 +107,51 @@ class ReconstructionMeter:
         return float(psnr(self.mse)) if self.pictures else math.nan
 
 
+class FeatureMeter:
+    """Mean and covariance of features over a set of pictures, in float64, added up batch by batch."""
+
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self._mean = np.zeros(width)
+        self._scatter = np.zeros((width, width))  # sum of outer products of deviations from the mean
+
+    def update(self, features: np.ndarray) -> None:
+        """Add (n, d) features."""
+        features = np.asarray(features, dtype=np.float64)
+        if not len(features):
+            return
+        mean = features.mean(axis=0)
+        apart, total = mean - self._mean, self.count + len(features)
+        centred = features - mean
+        # Chan et al. 1983: scatters add, and so does what the two means are apart
+        self._scatter += centred.T @ centred + np.outer(apart, apart) * (self.count * len(features) / total)
+        self._mean += apart * (len(features) / total)
+        self.count = total
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self._mean
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """(d, d), divided by n - 1."""
+        return self._scatter / max(1, self.count - 1)
+
+
+def frechet_distance(one: FeatureMeter, other: FeatureMeter) -> float:
+    """Squared Frechet distance of two Gaussians with these means and covariances (Heusel et al. 2017, FID).
+
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). It falls with the number of pictures, and has a meaning only beside
+    the name of the features.
+    """
+    values, directions = np.linalg.eigh(one.covariance)
+    root = directions * np.sqrt(np.maximum(values, 0)) @ directions.T
+    # C1 C2 has the eigenvalues of the symmetric root(C1) C2 root(C1)
+    between = np.linalg.eigvalsh(root @ other.covariance @ root)
+    spread = np.trace(one.covariance) + np.trace(other.covariance) - 2 * np.sqrt(np.maximum(between, 0)).sum()
+    return float(np.square(one.mean - other.mean).sum() + max(0.0, spread))
+
+
 class CodebookMeter:
     """Counts how often each codebook entry is used over a whole set of pictures.
 

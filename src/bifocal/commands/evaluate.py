@@ -59,6 +59,7 @@ def evaluate_command(
     count: int | None = None,
     blank: bool = True,
     checker: Path | None = None,
+    features: Path | None = None,
     directory: Path | None = None,
     device: str = "cpu",
     dtype: str = "auto",
@@ -80,6 +81,13 @@ def evaluate_command(
             )
         options["checker"] = inference.load(checker, device=device, dtype=dtype)
         options["save"] = functools.partial(save_drawing, directory)
+    if features is not None:
+        if task != "reconstruction":
+            raise UserError(f"--features is for reconstruction, and the task is {task}")
+        clip = inference.load(features, device=device, dtype=dtype)
+        if not isinstance(clip, inference.CLIP):
+            raise UserError(f"--features {features} is a {clip.kind}, and features come from a CLIP")
+        options["features"] = clip
     with Progress(f"{name or model.name} {task} {split}", total=len(dataset.samples)) as progress:
         rows = evaluation.evaluate(
             model,

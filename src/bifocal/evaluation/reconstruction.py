@@ -9,14 +9,22 @@ import numpy as np
 import torch
 
 from bifocal.config import UserError
-from bifocal.data.pictures import resize_whole, to_tensor
+from bifocal.data.pictures import resize_whole, to_pictures, to_tensor
 from bifocal.data.sample import Dataset
 from bifocal.evaluation.asking import Progress
 from bifocal.evaluation.results import Prediction, Row
-from bifocal.evaluation.scoring import Measure, mean_measure, score_rows
-from bifocal.measures import CodebookMeter, mean_squared_error, psnr, ssim
+from bifocal.evaluation.scoring import Measure, mean_measure, score_rows, with_count
+from bifocal.measures import CodebookMeter, FeatureMeter, frechet_distance, mean_squared_error, psnr, ssim
 
 TASK = "reconstruction"
+
+
+class Describing(Protocol):
+    """What this task needs of a model of features: a CLIP."""
+
+    name: str
+
+    def embed_images(self, pictures: Sequence[np.ndarray]) -> torch.Tensor: ...
 
 
 class Reconstructing(Protocol):
@@ -36,13 +44,14 @@ def predict(
     *,
     blank: bool = False,
     progress: Progress | None = None,
+    features: Describing | None = None,
     batch_size: int = 64,
 ) -> list[Prediction]:
     """Errors and codes of every distinct picture of the data set, at the model's own picture size.
 
     Beside each error stands that of a flat picture of the same mean colour, which is what knowing nothing but
     the colour would give. There is no reconstruction of a blank picture worth scoring: raises UserError for
-    ``blank``.
+    ``blank``. With a model of ``features``, what it says of original, reconstruction and flat picture is kept too.
     """
     if blank:
         raise UserError("Reconstruction has no blank pictures: the picture is what is to be reconstructed.")
@@ -62,11 +71,17 @@ def predict(
             "flat_ssim": ssim(original, flat).tolist(),
             "codes": codes.cpu().tolist(),
         }
+        if features is not None:
+            seen = {"original": original, "decoded": decoded, "flat": flat}
+            for what, pictures in seen.items():
+                columns[f"{what}_features"] = features.embed_images(to_pictures(pictures)).tolist()
         for i, key in enumerate(chosen):
             values = {name: column[i] for name, column in columns.items()}
             predictions.append(
                 {"id": key, "pictures": [key], "slice": "all", **values, "codebook_size": model.codebook_size}
             )
+            if features is not None:
+                predictions[-1]["features"] = features.name
         if progress is not None:
             progress(start + len(chosen), len(keys))
     return predictions
@@ -76,7 +91,8 @@ def measure(predictions: Sequence[Prediction]) -> list[Measure]:
     """Errors and likeness, and the codebook's usage and perplexity over the whole set.
 
     ``psnr`` is the mean over pictures; ``psnr_of_mean_mse`` is that of the mean error, never higher. Usage
-    and perplexity have no interval: a resample of pictures misses rare codes, so its usage is always lower.
+    and perplexity have no interval: a resample of pictures misses rare codes, so its usage is always lower. Nor has the
+    Fréchet distance of features, which is biased upwards in small samples.
     """
     mse, flat = (np.array([p[name] for p in predictions]) for name in ("mse", "flat_mse"))
     size = predictions[0]["codebook_size"]
@@ -89,7 +105,7 @@ def measure(predictions: Sequence[Prediction]) -> list[Measure]:
         meter.histogram += summed.astype(np.int64)
         return meter
 
-    return [
+    measures = [
         mean_measure("psnr", psnr(mse), baseline=psnr(flat), variant=in_space),
         Measure(
             "psnr_of_mean_mse",
@@ -108,6 +124,29 @@ def measure(predictions: Sequence[Prediction]) -> list[Measure]:
         Measure("usage", used, lambda summed: np.asarray(codebook(summed).usage), resampled=False),
         Measure("perplexity", used, lambda summed: np.asarray(codebook(summed).perplexity), resampled=False),
     ]
+    if "features" in predictions[0]:
+        measures.append(frechet(predictions))
+    return measures
+
+
+def frechet(predictions: Sequence[Prediction]) -> Measure:
+    """The Fréchet distance between originals and reconstructions; its baseline is that of flat pictures.
+
+    It belongs to the set and not to a picture, so every picture is given the same value, whose mean it is.
+    """
+    meters = {}
+    for what in ("original", "decoded", "flat"):
+        features = np.array([p[f"{what}_features"] for p in predictions])
+        meters[what] = FeatureMeter(features.shape[1])
+        meters[what].update(features)
+    value, flat = (frechet_distance(meters["original"], meters[what]) for what in ("decoded", "flat"))
+    return Measure(
+        "frechet",
+        with_count([value] * len(predictions)),
+        baseline=with_count([flat] * len(predictions)),
+        variant=f"features={predictions[0]['features']}",
+        resampled=False,
+    )
 
 
 def score(

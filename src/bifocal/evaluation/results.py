@@ -88,6 +88,7 @@ METRICS: dict[str, Metric] = {
     "psnr": Metric("PSNR", "dB"),
     "psnr_of_mean_mse": Metric("PSNR of the mean error", "dB"),
     "ssim": Metric("SSIM", "number"),
+    "frechet": Metric("Fréchet distance", "number", False),
     "usage": Metric("codebook usage"),
     "perplexity": Metric("codebook perplexity", "number"),
     "top1": Metric("top-1 accuracy"),
