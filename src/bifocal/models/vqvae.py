@@ -6,6 +6,7 @@ pads right and bottom) follow the published VQGAN and Chameleon checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -322,6 +323,8 @@ class VQVAEModel(nn.Module):
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         self.config = config
+        # a distance (originals, reconstructions) -> mean over pictures, and its weight, set by whoever trains
+        self.perceptual: tuple[Callable[[Tensor, Tensor], Tensor], float] | None = None
         vit = config.architecture == "vit"
         self.encoder = ViTEncoder(config.vit, config.latent_channels) if vit else Encoder(config)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.quantizer.width, 1)
@@ -382,6 +385,8 @@ class VQVAEModel(nn.Module):
     def loss(self, images_BCHW: Tensor) -> tuple[Tensor, int, dict[str, float]]:
         """The three terms of the lecture, summed over pictures: reconstruction + codebook + beta * commitment.
 
+        With ``perceptual`` its weighted distance is a fourth.
+
         Each term is a mean over its entries, so that none depends on the size of the picture or the width of a code.
         """
         quantised = self.quantize(self._latents(images_BCHW))
@@ -389,7 +394,8 @@ class VQVAEModel(nn.Module):
         reconstruction = losses.reconstruction(outputs, images_BCHW, self.config.likelihood)
         beta = self.config.quantizer.beta
         total = reconstruction + quantised.codebook_loss + beta * quantised.commitment_loss
-        error = F.mse_loss(self._pixels(outputs.detach()), images_BCHW)
+        pixels_BCHW = self._pixels(outputs)
+        error = F.mse_loss(pixels_BCHW.detach(), images_BCHW)
         metrics = {
             "reconstruction": reconstruction.item(),
             "codebook": quantised.codebook_loss.item(),
@@ -398,6 +404,11 @@ class VQVAEModel(nn.Module):
             "usage": quantised.usage(),
             "perplexity": quantised.perplexity(),
         }
+        if self.perceptual is not None:
+            distance, weight = self.perceptual
+            apart = distance(images_BCHW, pixels_BCHW)
+            total = total + weight * apart
+            metrics["perceptual"] = apart.item()
         return total * len(images_BCHW), len(images_BCHW), metrics
 
     def after_step(self) -> None:

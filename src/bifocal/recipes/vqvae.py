@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from bifocal.config import UserError
 from bifocal.data.pictures import to_tensor
 from bifocal.data.scenes import WorldSettings
-from bifocal.models.precision import open_device
+from bifocal.inference import load_model
+from bifocal.models.clip import CLIPModel
+from bifocal.models.precision import fast_dtype, open_device, set_precision
+from bifocal.models.vision import VisionTransformer
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import source_of
@@ -22,10 +28,15 @@ from bifocal.training.trainer import Outcome, TrainSettings
 
 @dataclass(frozen=True)
 class VQVAERecipe:
-    """A VQ-VAE on scenes (``data`` none) or on the pictures of a folder."""
+    """A VQ-VAE on scenes (``data`` none) or on the pictures of a folder.
+
+    ``perceptual`` names a finished CLIP; the distance of its patch features is a fourth term of this weight.
+    """
 
     batch_size: int = 32
     data: str | None = None
+    perceptual: str | None = None
+    perceptual_weight: float = 0.1
     world: WorldSettings = field(default_factory=WorldSettings)
     model: VQVAEConfig = field(default_factory=VQVAEConfig)
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -55,6 +66,10 @@ def train_vqvae(
     torch.manual_seed(recipe.train.seed)
     model = VQVAEModel(recipe.model)
     start_from(model, init_from)
+    if recipe.perceptual is not None:
+        clip = open_clip(recipe.perceptual, recipe.world.picture_size)
+        set_precision(clip.to(device), fast_dtype(device, recipe.train.dtype))
+        model.perceptual = (functools.partial(feature_distance, clip.vision_model), recipe.perceptual_weight)
     return run(
         model,
         recipe.train,
@@ -73,6 +88,28 @@ def train_vqvae(
         resume=resume,
         title="vqvae",
     )
+
+
+def open_clip(run: str, picture_size: int) -> CLIPModel:
+    """A finished CLIP, frozen, refused if its pictures have another size."""
+    clip, _ = load_model(run)
+    if not isinstance(clip, CLIPModel):
+        raise UserError(f"--perceptual needs a CLIP, and {run} is none")
+    if clip.config.vision.picture_size != picture_size:
+        size = clip.config.vision.picture_size
+        raise UserError(f"--perceptual {run} takes pictures of {size} pixels, and these have {picture_size}")
+    return clip.requires_grad_(False)
+
+
+def feature_distance(vision: VisionTransformer, originals_BCHW: Tensor, others_BCHW: Tensor) -> Tensor:
+    """Squared difference of unit-norm patch features of the last layer: LPIPS (Zhang et al. 2018) without weights.
+
+    A mean over patches and pictures. The gradient goes to ``others_BCHW`` alone.
+    """
+    with torch.no_grad():
+        wanted = F.normalize(vision.hidden(originals_BCHW)[:, 1:].float(), dim=-1)
+    found = F.normalize(vision.hidden(others_BCHW)[:, 1:].float(), dim=-1)
+    return (found - wanted).square().sum(dim=-1).mean()
 
 
 def recipe_vqvae(scale: str) -> VQVAERecipe:

@@ -1,0 +1,60 @@
+"""The recipe of a VQ-VAE: its perceptual term."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from bifocal import inference
+from bifocal.artifacts import read_json_lines
+from bifocal.config import UserError
+from bifocal.data.scenes import WorldSettings
+from bifocal.recipes.vqvae import VQVAERecipe, feature_distance, recipe_vqvae, train_vqvae
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    words = tiny.tokenizer()
+    run = tmp_path / "clip"
+    run.mkdir()
+    inference.save(run, tiny.clip(len(words)), words)
+    return run
+
+
+def recipe(**changes: object) -> VQVAERecipe:
+    smoke = recipe_vqvae("smoke")
+    small = replace(smoke, batch_size=4, world=WorldSettings(picture_size=32), model=tiny.IMAGE_TOKENS)
+    train = replace(smoke.train, steps=3, log_every=1, validate_every=3, checkpoint_every=3)
+    return replace(small, train=train, **changes)  # type: ignore[arg-type]
+
+
+def test_the_distance_is_zero_between_equals_and_moves_the_other_picture_only() -> None:
+    vision = tiny.clip(300).vision_model.requires_grad_(False)
+    images = torch.rand(2, 3, 32, 32)
+    assert feature_distance(vision, images, images).item() == 0
+    others = torch.rand(2, 3, 32, 32, requires_grad=True)
+    feature_distance(vision, images, others).backward()
+    assert others.grad is not None and others.grad.abs().max() > 0
+    assert all(weight.grad is None for weight in vision.parameters())
+
+
+def test_a_perceptual_term_is_logged_added_and_leaves_no_trace_in_the_model(
+    tmp_path: Path, clip: Path
+) -> None:
+    train_vqvae(recipe(perceptual=str(clip), perceptual_weight=0.5), tmp_path / "with")
+    first = next(row for row in read_json_lines(tmp_path / "with" / "log.jsonl") if row["phase"] == "train")
+    terms = first["reconstruction"] + first["codebook"] + 0.25 * first["commitment"]
+    assert first["perceptual"] > 0
+    # figures in the log are rounded to six decimals
+    assert first["loss"] == pytest.approx(terms + 0.5 * first["perceptual"], abs=5e-6)
+    model, _ = inference.load_model(tmp_path / "with")
+    assert not any("vision" in name for name in model.state_dict())
+
+
+def test_a_clip_for_pictures_of_another_size_is_refused(tmp_path: Path, clip: Path) -> None:
+    with pytest.raises(UserError, match="takes pictures of 32 pixels, and these have 64"):
+        train_vqvae(recipe(perceptual=str(clip), world=WorldSettings(picture_size=64)), tmp_path / "run")
