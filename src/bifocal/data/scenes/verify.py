@@ -305,7 +305,8 @@ class Reader(PhraseReader):
             raise Unclear(f"{question!r} cannot be read.")
         noun = self.singular[match[1]]
         things = sorted((t for t in scene.objects if noun.fits(t)), key=lambda thing: thing.centre[0])
-        if list(answer) != ([thing.box for thing in things] or ["none"]):
+        right: list[Any] = [thing.box for thing in things]
+        if list(answer) != (right or ["none"]):
             raise Unclear(f"{question!r}: {answer} was given where {len(things)} objects fit.")
 
     def list_is_true(self, parts: Sequence[Any], scene: Scene) -> None:
