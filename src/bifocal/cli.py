@@ -311,6 +311,7 @@ def import_(
     source: tyro.conf.Positional[Path],
     out: Path,
     picture_size: int | None = None,
+    legacy_beta: bool = False,
 ) -> None:
     """Read another tool's checkpoint: a VQGAN of taming-transformers, or the VQ part of a Chameleon.
 
@@ -320,10 +321,11 @@ def import_(
         source: a directory, or a safetensors file.
         out: a new run's directory.
         picture_size: side in pixels, where the checkpoint does not say it.
+        legacy_beta: to go on training as taming-transformers does, with beta on the codebook term.
     """
     from bifocal.commands.exchange import import_command
 
-    import_command(source, out, picture_size)
+    import_command(source, out, picture_size, legacy_beta=legacy_beta)
     print(f"wrote {out}")
 
 

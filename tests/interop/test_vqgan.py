@@ -140,6 +140,14 @@ def test_taming_names_go_out_and_come_back(tmp_path: Path) -> None:
     assert torch.equal(back(pictures())[0], model(pictures())[0])
 
 
+def test_an_import_may_say_that_beta_stood_on_the_wrong_term(tmp_path: Path) -> None:
+    export_command(finished(ours(), tmp_path / "run"), "taming", tmp_path / "out")
+    for legacy in (False, True):
+        import_command(tmp_path / "out", tmp_path / str(legacy), 32, legacy_beta=legacy)
+        model, _ = inference.load_model(tmp_path / str(legacy))
+        assert isinstance(model, VQVAEModel) and model.config.quantizer.legacy_beta == legacy
+
+
 def test_a_decoder_that_taming_cannot_build_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     run = finished(VQVAEModel(VQVAEConfig(picture_size=32)), tmp_path / "run")

@@ -378,6 +378,8 @@ def test_without_a_rotation_the_gradient_passes_straight(case: str) -> None:
         ({"kind": "simvq", "normalise": True}, "unit-norm"),
         ({"kind": "fsq", "codes": 64, "width": 2, "levels": (8, 8), "estimator": "rotation"}, "rounds"),
         ({"codes": 0}, "at least 1"),
+        ({"legacy_beta": True, "update": "ema"}, "legacy_beta is for a codebook that gradients move"),
+        ({"legacy_beta": True, "kind": "simvq"}, "legacy_beta is for a codebook that gradients move"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, object], words: str) -> None:

@@ -162,10 +162,15 @@ def test_logit_laplace_is_the_published_density() -> None:
     torch.testing.assert_close(losses.reconstruction(outputs, images, "logit-laplace"), expected)
 
 
-def test_the_loss_and_its_gradients_are_those_of_the_lecture_in_float64() -> None:
-    """Every parameter, against the equation written out, with no code of ours but the networks."""
+@pytest.mark.parametrize("legacy", [False, True], ids=["lecture", "legacy"])
+def test_the_loss_and_its_gradients_are_those_of_the_equation_in_float64(legacy: bool) -> None:
+    """Every parameter, against the equation written out, with no code of ours but the networks.
+
+    The lecture's is |sg z_e - z_q|^2 + beta |z_e - sg z_q|^2; old checkpoints had beta on the first of the two.
+    """
     torch.manual_seed(0)
-    model = VQVAEModel(VQVAEConfig(picture_size=16, quantizer=QuantizerConfig(codes=8, width=4)))
+    quantizer = QuantizerConfig(codes=8, width=4, legacy_beta=legacy)
+    model = VQVAEModel(VQVAEConfig(picture_size=16, quantizer=quantizer))
     images = torch.rand(2, 3, 16, 16)
     model.loss(images)  # starts the codebook
     total, _, _ = model.loss(images)
@@ -178,8 +183,9 @@ def test_the_loss_and_its_gradients_are_those_of_the_lecture_in_float64() -> Non
     k = (z_e[..., None, :] - e).square().sum(dim=-1).argmin(dim=-1)
     z_q = e[k]
     x_hat = (model.decoder(model.post_quant_conv((z_e + (z_q - z_e).detach()).permute(0, 3, 1, 2))) + 1) / 2
-    terms = (x - x_hat).square().mean() + (z_e.detach() - z_q).square().mean()
-    expected = 2 * (terms + 0.25 * (z_e - z_q.detach()).square().mean())
+    codebook, commitment = (z_e.detach() - z_q).square().mean(), (z_e - z_q.detach()).square().mean()
+    weighted = 0.25 * codebook + commitment if legacy else codebook + 0.25 * commitment
+    expected = 2 * ((x - x_hat).square().mean() + weighted)
     expected.backward()
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}

@@ -45,11 +45,12 @@ def is_vqgan(path: Path) -> bool:
     return isinstance(about, dict) and about.get("model_type") in CHAMELEON
 
 
-def read_vqgan(path: Path, picture_size: int | None = None) -> VQVAEModel:
+def read_vqgan(path: Path, picture_size: int | None = None, *, legacy_beta: bool = False) -> VQVAEModel:
     """A tokenizer from a directory or a safetensors file, with its decoder where there is one.
 
-    ``picture_size`` is needed only where no configuration says it. Raises ``UserError`` for what is no such tokenizer,
-    or one of a kind that this library does not have.
+    ``picture_size`` is needed only where no configuration says it. ``legacy_beta`` says that it was trained with beta
+    on the codebook term, which no file says and which matters only if training goes on. Raises ``UserError`` for what
+    is no such tokenizer, or one of a kind that this library does not have.
     """
     about: dict[str, Any] = {}
     if path.is_dir() and (path / CONFIG).is_file():
@@ -65,7 +66,7 @@ def read_vqgan(path: Path, picture_size: int | None = None) -> VQVAEModel:
         raise UserError(f"{path} does not say what size its pictures have: name it with --picture-size")
     tensors = _ours(_read_tensors(path), path)
     try:
-        model = VQVAEModel(config_of(tensors, int(size)))
+        model = VQVAEModel(config_of(tensors, int(size), legacy_beta=legacy_beta))
         codebook = tensors["quantize.embedding.weight"].float()
         state = {
             "quantize.initialised": torch.ones((), dtype=torch.bool),
@@ -80,7 +81,7 @@ def read_vqgan(path: Path, picture_size: int | None = None) -> VQVAEModel:
     return model.eval()
 
 
-def config_of(tensors: Mapping[str, Tensor], picture_size: int) -> VQVAEConfig:
+def config_of(tensors: Mapping[str, Tensor], picture_size: int, *, legacy_beta: bool = False) -> VQVAEConfig:
     """The sizes that tensors of these names have."""
     levels = _count(tensors, r"encoder\.down\.(\d+)\.")
     base = len(tensors["encoder.conv_in.weight"])
@@ -102,7 +103,7 @@ def config_of(tensors: Mapping[str, Tensor], picture_size: int) -> VQVAEConfig:
             level for level in range(levels) if f"encoder.down.{level}.attn.0.norm.weight" in tensors
         ),
         latent_channels=len(tensors["encoder.conv_out.weight"]),
-        quantizer=QuantizerConfig(codes=codes, width=width),
+        quantizer=QuantizerConfig(codes=codes, width=width, legacy_beta=legacy_beta),
     )
 
 
