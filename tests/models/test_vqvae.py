@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -148,6 +149,43 @@ def test_every_likelihood_trains_and_gives_pictures(likelihood: str) -> None:
     assert model(images)[0].shape == images.shape
     error = (model.eval()(images)[0] - images).square().mean()
     assert metrics["psnr"] == pytest.approx(-10 * error.log10().item(), abs=1e-3)  # the codebook did not move
+
+
+WHOLE = {
+    "plain": QuantizerConfig(codes=8, width=4, restart_after=1),
+    "ema": QuantizerConfig(codes=8, width=4, update="ema", restart_after=1),
+    "residual": QuantizerConfig(kind="residual", depth=2, codes=8, width=4, restart_after=1),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_pictures_of_one_colour_leave_everything_finite(name: str) -> None:
+    torch.manual_seed(0)
+    model = VQVAEModel(VQVAEConfig(picture_size=16, quantizer=WHOLE[name])).train()
+    for colour in (0.0, 1.0, 0.3, 0.3):
+        total, _, metrics = model.loss(torch.full((2, 3, 16, 16), colour))
+        model.zero_grad()
+        total.backward()
+        assert all(math.isfinite(value) for value in metrics.values())
+        assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
+        model.after_step()
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_picture_that_is_not_finite_stops_at_the_loss(name: str) -> None:
+    """Its loss says so, by which the trainer skips the step, and codes and averages stay as they were."""
+    torch.manual_seed(0)
+    model = VQVAEModel(VQVAEConfig(picture_size=16, quantizer=WHOLE[name])).train()
+    model.loss(torch.rand(2, 3, 16, 16))
+    model.after_step()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    images = torch.rand(2, 3, 16, 16)
+    images[0, 0, 3, 3] = math.nan
+    total, _, _ = model.loss(images)
+    model.after_step()
+    assert not total.isfinite()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_logit_laplace_is_the_published_density() -> None:
