@@ -218,8 +218,8 @@ def test_evaluating_a_vqvae_leaves_a_page_about_it(run, smoke: Path, tmp_path: P
     assert ended.status == 0, ended.err
     html = (tmp_path / "vqvae" / "reconstruction.html").read_text()
     assert "reconstruction.html" in ended.err
-    assert html.count('<img src="data:image/png;base64,') == 3  # reconstructions, token maps, codebook
-    for title in ("Reconstructions", "Token maps", "The codebook", "PSNR"):
+    assert html.count('<img src="data:image/png;base64,') == 4  # reconstructions, histogram, tokens, codebook
+    for title in ("Reconstructions", "How often each code is used", "Token maps", "The codebook", "PSNR"):
         assert title in html
     with Image.open(tmp_path / "vqvae" / "figures" / "reconstructions.png") as sheet:
         assert sheet.size == (

@@ -92,6 +92,10 @@ class VQVAE(Loaded):
         """(B, h, w) int64 codes -> (B, 3, H, W) float in [0, 1]."""
         return self.model.decode(codes.to(self.device))
 
+    def loss_terms(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) float in [0, 1] -> the reconstruction, codebook and commitment term of each, (B,) float64."""
+        return {name: value.cpu() for name, value in self.model.loss_terms(images.to(self.device)).items()}
+
 
 class Prior(Loaded):
     """How likely the codes of a picture are."""

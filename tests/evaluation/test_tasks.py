@@ -360,6 +360,8 @@ def test_reconstruction_scores_each_picture_once_and_the_codebook_over_all():
     assert rows["psnr"].value >= rows["psnr_of_mean_mse"].value
     assert rows["mse"].value < rows["mse"].baseline  # patches know more than one colour does
     assert rows["psnr"].blank is None
+    assert rows["commitment_term"].value == pytest.approx(3 * rows["mse"].value, rel=1e-6)
+    assert rows["codebook_term"].low < rows["codebook_term"].value < rows["codebook_term"].high
 
 
 class UniformPrior:

@@ -151,6 +151,28 @@ def test_every_likelihood_trains_and_gives_pictures(likelihood: str) -> None:
     assert metrics["psnr"] == pytest.approx(-10 * error.log10().item(), abs=1e-3)  # the codebook did not move
 
 
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        QuantizerConfig(codes=8, width=4),
+        QuantizerConfig(codes=8, width=4, normalise=True),
+        QuantizerConfig(kind="residual", depth=2, codes=8, width=4),
+    ],
+    ids=["plain", "unit norm", "residual"],
+)
+def test_the_terms_of_single_pictures_average_to_those_of_the_loss(quantizer: QuantizerConfig) -> None:
+    torch.manual_seed(0)
+    model = VQVAEModel(VQVAEConfig(picture_size=16, likelihood="laplace", quantizer=quantizer))
+    images = torch.rand(5, 3, 16, 16) * torch.linspace(0.1, 1, 5)[:, None, None, None]
+    model.loss(images)
+    terms = model.eval().loss_terms(images)
+    _, _, metrics = model.loss(images)
+    for name, values in terms.items():
+        assert values.shape == (5,) and values.dtype == torch.float64
+        assert values.unique().numel() == 5
+        assert values.mean().item() == pytest.approx(metrics[name], rel=1e-5), name  # float32 sums
+
+
 WHOLE = {
     "plain": QuantizerConfig(codes=8, width=4, restart_after=1),
     "ema": QuantizerConfig(codes=8, width=4, update="ema", restart_after=1),

@@ -18,6 +18,7 @@ from bifocal.evaluation.statistics import Combine
 from bifocal.measures import CodebookMeter, FeatureMeter, frechet_distance, mean_squared_error, psnr, ssim
 
 TASK = "reconstruction"
+TERMS = ("reconstruction_term", "codebook_term", "commitment_term")
 
 
 class Describing(Protocol):
@@ -45,6 +46,7 @@ class Reconstructing(Protocol):
 
     def encode(self, images: torch.Tensor) -> torch.Tensor: ...
     def decode(self, codes: torch.Tensor) -> torch.Tensor: ...
+    def loss_terms(self, images: torch.Tensor) -> dict[str, torch.Tensor]: ...
 
 
 def predict(
@@ -57,7 +59,7 @@ def predict(
     prior: Predicting | None = None,
     batch_size: int = 64,
 ) -> list[Prediction]:
-    """Errors and codes of every distinct picture of the data set, at the model's own picture size.
+    """Errors, loss terms and codes of every distinct picture of the data set, at the model's own picture size.
 
     Beside each error stands that of a flat picture of the same mean colour, which is what knowing nothing but
     the colour would give. There is no reconstruction of a blank picture worth scoring: raises UserError for
@@ -81,6 +83,7 @@ def predict(
             "flat_mse": mean_squared_error(original, flat).tolist(),
             "flat_ssim": ssim(original, flat).tolist(),
             "codes": codes.cpu().tolist(),
+            **{f"{name}_term": value.tolist() for name, value in model.loss_terms(original).items()},
         }
         if prior is not None:
             columns["prior_bits"] = prior.bits(codes).tolist()
@@ -102,7 +105,7 @@ def predict(
 
 
 def measure(predictions: Sequence[Prediction]) -> list[Measure]:
-    """Errors and likeness, and the codebook's usage and perplexity over the whole set.
+    """Errors and likeness, the three terms of the loss, and the codebook's usage and perplexity over the whole set.
 
     ``psnr`` is the mean over pictures; ``psnr_of_mean_mse`` is that of the mean error, never higher. Usage
     and perplexity have no interval: a resample of pictures misses rare codes, so its usage is always lower. Nor has the
@@ -139,7 +142,11 @@ def measure(predictions: Sequence[Prediction]) -> list[Measure]:
         Measure("usage", used, of_codebooks("usage"), resampled=False),
         Measure("perplexity", used, of_codebooks("perplexity"), resampled=False),
     ]
-    if "dimensions" in predictions[0]:  # predictions kept by earlier versions do not say it
+    # predictions kept by earlier versions have neither terms nor dimensions
+    measures += [
+        mean_measure(name, [p[name] for p in predictions]) for name in TERMS if name in predictions[0]
+    ]
+    if "dimensions" in predictions[0]:
         measures += rates(predictions, used)
     if "features" in predictions[0]:
         measures.append(frechet(predictions))

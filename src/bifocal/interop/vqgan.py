@@ -23,7 +23,7 @@ from bifocal.models.quantize import Codebook, QuantizerConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 
 WEIGHTS, INDEX, DECODER = "model.safetensors", "model.safetensors.index.json", "image_decoder.safetensors"
-CONFIG = "config.json"
+CONFIG, TAMING = "config.json", "config.yaml"
 PREFIXES = (
     "model.vqmodel.",
     "vqmodel.",
@@ -37,7 +37,9 @@ OLD_NAMES |= {"double_z": "double_latent", "z_channels": "latent_channels"}
 
 
 def is_vqgan(path: Path) -> bool:
-    """Whether a directory says that it is a Chameleon, or its VQ part alone."""
+    """Whether a directory says that it is a Chameleon, its VQ part alone, or a VQGAN of taming-transformers."""
+    if "taming.models.vqgan" in _taming_config(path):
+        return (path / WEIGHTS).is_file()
     try:
         about = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -61,7 +63,8 @@ def read_vqgan(path: Path, picture_size: int | None = None, *, legacy_beta: bool
         raise UserError(
             f"{path} has double_latent (a mean and a variance for each latent), which is not supported"
         )
-    size = picture_size or about.get("resolution")
+    resolution = re.search(r"^\s*resolution:\s*(\d+)\s*$", _taming_config(path), re.MULTILINE)
+    size = picture_size or about.get("resolution") or (resolution and resolution[1])
     if size is None:
         raise UserError(f"{path} does not say what size its pictures have: name it with --picture-size")
     tensors = _ours(_read_tensors(path), path)
@@ -79,6 +82,17 @@ def read_vqgan(path: Path, picture_size: int | None = None, *, legacy_beta: bool
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is not a VQGAN that this library can be: {reason}") from None
     return model.eval()
+
+
+def _taming_config(path: Path) -> str:
+    """The text of the configuration that taming-transformers keeps beside a checkpoint; empty where there is none.
+
+    All that is taken from it stands on lines of its own, so no YAML reader is needed.
+    """
+    try:
+        return (path / TAMING).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def config_of(tensors: Mapping[str, Tensor], picture_size: int, *, legacy_beta: bool = False) -> VQVAEConfig:
@@ -233,7 +247,7 @@ def write_taming(model: VQVAEModel, path: Path) -> None:
     lines += ["    ddconfig:", *(f"      {name}: {json.dumps(value)}" for name, value in shape.items())]
     lines += ["    lossconfig:", "      target: taming.modules.losses.DummyLoss"]
     with artifacts.write_directory(path) as work:
-        (work / "config.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (work / TAMING).write_text("\n".join(lines) + "\n", encoding="utf-8")
         save_file(tensors, str(work / WEIGHTS), metadata={"format": "pt"})
 
 

@@ -413,6 +413,19 @@ class VQVAEModel(nn.Module):
             metrics["perceptual"] = apart.item()
         return total * len(images_BCHW), len(images_BCHW), metrics
 
+    @torch.no_grad()
+    def loss_terms(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """(B,) float64 of each of the three terms, without beta, of every picture by itself."""
+        each = [self.quantize(one) for one in self._latents(images_BCHW).split(1)]
+        outputs = self._outputs(torch.cat([quantised.vectors for quantised in each]))
+        pairs = zip(outputs.split(1), images_BCHW.split(1), strict=True)
+        terms = {
+            "reconstruction": [losses.reconstruction(*pair, self.config.likelihood) for pair in pairs],
+            "codebook": [quantised.codebook_loss for quantised in each],
+            "commitment": [quantised.commitment_loss for quantised in each],
+        }
+        return {name: torch.stack(values).double() for name, values in terms.items()}
+
     def after_step(self) -> None:
         """Let the codebook move its averages and restart dead codes."""
         self.quantize.after_step()
