@@ -116,7 +116,12 @@ def test_an_unknown_flag_is_refused_with_the_nearest_and_nothing_is_written(run,
         (["train", "vqvae", "stray"], "unexpected word 'stray'"),
         (["train", "vqvae", "--steps", "0"], "train.steps must be at least 1, got 0"),
         (["train", "vqvae", "--steps", "3", "--train.steps", "4"], "--steps and --train.steps are the same"),
-        (["train", "vqvae", "--family", "discrete"], "--family and --vision are for vlm, not for vqvae"),
+        (["train", "vqvae", "--family", "discrete"], "--family is for vlm, not for vqvae"),
+        (["train", "clip", "--vision", "nowhere"], "--vision is for vlm and prior, not for clip"),
+        (
+            ["train", "prior", "--smoke"],
+            "a prior is over the codes of a VQ-VAE: name its run with --vision RUN",
+        ),
         (["train", "vlm", "--smoke"], "stands on a CLIP: name its run with --vision RUN"),
         (["train", "vlm", "--vision", "nowhere"], "nowhere is not a finished model"),
         (["train", "vqvae", "--device", "toaster"], "no device 'toaster'"),
@@ -213,8 +218,8 @@ def test_evaluating_a_vqvae_leaves_a_page_about_it(run, smoke: Path, tmp_path: P
     assert ended.status == 0, ended.err
     html = (tmp_path / "vqvae" / "reconstruction.html").read_text()
     assert "reconstruction.html" in ended.err
-    assert html.count('<img src="data:image/png;base64,') == 3  # reconstructions, token maps, codebook
-    for title in ("Reconstructions", "Token maps", "The codebook", "PSNR"):
+    assert html.count('<img src="data:image/png;base64,') == 4  # reconstructions, histogram, tokens, codebook
+    for title in ("Reconstructions", "How often each code is used", "Token maps", "The codebook", "PSNR"):
         assert title in html
     with Image.open(tmp_path / "vqvae" / "figures" / "reconstructions.png") as sheet:
         assert sheet.size == (

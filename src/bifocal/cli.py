@@ -48,7 +48,7 @@ def quickstart(
 
 
 def train(
-    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm"]],
+    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "prior"]],
     out: Path | None = None,
     family: Literal["discrete", "continuous"] | None = None,
     vision: str | None = None,
@@ -71,8 +71,8 @@ def train(
         model: which recipe.
         out: the run's directory (runs/MODEL if not given).
         family: of a vlm: image tokens (discrete) or CLIP features (continuous).
-        vision: the finished run of a vlm's image encoder.
-        data: a folder of samples; the default scenes if not given.
+        vision: the finished run of a vlm's image encoder, or of the VQ-VAE whose codes a prior is over.
+        data: a folder of samples (for a prior also what `bifocal encode` wrote); the default scenes if not given.
         init_from: start from the weights of a finished run of the same shape.
         scale: the size of the recipe.
         smoke: toy size.
@@ -113,6 +113,7 @@ def evaluate(
     blank: bool = True,
     checker: Path | None = None,
     features: Path | None = None,
+    prior: Path | None = None,
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
     device: str = "cpu",
     dtype: Dtype = "auto",
@@ -130,6 +131,7 @@ def evaluate(
         blank: also put the same questions with blank pictures.
         checker: for text-to-image, the VLM that is asked about the drawings.
         features: for reconstruction, the CLIP in whose features the Fréchet distance is measured.
+        prior: for reconstruction, the prior over the codes by which their bits are counted.
         json_output: print rows as JSON and nothing else.
         device: where to compute.
         dtype: auto is bf16 where it is fast.
@@ -146,6 +148,7 @@ def evaluate(
         blank=blank,
         checker=checker,
         features=features,
+        prior=prior,
         device=device,
         dtype=dtype,
     )
@@ -308,6 +311,7 @@ def import_(
     source: tyro.conf.Positional[Path],
     out: Path,
     picture_size: int | None = None,
+    legacy_beta: bool = False,
 ) -> None:
     """Read another tool's checkpoint: a VQGAN of taming-transformers, or the VQ part of a Chameleon.
 
@@ -317,10 +321,11 @@ def import_(
         source: a directory, or a safetensors file.
         out: a new run's directory.
         picture_size: side in pixels, where the checkpoint does not say it.
+        legacy_beta: to go on training as taming-transformers does, with beta on the codebook term.
     """
     from bifocal.commands.exchange import import_command
 
-    import_command(source, out, picture_size)
+    import_command(source, out, picture_size, legacy_beta=legacy_beta)
     print(f"wrote {out}")
 
 

@@ -55,6 +55,11 @@ class EncodedStore:
         return torch.from_numpy(values).view(torch.bfloat16)
 
 
+def is_store(path: Path) -> bool:
+    """Whether a directory is a finished store."""
+    return (path / ABOUT).is_file() and (path / VALUES).is_file()
+
+
 def weights_fingerprint(encoder: nn.Module) -> str:
     """Names a frozen encoder by its weights: precision, double sums and first entry of every tensor."""
     return config.fingerprint(
@@ -78,14 +83,17 @@ def encode_pictures(
     encode: Callable[[Tensor], Tensor],
     *,
     fingerprint: str,
+    encoder: str | None = None,
     codebook: int = 0,
     batch_size: int = 256,
     progress: Callable[[int], None] | None = None,
 ) -> EncodedStore:
     """Run a frozen encoder once over ``keys`` and store what it says; the directory appears when it is complete.
 
-    ``codebook`` is the number of codes of a discrete encoder: it decides how wide an integer a code takes. What a
-    killed attempt had done stays beside ``path`` and is gone on with, if encoder and pictures are the same.
+    ``fingerprint`` names encoder, layer and pictures together, ``encoder`` the weights of the encoder alone, for who
+    does not have the pictures. ``codebook`` is the number of codes of a discrete encoder: it decides how wide an
+    integer a code takes. What a killed attempt had done stays beside ``path`` and is gone on with, if encoder and
+    pictures are the same.
     """
     if path.exists():
         return EncodedStore.open(path, fingerprint)
@@ -120,7 +128,7 @@ def encode_pictures(
             progress(start + len(some))
     assert values is not None
     values.flush()
-    about = {"fingerprint": fingerprint, "kind": kind, "pictures": len(keys)}
+    about = {"fingerprint": fingerprint, "encoder": encoder, "kind": kind, "pictures": len(keys)}
     artifacts.atomic_write_json(work / ABOUT, about)
     (work / KEYS).write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
     (work / DONE).unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from bifocal.generation.decode import score as score_continuations
 from bifocal.interop.vqgan import is_vqgan, read_vqgan
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.models.precision import fast_dtype, open_device, set_precision
+from bifocal.models.prior import PriorConfig, PriorModel
 from bifocal.models.vlm import VLM as VLMModel
 from bifocal.models.vlm import DiscretePath, VLMConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
@@ -90,6 +91,27 @@ class VQVAE(Loaded):
     def decode(self, codes: Tensor) -> Tensor:
         """(B, h, w) int64 codes -> (B, 3, H, W) float in [0, 1]."""
         return self.model.decode(codes.to(self.device))
+
+    def loss_terms(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) float in [0, 1] -> the reconstruction, codebook and commitment term of each, (B,) float64."""
+        return {name: value.cpu() for name, value in self.model.loss_terms(images.to(self.device)).items()}
+
+
+class Prior(Loaded):
+    """How likely the codes of a picture are."""
+
+    kind = "prior"
+    model: PriorModel
+
+    def __init__(self, model: PriorModel, name: str, device: torch.device) -> None:
+        super().__init__(name, device)
+        self.model = model
+        self.encoder = model.config.encoder
+
+    @torch.inference_mode()
+    def bits(self, codes: Tensor) -> Tensor:
+        """(B, h, w) int64 codes, or (B, h, w, depth), -> (B,) float64 bits that each picture takes, -log2 p(codes)."""
+        return self.model.bits(codes.to(self.device).flatten(1)).cpu()
 
 
 class CLIP(Loaded):
@@ -323,8 +345,18 @@ class VLM(Loaded):
         return Answer(text, boxes, (), "stop" if result.stopped else "length", tuple(result.logprobs))
 
 
-KINDS: dict[str, type] = {"bifocal-vqvae": VQVAEConfig, "bifocal-clip": CLIPConfig, "bifocal-vlm": VLMConfig}
-MODELS: dict[str, type] = {"bifocal-vqvae": VQVAEModel, "bifocal-clip": CLIPModel, "bifocal-vlm": VLMModel}
+KINDS: dict[str, type] = {
+    "bifocal-vqvae": VQVAEConfig,
+    "bifocal-clip": CLIPConfig,
+    "bifocal-vlm": VLMConfig,
+    "bifocal-prior": PriorConfig,
+}
+MODELS: dict[str, type] = {
+    "bifocal-vqvae": VQVAEModel,
+    "bifocal-clip": CLIPModel,
+    "bifocal-vlm": VLMModel,
+    "bifocal-prior": PriorModel,
+}
 
 
 def save(path: str | Path, model: nn.Module, tokenizer: TextTokenizer | None = None) -> None:
@@ -377,8 +409,8 @@ def load_model(path: str | Path) -> tuple[nn.Module, TextTokenizer | None]:
     return model.eval(), tokenizer
 
 
-def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> VQVAE | CLIP | VLM:
-    """Open a finished directory: a VQ-VAE, a CLIP or a VLM, ready to use.
+def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> VQVAE | CLIP | VLM | Prior:
+    """Open a finished directory: a VQ-VAE, a CLIP, a VLM or a prior over codes, ready to use.
 
     ``dtype`` "auto" computes in bf16 where the machine is fast at it. Raises ``UserError`` for a directory that is
     not a finished model.
@@ -390,6 +422,8 @@ def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> VQVAE
     name = Path(path).resolve().name
     if isinstance(model, VQVAEModel):
         return VQVAE(model, name, place)
+    if isinstance(model, PriorModel):
+        return Prior(model, name, place)
     if tokenizer is None:
         raise UserError(f"{path} has no {TOKENIZER}, and text is needed")
     if isinstance(model, CLIPModel):

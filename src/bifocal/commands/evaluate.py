@@ -17,6 +17,7 @@ from bifocal.data.pictures import resize_whole
 from bifocal.data.sample import Dataset
 from bifocal.data.scenes import World, WorldSettings
 from bifocal.data.scenes.dataset import SceneDataset
+from bifocal.encoded import weights_fingerprint
 from bifocal.evaluation.compare import Comparison, compare, load_predictions
 from bifocal.evaluation.results import Row
 from bifocal.training.progress import Progress
@@ -60,6 +61,7 @@ def evaluate_command(
     blank: bool = True,
     checker: Path | None = None,
     features: Path | None = None,
+    prior: Path | None = None,
     directory: Path | None = None,
     device: str = "cpu",
     dtype: str = "auto",
@@ -88,6 +90,10 @@ def evaluate_command(
         if not isinstance(clip, inference.CLIP):
             raise UserError(f"--features {features} is a {clip.kind}, and features come from a CLIP")
         options["features"] = clip
+    if prior is not None:
+        if task != "reconstruction":
+            raise UserError(f"--prior is for reconstruction, and the task is {task}")
+        options["prior"] = open_prior(prior, run, device=device, dtype=dtype)
     with Progress(f"{name or model.name} {task} {split}", total=len(dataset.samples)) as progress:
         rows = evaluation.evaluate(
             model,
@@ -104,6 +110,18 @@ def evaluate_command(
         pictures = [resize_whole(dataset.picture(key), model.picture_size) for key in keys]
         print(f"wrote {reconstruction_page(model, pictures, rows, run)}", file=sys.stderr)
     return rows
+
+
+def open_prior(path: Path, run: Path, *, device: str, dtype: str) -> inference.Prior:
+    """A prior, refused if it is over the codes of another VQ-VAE than ``run``."""
+    prior = inference.load(path, device=device, dtype=dtype)
+    if not isinstance(prior, inference.Prior):
+        raise UserError(
+            f"--prior {path} is a {prior.kind}: train one with bifocal train prior --vision {run}"
+        )
+    if prior.encoder != weights_fingerprint(inference.load_model(run)[0]):
+        raise UserError(f"--prior {path} is over the codes of another VQ-VAE than {run}: train one for this")
+    return prior
 
 
 def save_drawing(directory: Path, name: str, picture: Image.Image) -> str:

@@ -10,11 +10,13 @@ from bifocal.interop.vqgan import FORMATS, read_vqgan
 from bifocal.models.vqvae import VQVAEModel
 
 
-def import_command(source: Path, out: Path, picture_size: int | None = None) -> None:
+def import_command(
+    source: Path, out: Path, picture_size: int | None = None, *, legacy_beta: bool = False
+) -> None:
     """Read another tool's checkpoint and write it as a finished run."""
     if not source.exists():
         raise UserError(f"there is no {source} to import")
-    model = read_vqgan(source, picture_size)
+    model = read_vqgan(source, picture_size, legacy_beta=legacy_beta)
     with artifacts.write_directory(out) as work:
         inference.save(work, model)
 

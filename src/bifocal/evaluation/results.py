@@ -76,7 +76,7 @@ def number(value: float) -> float | None:
 
 
 class Metric(NamedTuple):
-    """How a metric is called and written: ``unit`` is "rate", "dB" or "number"."""
+    """How a metric is called and written: ``unit`` is "rate", "dB", "bits" or "number"."""
 
     title: str
     unit: str = "rate"
@@ -91,6 +91,11 @@ METRICS: dict[str, Metric] = {
     "frechet": Metric("Fréchet distance", "number", False),
     "usage": Metric("codebook usage"),
     "perplexity": Metric("codebook perplexity", "number"),
+    "reconstruction_term": Metric("loss: reconstruction term", "number", False),
+    "codebook_term": Metric("loss: codebook term", "number", False),
+    "commitment_term": Metric("loss: commitment term, without beta", "number", False),
+    "bits_per_dim_unigram": Metric("bits per dimension, unigram entropy", "bits", False),
+    "bits_per_dim": Metric("bits per dimension, learned prior", "bits", False),
     "top1": Metric("top-1 accuracy"),
     "top5": Metric("top-5 accuracy"),
     "mean_class_recall": Metric("mean per-class recall"),
@@ -140,6 +145,8 @@ def format_value(metric: str, value: float | None, *, sign: bool = False) -> str
         return f"{100 * value:+.1f} points" if sign else f"{100 * value:.1f}%"
     if unit == "dB":
         return f"{value:{plus}.1f} dB"
+    if unit == "bits":
+        return f"{value:{plus}.4f}"
     return (
         f"{value:{plus}.1f}"
         if abs(value) >= 100
