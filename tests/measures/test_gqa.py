@@ -19,10 +19,10 @@ def test_choices_are_overruled_for_what_two_things_have_in_common():
 
 
 def test_the_distribution_weighs_groups_by_size_and_sees_only_answers_that_are_true_somewhere():
-    groups = ["colour"] * 4 + ["animal"] * 2 + [None]
-    truth = ["red", "red", "blue", "blue", "owl", "cat", "yes"]
-    said = ["red", "red", "red", "red", "owl", "dog", "no"]
+    groups = ["colour"] * 4 + ["animal"] * 2
+    truth = ["red", "red", "blue", "blue", "owl", "cat"]
+    said = ["red", "red", "red", "red", "owl", "dog"]
     # colour: (4 - 2)^2/2 + (0 - 2)^2/2 = 4, four questions; animal: 0 + (0 - 1)^2/1 = 1, two questions
     assert distribution(groups, truth, said) == pytest.approx((4 * 4 + 1 * 2) / 6 / 100)
     assert distribution(groups, truth, truth) == 0.0
-    assert distribution([None], ["yes"], ["no"]) is None
+    assert distribution([], [], []) is None

@@ -68,6 +68,11 @@ class Sample:
         return tuple(part for message in self.messages[self._answer_at() :] for part in message.parts)
 
     @property
+    def answer_text(self) -> str:
+        """The words of the answer; pictures and boxes are left out."""
+        return "".join(part for part in self.answer if isinstance(part, str)).strip()
+
+    @property
     def question(self) -> str:
         """The text of the user's last message; pictures and boxes are left out."""
         asked = [message for message in self.messages if message.role == "user"]

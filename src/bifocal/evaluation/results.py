@@ -96,14 +96,20 @@ METRICS: dict[str, Metric] = {
     "mean_class_recall": Metric("mean per-class recall"),
     **{f"image_to_text_recall@{k}": Metric(f"image to text, recall@{k}") for k in (1, 5, 10)},
     **{f"text_to_image_recall@{k}": Metric(f"text to image, recall@{k}") for k in (1, 5, 10)},
-    "cider_d": Metric("CIDEr-D", "number"),
-    "bleu_4": Metric("BLEU-4", "number"),
-    "rouge_l": Metric("ROUGE-L", "number"),
+    "CIDEr-D": Metric("CIDEr-D", "number"),
+    **{f"BLEU-{n}": Metric(f"BLEU-{n}", "number") for n in (1, 2, 3, 4)},
+    "ROUGE-L": Metric("ROUGE-L", "number"),
+    "METEOR": Metric("METEOR", "number"),
+    "SPICE": Metric("SPICE", "number"),
     "objects_named": Metric("objects named"),
     "objects_precision": Metric("precision of objects named"),
     "counts_named": Metric("counts named"),
     "accuracy": Metric("accuracy"),
-    "acc@0.5": Metric("Acc@0.5"),
+    "consistency": Metric("consistency"),
+    "validity": Metric("validity"),
+    "plausibility": Metric("plausibility"),
+    "distribution": Metric("distribution", "number", False),
+    "Acc@0.5": Metric("Acc@0.5"),
     "mean_iou": Metric("mean IoU", "number"),
     "objects_found": Metric("prompted objects found"),
     "prompts_complete": Metric("prompts with every object found"),
@@ -119,7 +125,7 @@ HEADLINES: dict[str, str] = {
     "retrieval": "image_to_text_recall@1",
     "captioning": "objects_named",
     "vqa": "accuracy",
-    "grounding": "acc@0.5",
+    "grounding": "Acc@0.5",
     "reasoning": "accuracy",
     "text-to-image": "objects_found",
 }
@@ -212,7 +218,8 @@ def read_predictions(path: str | Path) -> list[Prediction]:
 def print_table(rows: Sequence[Row], console: Console | None = None, *, title: str = "Results") -> None:
     """Print rows as a table, the model and task named once for each block."""
     table = Table(title=title, title_justify="left", header_style="bold")
-    for column in ("model", "task", "split", "slice", "metric"):
+    stamped = any(row.variant for row in rows)
+    for column in ("model", "task", "split", "slice", "metric", *(["variant"] if stamped else [])):
         table.add_column(column)
     for column in ("value", "95% interval", "baseline", "blank", "n", "unparsed"):
         table.add_column(column, justify="right")
@@ -226,6 +233,7 @@ def print_table(rows: Sequence[Row], console: Console | None = None, *, title: s
             *names,
             row.slice,
             metric_title(row.metric),
+            *([row.variant] if stamped else []),
             format_value(row.metric, row.value),
             format_interval(row.metric, row.low, row.high),
             format_value(row.metric, row.baseline),

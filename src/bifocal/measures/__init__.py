@@ -4,7 +4,7 @@ One module an idea: ``pictures``, ``ranking``, ``answers``, ``captions``, ``vqa`
 intervals are made in ``bifocal.evaluation``.
 """
 
-from bifocal.measures.answers import exact_match, normalize_answer
+from bifocal.measures.answers import exact_match, normalize_answer, verdict
 from bifocal.measures.captions import (
     CiderD,
     bleu,
@@ -47,6 +47,7 @@ __all__ = [
     "top_k_correct",
     "exact_match",
     "normalize_answer",
+    "verdict",
     "CiderD",
     "bleu",
     "bleu_from_statistics",

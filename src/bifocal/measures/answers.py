@@ -30,3 +30,19 @@ def normalize_answer(text: str) -> str:
 def exact_match(prediction: str, references: Sequence[str]) -> bool:
     """Whether the answer equals one of the references after ``normalize_answer``."""
     return normalize_answer(prediction) in {normalize_answer(reference) for reference in references}
+
+
+_VERDICTS = {
+    "true": "true",
+    "yes": "true",
+    "correct": "true",
+    "false": "false",
+    "no": "false",
+    "incorrect": "false",
+}
+
+
+def verdict(text: str) -> str | None:
+    """ "true" or "false" by the answer's first word, else None: "Yes, it is." -> "true"."""
+    words = normalize_answer(text).split()
+    return _VERDICTS.get(words[0]) if words else None

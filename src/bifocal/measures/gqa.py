@@ -26,18 +26,17 @@ def belongs(said: str, choices: Sequence[str], detailed_type: str) -> bool:
     return said in (_COMMON if "Common" in detailed_type else choices)
 
 
-def distribution(groups: Sequence[str | None], truth: Sequence[str], said: Sequence[str]) -> float | None:
+def distribution(groups: Sequence[str], truth: Sequence[str], said: Sequence[str]) -> float | None:
     """How far the answers are from the true distribution of each group: chi-square over 100, lower is better.
 
-    The mean over groups of questions, weighted by their size; only answers that are true somewhere in the group count,
-    and questions without a group do not. None where no question has one.
+    The mean over groups of questions, weighted by their size; only answers that are true somewhere in the group count.
+    None where there is no question.
     """
     true_counts: dict[str, Counter[str]] = {}
     said_counts: dict[str, Counter[str]] = {}
     for group, right, given in zip(groups, truth, said, strict=True):
-        if group is not None:
-            true_counts.setdefault(group, Counter())[right] += 1
-            said_counts.setdefault(group, Counter())[given] += 1
+        true_counts.setdefault(group, Counter())[right] += 1
+        said_counts.setdefault(group, Counter())[given] += 1
     if not true_counts:
         return None
     total = sum(counts.total() for counts in true_counts.values())
