@@ -29,7 +29,8 @@ def normalize_answer(text: str) -> str:
 
 def exact_match(prediction: str, references: Sequence[str]) -> bool:
     """Whether the answer equals one of the references after ``normalize_answer``."""
-    return normalize_answer(prediction) in {normalize_answer(reference) for reference in references}
+    form = normalize_answer(prediction)
+    return any(normalize_answer(reference) == form for reference in references)
 
 
 _VERDICTS = {

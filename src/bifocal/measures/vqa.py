@@ -53,6 +53,7 @@ _RESTORED |= {
 }
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _without_breaks(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
@@ -77,6 +78,8 @@ def official_form(text: str) -> str:
 def _leave_one_out(said: str, answers: Sequence[str]) -> float:
     """Mean over the people of min(1, n / 3), n of the others having said the same."""
     agreeing = answers.count(said)
+    if agreeing == 0 or agreeing > 3:  # then it is the same whoever is left out
+        return min(1.0, float(agreeing))
     return sum(min(1.0, (agreeing - (answer == said)) / 3) for answer in answers) / len(answers)
 
 
