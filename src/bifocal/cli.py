@@ -20,6 +20,22 @@ from bifocal import config
 Task = Literal[
     "reconstruction", "zero-shot", "retrieval", "captioning", "vqa", "grounding", "reasoning", "text-to-image"
 ]
+# A task, or the name of a benchmark's format where no other will do.
+ScoreTask = Literal[
+    "captioning",
+    "vqa",
+    "grounding",
+    "reasoning",
+    "coco-captions",
+    "karpathy",
+    "vqav2",
+    "gqa",
+    "clevr",
+    "nlvr2",
+    "refcoco",
+    "refcoco-mdetr",
+    "refcoco-lines",
+]
 Split = Literal["train", "validation", "test", "test-novel-pairs", "test-novel-concepts"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -156,6 +172,43 @@ def evaluate(
         print(json.dumps({"results": [row.to_json() for row in rows]}))
     else:
         print_table(rows, title=f"{run.name}: {task} on {split}")
+
+
+def score(
+    predictions: tyro.conf.Positional[Path],
+    task: ScoreTask,
+    annotations: tuple[Path, ...],
+    split: str | None = None,
+    model: str | None = None,
+    dialect: Literal["plain", "paligemma", "qwen-vl", "florence-2", "kosmos-2"] = "plain",
+    tokenizer: Literal["simple", "ptb"] = "simple",
+    also: tuple[Literal["METEOR", "SPICE"], ...] = (),
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Score anyone's answers in a benchmark's results format, without a model.
+
+    Example: bifocal score results.json --task captioning --annotations captions_val2014.json
+
+    Args:
+        predictions: the answers, in the results format of the benchmark.
+        task: what was asked, or the name of a format.
+        annotations: the official files of truth, all that belong together.
+        split: score this one, where the annotations hold several.
+        model: whose answers they are, for the rows (by default the file's name).
+        dialect: how boxes are spelt, where they are spelt in words.
+        tokenizer: of captions; ptb is the official one and needs Java.
+        also: further scores of captions, which need Java and the PTB tokenizer.
+        json_output: print rows as JSON and nothing else.
+    """
+    from bifocal.commands.score import ScoreSettings, score_command
+    from bifocal.evaluation.results import print_table
+
+    settings = ScoreSettings(split=split, model=model, dialect=dialect, tokenizer=tokenizer, also=also)
+    rows = score_command(predictions, task, annotations, settings)
+    if json_output:
+        print(json.dumps({"results": [row.to_json() for row in rows]}))
+    else:
+        print_table(rows, title=f"{predictions.name}: {task}")
 
 
 def compare(
@@ -384,6 +437,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "quickstart": quickstart,
     "train": train,
     "evaluate": evaluate,
+    "score": score,
     "compare": compare,
     "ask": ask,
     "draw": draw,

@@ -179,7 +179,7 @@ class FolderSource:
             text
             for sample in self.samples[keys]
             if sample.task in ("captioning", "retrieval", "zero-shot") and len(sample.pictures) == 1
-            for text in (sample.references or (answer_text(sample),))
+            for text in (sample.references or (sample.answer_text,))
         ]
         if not captions:
             raise UserError(
@@ -209,11 +209,6 @@ class FolderSource:
 
     def pixels(self, key: str) -> np.ndarray:
         return resize_whole(self.dataset.picture(key), self.size)
-
-
-def answer_text(sample: Sample) -> str:
-    """The words of the assistant's last turn."""
-    return "".join(part for part in sample.messages[-1].parts if isinstance(part, str))
 
 
 def drawing_sample(sample: Sample, *, blank: bool) -> Sample:
