@@ -113,6 +113,8 @@ def evaluate(
     blank: bool = True,
     checker: Path | None = None,
     features: Path | None = None,
+    classes: Path | None = None,
+    templates: str | None = None,
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
     device: str = "cpu",
     dtype: Dtype = "auto",
@@ -125,11 +127,13 @@ def evaluate(
         run: a finished run.
         task: what to ask of it.
         split: of the scenes.
-        data: a folder of samples instead of the scenes.
+        data: a folder of samples instead of the scenes; for zero-shot also one with a folder for each class.
         count: how many samples.
         blank: also put the same questions with blank pictures.
         checker: for text-to-image, the VLM that is asked about the drawings.
         features: for reconstruction, the CLIP in whose features the Fréchet distance is measured.
+        classes: for zero-shot, a file of names to choose from, one a line, or JSON {folder: name}.
+        templates: for zero-shot, drawings, photos or name, or a file of sentences with {} for the name.
         json_output: print rows as JSON and nothing else.
         device: where to compute.
         dtype: auto is bf16 where it is fast.
@@ -146,6 +150,8 @@ def evaluate(
         blank=blank,
         checker=checker,
         features=features,
+        classes=classes,
+        templates=templates,
         device=device,
         dtype=dtype,
     )

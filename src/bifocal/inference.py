@@ -21,6 +21,7 @@ from bifocal.data.boxes import boxes_from_text
 from bifocal.data.chat import AnyPicture, question_messages, read_messages
 from bifocal.data.pictures import read_picture, resize_whole, to_pictures, to_tensor
 from bifocal.data.sample import Box, Message
+from bifocal.data.templates import DEFAULT, TEMPLATES, fill_template
 from bifocal.data.text import TextTokenizer
 from bifocal.generation.decode import Generated, Prompt, Sampling, draw_codes, generate
 from bifocal.generation.decode import score as score_continuations
@@ -32,7 +33,6 @@ from bifocal.models.vlm import DiscretePath, VLMConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-TEMPLATES = ("{a}", "a picture of {a}", "a drawing of {a}")
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ class CLIP(Loaded):
         super().__init__(name, device)
         self.model, self.tokenizer = model, tokenizer
         self.picture_size = model.config.vision.picture_size
+        self._asked: tuple[tuple[str, ...], ...] = ()
+        self._classes = torch.empty(0)
 
     @torch.inference_mode()
     def embed_images(self, pictures: Sequence[AnyPicture]) -> Tensor:
@@ -129,17 +131,18 @@ class CLIP(Loaded):
         """
         if not labels:
             raise UserError("there are no labels to choose from: give at least one")
-        texts = [fill_template(template, label) for label in labels for template in (templates or TEMPLATES)]
-        embedded = self.embed_texts(texts).view(len(labels), -1, self.model.config.width)
-        classes = torch.nn.functional.normalize(embedded.mean(dim=1), dim=-1)
         scale = self.model.logit_scale.exp().item()
-        return (scale * self.embed_images(pictures) @ classes.T).softmax(dim=-1)
+        return (scale * self.embed_images(pictures) @ self.classifier(labels, templates).T).softmax(dim=-1)
 
-
-def fill_template(template: str, label: str) -> str:
-    """ "a picture of {a}", "owl" -> "a picture of an owl"."""
-    article = "an" if label[:1].lower() in "aeiou" else "a"
-    return template.replace("{a}", f"{article} {label}").replace("{}", label)
+    def classifier(self, labels: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+        """(len(labels), d) float32 of unit norm: the classes of ``classify``; the latest ones are kept."""
+        asked = (tuple(labels), tuple(templates or TEMPLATES[DEFAULT]))
+        if asked != self._asked:
+            texts = [fill_template(template, label) for label in asked[0] for template in asked[1]]
+            embedded = self.embed_texts(texts).view(len(labels), -1, self.model.config.width)
+            self._classes = torch.nn.functional.normalize(embedded.mean(dim=1), dim=-1)
+            self._asked = asked
+        return self._classes
 
 
 def clip_tokens(texts: Sequence[str], tokenizer: TextTokenizer, context: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from bifocal import config, inference
 from bifocal.config import UserError
 from bifocal.data.folder import FolderDataset
+from bifocal.data.own_sets import picture_files
 from bifocal.data.pictures import SUFFIXES, read_picture, resize_whole, to_tensor
 from bifocal.encoded import EncodedStore, encode_pictures, weights_fingerprint
 from bifocal.training.progress import Progress
@@ -22,10 +23,10 @@ def picture_keys(data: Path) -> list[str]:
     if any(data.glob("*.jsonl")):
         samples = FolderDataset(data).samples
         return list(dict.fromkeys(key for sample in samples for key in sample.pictures))
-    files = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = picture_files(data)
     if not files:
         raise UserError(f"{data} holds no samples.jsonl and no picture ({', '.join(sorted(SUFFIXES))})")
-    return [path.relative_to(data).as_posix() for path in files]
+    return files
 
 
 def encode_command(

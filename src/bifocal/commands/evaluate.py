@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ from PIL import Image
 
 from bifocal import evaluation, inference
 from bifocal.commands.figures import reconstruction_page
-from bifocal.config import UserError
+from bifocal.commands.zero_shot_page import zero_shot_page
+from bifocal.config import UserError, fingerprint
 from bifocal.data.folder import FolderDataset
+from bifocal.data.own_sets import CaptionedFolder, ClassFolders, zero_shot_folder
 from bifocal.data.pictures import resize_whole
-from bifocal.data.sample import Dataset
+from bifocal.data.sample import Dataset, Sample
 from bifocal.data.scenes import World, WorldSettings
 from bifocal.data.scenes.dataset import SceneDataset
+from bifocal.data.templates import read_classes, read_templates
 from bifocal.evaluation.compare import Comparison, compare, load_predictions
-from bifocal.evaluation.results import Row
+from bifocal.evaluation.results import Row, prediction_path, read_predictions
 from bifocal.training.progress import Progress
 
 PREDICTIONS = "predictions"
@@ -37,17 +41,44 @@ COUNTS = {
 
 
 def dataset_of(
-    task: str, split: str, *, data: str | None, count: int | None, world: World | None = None
+    task: str,
+    split: str,
+    *,
+    data: str | None,
+    count: int | None,
+    world: World | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Dataset:
-    """The fixed evaluation set of a task: scenes of a split, or the samples of a folder."""
+    """The fixed evaluation set of a task: scenes of a split, or the samples of a folder.
+
+    ``names`` are those of class folders, by folder.
+    """
     if task not in COUNTS:
         raise UserError(f"there is no task {task!r}; choose from {', '.join(COUNTS)}")
     if data is not None:
-        return FolderDataset(data, None if task == "reconstruction" else task, split)
+        dataset = folder_of(task, split, data, names or {})
+        if count is not None:
+            dataset.samples = some_of(dataset.samples, count)
+        return dataset
     world = world or World(WorldSettings())
     # a reconstruction needs pictures only, and those of captioning are any scenes
     wanted = "captioning" if task == "reconstruction" else task
     return SceneDataset(world, split, wanted, count or COUNTS[task])
+
+
+def folder_of(task: str, split: str, data: str, names: Mapping[str, str]) -> FolderDataset | ClassFolders:
+    """The samples that a folder has for a task."""
+    if task == "zero-shot":
+        return zero_shot_folder(data, names, split)
+    if task == "retrieval":
+        return CaptionedFolder(data, split)
+    return FolderDataset(data, None if task == "reconstruction" else task, split)
+
+
+def some_of(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """``count`` of the samples, the same ones in every order of the same samples, in the order they came in."""
+    chosen = set(sorted((fingerprint(sample.id), sample.id) for sample in samples)[:count])
+    return [sample for sample in samples if (fingerprint(sample.id), sample.id) in chosen]
 
 
 def evaluate_command(
@@ -60,6 +91,8 @@ def evaluate_command(
     blank: bool = True,
     checker: Path | None = None,
     features: Path | None = None,
+    classes: Path | None = None,
+    templates: str | None = None,
     directory: Path | None = None,
     device: str = "cpu",
     dtype: str = "auto",
@@ -68,11 +101,19 @@ def evaluate_command(
 ) -> list[Row]:
     """Score a run on a task; its predictions are kept beside it, or under ``directory``.
 
-    A VQ-VAE evaluated by itself also gets a page, ``reconstruction.html`` in its run.
+    A VQ-VAE and a CLIP's zero-shot answers evaluated by themselves also get a page, ``reconstruction.html`` or
+    ``zero-shot.html`` in the run.
     """
-    model = inference.load(run, device=device, dtype=dtype)
-    dataset = dataset_of(task, split, data=data, count=count, world=world)
     options: dict[str, Any] = {}
+    names: Mapping[str, str] = {}
+    if task != "zero-shot" and (classes is not None or templates is not None):
+        raise UserError(f"--classes and --templates are for zero-shot, and the task is {task}")
+    if classes is not None:
+        options["labels"], names = read_classes(classes)
+    if templates is not None:
+        options["templates"], options["templates_name"] = read_templates(templates), Path(templates).stem
+    model = inference.load(run, device=device, dtype=dtype)
+    dataset = dataset_of(task, split, data=data, count=count, world=world, names=names)
     directory = directory or run
     if task == "text-to-image":
         if checker is None:
@@ -103,6 +144,9 @@ def evaluate_command(
         keys = list(dict.fromkeys(key for sample in dataset.samples for key in sample.pictures))[:SHOWN]
         pictures = [resize_whole(dataset.picture(key), model.picture_size) for key in keys]
         print(f"wrote {reconstruction_page(model, pictures, rows, run)}", file=sys.stderr)
+    if directory == run and task == "zero-shot":
+        predictions = read_predictions(prediction_path(run, name or model.name, task, split))
+        print(f"wrote {zero_shot_page(dataset, predictions, rows, run)}", file=sys.stderr)
     return rows
 
 
