@@ -310,6 +310,46 @@ def encode(
     )
 
 
+def search(
+    run: tyro.conf.Positional[Path],
+    folder: tyro.conf.Positional[Path],
+    query: tyro.conf.Positional[str],
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+    top: int = 12,
+    index: Path | None = None,
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    device: str = "cpu",
+    dtype: Dtype = "auto",
+) -> None:
+    """Find the pictures of a folder by what they show, or by another picture.
+
+    Example: bifocal search runs/quickstart/clip pictures "an owl on a red tile" -o found.png
+
+    Args:
+        run: a finished CLIP.
+        folder: of pictures, subfolders included; it is indexed at the first search, and brought up to date later.
+        query: words, or the path of a picture.
+        output: a sheet of what was found, .png or .html.
+        top: how many pictures.
+        index: where the index lies (FOLDER-RUN.index beside the folder if not given).
+        json_output: print JSON and nothing else.
+        device: where to compute.
+        dtype: auto is bf16 where it is fast.
+    """
+    from bifocal.commands.search import search_command
+
+    answer = search_command(
+        run, folder, query, top=top, index=index, output=output, device=device, dtype=dtype
+    )
+    if json_output:
+        print(json.dumps(answer))
+        return
+    for found in answer["results"]:
+        print(f"{found['rank']:>3}  {found['score']:.3f}  {folder / found['file']}")
+    if output is not None:
+        print(f"wrote {output}")
+
+
 def import_(
     source: tyro.conf.Positional[Path],
     out: Path,
@@ -389,6 +429,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "ask": ask,
     "draw": draw,
     "encode": encode,
+    "search": search,
     "import": import_,
     "export": export,
     "data scenes": data_scenes,
