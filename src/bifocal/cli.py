@@ -18,7 +18,15 @@ import tyro
 from bifocal import config
 
 Task = Literal[
-    "reconstruction", "zero-shot", "retrieval", "captioning", "vqa", "grounding", "reasoning", "text-to-image"
+    "reconstruction",
+    "zero-shot",
+    "retrieval",
+    "linear-probe",
+    "captioning",
+    "vqa",
+    "grounding",
+    "reasoning",
+    "text-to-image",
 ]
 Split = Literal["train", "validation", "test", "test-novel-pairs", "test-novel-concepts"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -115,6 +123,7 @@ def evaluate(
     features: Path | None = None,
     classes: Path | None = None,
     templates: str | None = None,
+    train_data: str | None = None,
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
     device: str = "cpu",
     dtype: Dtype = "auto",
@@ -133,6 +142,7 @@ def evaluate(
         checker: for text-to-image, the VLM that is asked about the drawings.
         features: for reconstruction, the CLIP in whose features the Fréchet distance is measured.
         classes: for zero-shot, a file of names to choose from, one a line, or JSON {folder: name}.
+        train_data: for linear-probe, the folder to learn from; without, the other folds of DATA, or training scenes.
         templates: for zero-shot, drawings, photos or name, or a file of sentences with {} for the name.
         json_output: print rows as JSON and nothing else.
         device: where to compute.
@@ -152,6 +162,7 @@ def evaluate(
         features=features,
         classes=classes,
         templates=templates,
+        train_data=train_data,
         device=device,
         dtype=dtype,
     )

@@ -91,7 +91,7 @@ def test_count_takes_the_same_few_of_a_folder(pets: Path) -> None:
 
 
 def test_what_is_for_zero_shot_alone_is_refused_elsewhere(clip: Path) -> None:
-    with pytest.raises(UserError, match="--classes and --templates are for zero-shot"):
+    with pytest.raises(UserError, match="--templates is for zero-shot, and the task is retrieval"):
         evaluate_command(clip, "retrieval", templates="name")
 
 
@@ -102,3 +102,27 @@ def test_the_command_line_prints_rows_alone_with_json(
     assert main([*words, "--templates", "photos"]) == 0
     rows = json.loads(capsys.readouterr().out)["results"]
     assert {row["variant"] for row in rows} == {"templates=photos"}
+
+
+def test_a_linear_probe_learns_from_another_folder_or_from_its_own(clip: Path, pets: Path) -> None:
+    own = by_metric(evaluate_command(clip, "linear-probe", data=str(pets)))
+    assert own["top1"].n == 12 and own["top1"].variant == "training=pets, labels=12"
+    other = by_metric(evaluate_command(clip, "linear-probe", data=str(pets), train_data=str(pets)))
+    assert other["top1"].value == 1.0  # taught with the very pictures it is asked about
+    with pytest.raises(UserError, match="--train-data is for linear-probe"):
+        evaluate_command(clip, "zero-shot", data=str(pets), train_data=str(pets))
+
+
+def test_a_linear_probe_of_scenes_learns_from_training_scenes(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bifocal.commands.evaluate as module
+    from bifocal.data.scenes import World, WorldSettings
+
+    monkeypatch.setattr(module, "TAUGHT", 40)
+    world = World(WorldSettings(picture_size=tiny.PICTURE_SIZE))
+    dataset = dataset_of("linear-probe", "test", data=None, count=8, world=world)
+    training = module.taught_from(dataset, None, {})
+    assert training is not None and (training.split, len(training.samples)) == ("train", 40)
+    novel = dataset_of("linear-probe", "test-novel-concepts", data=None, count=8, world=world)
+    assert module.taught_from(novel, None, {}) is None

@@ -26,12 +26,18 @@ from bifocal.evaluation.results import Row, prediction_path, read_predictions
 from bifocal.training.progress import Progress
 
 PREDICTIONS = "predictions"
+LABELLED = ("zero-shot", "linear-probe")  # tasks whose right answer is the name of a class
+# Tasks that are scored on the scenes of another: a reconstruction needs pictures only, and those may be any.
+LIKE = {"reconstruction": "captioning", "linear-probe": "zero-shot"}
+TAUGHT = 3_000  # scenes that a linear probe learns from
+NOVEL_CONCEPTS = "test-novel-concepts"
 SHOWN = 400  # pictures whose codes the page about a VQ-VAE counts
 # Samples of each task on a split of the scenes: enough for an interval of a few points.
 COUNTS = {
     "reconstruction": 500,
     "zero-shot": 600,
     "retrieval": 500,
+    "linear-probe": 600,
     "captioning": 300,
     "vqa": 1200,
     "grounding": 900,
@@ -61,18 +67,26 @@ def dataset_of(
             dataset.samples = some_of(dataset.samples, count)
         return dataset
     world = world or World(WorldSettings())
-    # a reconstruction needs pictures only, and those of captioning are any scenes
-    wanted = "captioning" if task == "reconstruction" else task
-    return SceneDataset(world, split, wanted, count or COUNTS[task])
+    return SceneDataset(world, split, LIKE.get(task, task), count or COUNTS[task])
 
 
 def folder_of(task: str, split: str, data: str, names: Mapping[str, str]) -> FolderDataset | ClassFolders:
     """The samples that a folder has for a task."""
-    if task == "zero-shot":
+    if task in LABELLED:
         return zero_shot_folder(data, names, split)
     if task == "retrieval":
         return CaptionedFolder(data, split)
     return FolderDataset(data, None if task == "reconstruction" else task, split)
+
+
+def taught_from(dataset: Dataset, train_data: str | None, names: Mapping[str, str]) -> Dataset | None:
+    """What a linear probe learns from: the named folder, the training scenes, or (None) the other folds of its set."""
+    if train_data is not None:
+        return zero_shot_folder(train_data, names, "train")
+    # concepts that are new in the test are in no training scene
+    if isinstance(dataset, SceneDataset) and dataset.split != NOVEL_CONCEPTS:
+        return SceneDataset(dataset.world, "train", "zero-shot", TAUGHT)
+    return None
 
 
 def some_of(samples: Sequence[Sample], count: int) -> list[Sample]:
@@ -93,6 +107,7 @@ def evaluate_command(
     features: Path | None = None,
     classes: Path | None = None,
     templates: str | None = None,
+    train_data: str | None = None,
     directory: Path | None = None,
     device: str = "cpu",
     dtype: str = "auto",
@@ -106,15 +121,23 @@ def evaluate_command(
     """
     options: dict[str, Any] = {}
     names: Mapping[str, str] = {}
-    if task != "zero-shot" and (classes is not None or templates is not None):
-        raise UserError(f"--classes and --templates are for zero-shot, and the task is {task}")
+    if task not in LABELLED and classes is not None:
+        raise UserError(f"--classes is for {' and '.join(LABELLED)}, and the task is {task}")
+    if task != "zero-shot" and templates is not None:
+        raise UserError(f"--templates is for zero-shot, and the task is {task}")
+    if task != "linear-probe" and train_data is not None:
+        raise UserError(f"--train-data is for linear-probe, and the task is {task}")
     if classes is not None:
-        options["labels"], names = read_classes(classes)
+        labels, names = read_classes(classes)
+        if task == "zero-shot":
+            options["labels"] = labels
     if templates is not None:
         options["templates"], options["templates_name"] = read_templates(templates), Path(templates).stem
     model = inference.load(run, device=device, dtype=dtype)
     dataset = dataset_of(task, split, data=data, count=count, world=world, names=names)
     directory = directory or run
+    if task == "linear-probe":
+        options["training"] = taught_from(dataset, train_data, names)
     if task == "text-to-image":
         if checker is None:
             raise UserError(
@@ -129,7 +152,8 @@ def evaluate_command(
         if not isinstance(clip, inference.CLIP):
             raise UserError(f"--features {features} is a {clip.kind}, and features come from a CLIP")
         options["features"] = clip
-    with Progress(f"{name or model.name} {task} {split}", total=len(dataset.samples)) as progress:
+    total = len(dataset.samples) + len(training.samples if (training := options.get("training")) else ())
+    with Progress(f"{name or model.name} {task} {split}", total=total) as progress:
         rows = evaluation.evaluate(
             model,
             dataset,

@@ -100,13 +100,18 @@ def measure(predictions: Sequence[Prediction]) -> list[Measure]:
         for k in (1, 5)
         if classes.min() >= k
     ]
+    return [*measures, class_recall(predictions, places < 1, 1 / classes, variant)]
+
+
+def class_recall(
+    predictions: Sequence[Prediction], right: np.ndarray, chance: np.ndarray, variant: str = ""
+) -> Measure:
+    """The mean over the classes that occur of the share that is ``right``; both arrays are (n,)."""
     names = {name: i for i, name in enumerate(sorted({p["answer"] for p in predictions}))}
     truth = np.array([names[p["answer"]] for p in predictions])
     count = np.eye(len(names))[truth]  # (n,L): one 1 a row; right ones and all, class by class
-    statistics = np.concatenate([count * (places < 1)[:, None], count], axis=1)
-    chance = np.concatenate([count / classes[:, None], count], axis=1)
-    recall = Measure("mean_class_recall", statistics, _mean_class_recall, baseline=chance, variant=variant)
-    return [*measures, recall]
+    statistics, baseline = (np.concatenate([count * share[:, None], count], axis=1) for share in (right, chance))
+    return Measure("mean_class_recall", statistics, _mean_class_recall, baseline=baseline, variant=variant)
 
 
 def _mean_class_recall(summed: np.ndarray) -> np.ndarray:
