@@ -60,6 +60,7 @@ def train(
     out: Path | None = None,
     family: Literal["discrete", "continuous"] | None = None,
     vision: str | None = None,
+    tower: Literal["vit", "resnet"] | None = None,
     data: str | None = None,
     init_from: str | None = None,
     scale: Literal["quickstart", "standard"] = "quickstart",
@@ -80,6 +81,7 @@ def train(
         out: the run's directory (runs/MODEL if not given).
         family: of a vlm: image tokens (discrete) or CLIP features (continuous).
         vision: the finished run of a vlm's image encoder.
+        tower: what a clip sees pictures with, a ViT if not given.
         data: a folder of samples; the default scenes if not given.
         init_from: start from the weights of a finished run of the same shape.
         scale: the size of the recipe.
@@ -101,6 +103,7 @@ def train(
         scale="smoke" if smoke else scale,
         family=family,
         vision=vision,
+        tower=tower,
         data=data,
         init_from=init_from,
         steps=steps,

@@ -10,7 +10,8 @@ import torch
 import tiny
 from bifocal import losses
 from bifocal.models.clip import CLIPBatch, CLIPConfig, CLIPModel
-from bifocal.models.vision import TextConfig, TextTransformer, VisionConfig, VisionTransformer
+from bifocal.models.text import TextConfig, TextTransformer
+from bifocal.models.vision import VisionConfig, VisionTransformer
 
 VOCABULARY = 60
 
@@ -92,7 +93,7 @@ def test_the_vision_tower_is_that_of_transformers() -> None:
             weight.normal_(std=0.2)
         theirs.load_state_dict({f"{prefix}{name}": value for name, value in ours.state_dict().items()})
         images = torch.rand(2, 3, config.picture_size, config.picture_size)
-        mean, deviation = (torch.tensor(row)[:, None, None] for row in (ours.mean, ours.deviation))
+        mean, deviation = (torch.tensor(row)[:, None, None] for row in (config.mean, config.deviation))
         wanted = theirs(pixel_values=(images - mean) / deviation, output_hidden_states=True).hidden_states
         for layer in (-1, -2, -3):
             got = ours.hidden(images, layer)
@@ -119,7 +120,7 @@ def test_padding_changes_nothing() -> None:
     weights["embeddings.position_embedding.weight"] = weights["embeddings.position_embedding.weight"][:8]
     other.load_state_dict(weights)
     tokens = torch.randint(1, 50, (3, 8))
-    tokens[0, 5:] = tower.padding
-    padded = torch.nn.functional.pad(tokens, (0, 16), value=tower.padding)
+    tokens[0, 5:] = 0
+    padded = torch.nn.functional.pad(tokens, (0, 16), value=0)
     alone = torch.cat([other(row[None]) for row in tokens])
     torch.testing.assert_close(tower(padded), alone, rtol=0, atol=1e-12)

@@ -64,7 +64,7 @@ def encode_command(
     def encode(images: Tensor) -> Tensor:
         if isinstance(model, inference.VQVAE):
             return model.encode(images)
-        return model.model.vision_model.hidden(images, layer)[:, 1:]
+        return model.model.vision_model.patch_features(images, layer)
 
     with Progress(f"encode {data.name}", total=len(keys)) as progress:
         return encode_pictures(

@@ -23,6 +23,7 @@ def train_command(
     scale: str = "quickstart",
     family: str | None = None,
     vision: str | None = None,
+    tower: str | None = None,
     data: str | None = None,
     init_from: str | None = None,
     steps: int | None = None,
@@ -37,6 +38,8 @@ def train_command(
         raise UserError(f"there is no recipe {model!r}; choose from {', '.join(MODELS)}")
     if model != "vlm" and (family is not None or vision is not None):
         raise UserError(f"--family and --vision are for vlm, not for {model}")
+    if model != "clip" and tower is not None:
+        raise UserError(f"--tower is for clip, not for {model}")
     flags = {
         "data": data,
         "train.steps": steps,
@@ -51,7 +54,8 @@ def train_command(
     if model == "vqvae":
         train_vqvae(apply_overrides(recipe_vqvae(scale), settings), out, resume=resume, init_from=init_from)
     elif model == "clip":
-        train_clip(apply_overrides(recipe_clip(scale), settings), out, resume=resume, init_from=init_from)
+        contrastive = apply_overrides(recipe_clip(scale, tower or "vit"), settings)
+        train_clip(contrastive, out, resume=resume, init_from=init_from)
     else:
         chosen = recipe_vlm(scale, "discrete" if family == "discrete" else "continuous")
         recipe: Any = replace(apply_overrides(chosen, settings), vision=vision or "")

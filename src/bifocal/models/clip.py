@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,16 +11,29 @@ from torch import Tensor, nn
 
 from bifocal import losses
 from bifocal.data.patches import KeptPatches
-from bifocal.models.vision import TextConfig, TextTransformer, VisionConfig, VisionTransformer
+from bifocal.models.resnet import ModifiedResNet, ResNetConfig
+from bifocal.models.text import TextConfig, TextTransformer
+from bifocal.models.vision import VisionConfig, VisionTransformer, resize_positions
 
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Both towers and the width of the space they share."""
+    """Both towers and the width of the space they share.
 
-    vision: VisionConfig = field(default_factory=VisionConfig)
+    A ViT without ``visual_projection`` (SigLIP's) is in that space by itself; a ResNet is projected by its pooling.
+    """
+
+    vision: VisionConfig | ResNetConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     width: int = 128
+    visual_projection: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.vision, VisionConfig) and not self.visual_projection:
+            if self.vision.width != self.width:
+                raise ValueError(
+                    f"without visual_projection, vision.width {self.vision.width} must be the width {self.width}"
+                )
 
 
 @dataclass
@@ -47,8 +60,11 @@ class CLIPBatch:
         return len(self.images)
 
 
+PictureTower = VisionTransformer | ModifiedResNet
+
+
 class CLIPModel(nn.Module):
-    """Two towers, two linear projections without bias, unit norm, one learned logit scale.
+    """Two towers, a linear projection of each, unit norm, one learned logit scale.
 
     The scale is kept as its logarithm, starts at ln(1/0.07) and is clamped to [0, ln 100] after each step.
     """
@@ -58,11 +74,30 @@ class CLIPModel(nn.Module):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.config = config
-        self.vision_model = VisionTransformer(config.vision)
+        self.vision_model: PictureTower = (
+            ModifiedResNet(config.vision, config.width)
+            if isinstance(config.vision, ResNetConfig)
+            else VisionTransformer(config.vision)
+        )
         self.text_model = TextTransformer(config.text)
-        self.visual_projection = nn.Linear(config.vision.width, config.width, bias=False)
-        self.text_projection = nn.Linear(config.text.width, config.width, bias=False)
+        self.visual_projection = (
+            nn.Linear(config.vision.width, config.width, bias=False)
+            if isinstance(config.vision, VisionConfig) and config.visual_projection
+            else nn.Identity()
+        )
+        self.text_projection = nn.Linear(config.text.width, config.width, bias=config.text.projection_bias)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def at_picture_size(self, size: int) -> CLIPModel:
+        """The same model for pictures of ``size`` x ``size`` pixels, its positions interpolated."""
+        other = CLIPModel(replace(self.config, vision=replace(self.config.vision, picture_size=size)))
+        weights = self.state_dict()
+        for name in ("embeddings.position_embedding.weight", "attnpool.positional_embedding"):
+            positions = weights.get(f"vision_model.{name}")
+            if positions is not None:
+                weights[f"vision_model.{name}"] = resize_positions(positions, other.config.vision.side)
+        other.load_state_dict(weights)
+        return other.train(self.training)
 
     def embed_images(self, images_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, width) float32 of unit norm."""

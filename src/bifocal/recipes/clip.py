@@ -11,14 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bifocal.config import UserError
-from bifocal.data.patches import KeptPatches, by_detail, inside, keep_patches
+from bifocal.data.patches import KeptPatches, by_detail, drop_patches, inside, keep_patches, looked_at
 from bifocal.data.pictures import to_tensor
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
 from bifocal.inference import clip_tokens
 from bifocal.models.clip import CLIPBatch, CLIPConfig, CLIPModel, Regions
 from bifocal.models.precision import open_device
-from bifocal.models.vision import TextConfig, VisionConfig
+from bifocal.models.resnet import ResNetConfig
+from bifocal.models.text import TextConfig
+from bifocal.models.vision import VisionConfig
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import Source, source_of
 from bifocal.training.optimizer import OptimizerSettings
@@ -34,20 +36,32 @@ ATTEMPTS = 20  # captions tried for one place in a batch before a caption that f
 class CLIPRecipe:
     """A CLIP on scenes (``data`` none) or on the captions of a folder. The vocabulary is learnt from the texts.
 
-    With ``skip_flat`` most flat patches are left out of training (``data.patches``), up to the last ``whole_share`` of
-    the steps, which look at whole pictures. With ``regions`` the parts of a picture that the data describe are
-    contrasted with their descriptions too.
+    A picture with several captions is shown with one of them, drawn anew each time. With ``skip_flat`` most flat
+    patches are left out of training (``data.patches``), with ``patch_dropout`` that share of a picture's patches,
+    whatever is on them; the last ``whole_share`` of the steps look at whole pictures. With ``regions`` the parts of a
+    picture that the data describe are contrasted with their descriptions too.
     """
 
     batch_size: int = 256
     text_tokens: int = 1024
     regions: bool = True
     skip_flat: bool = True
+    patch_dropout: float = 0.0
     whole_share: float = 0.05
     data: str | None = None
     world: WorldSettings = field(default_factory=WorldSettings)
     model: CLIPConfig = field(default_factory=CLIPConfig)
     train: TrainSettings = field(default_factory=TrainSettings)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(f"patch_dropout is a share of the patches below 1, got {self.patch_dropout}")
+        if self.patch_dropout and self.skip_flat:
+            raise ValueError("patch_dropout and skip_flat both choose the patches: set skip_flat to false")
+        if isinstance(self.model.vision, ResNetConfig) and (self.patch_dropout or self.skip_flat):
+            raise ValueError(
+                "a ResNet looks at whole pictures: set skip_flat to false and patch_dropout to 0"
+            )
 
 
 def contrastive_batch(
@@ -119,16 +133,19 @@ def train_clip(
     model = CLIPModel(replace(recipe.model, text=text))
     start_from(model, init_from)
 
-    whole_from = recipe.train.steps * (1 - recipe.whole_share) if recipe.skip_flat else 0
+    whole_from = recipe.train.steps * (1 - recipe.whole_share)
 
     def pairs(split: str, first: int, count: int) -> CLIPBatch:
         return contrastive_batch(source, split, first, count, tokenizer, model.config, regions=recipe.regions)
 
     def batch_at(step: int) -> CLIPBatch:
         batch = pairs("train", step * size, size)
+        if recipe.patch_dropout and step < whole_from:
+            batch = drop_some_patches(batch, model.config.vision.patches, recipe.patch_dropout, step)
         if batch.regions is not None:
             batch.regions.weights = some_single_patches(batch.regions.weights, step)
-        if step < whole_from:
+        if recipe.skip_flat and step < whole_from:
+            assert isinstance(model.config.vision, VisionConfig)
             batch = look_at_detail(batch, model.config.vision.patch_size, step)
         return move(batch, device)
 
@@ -170,10 +187,23 @@ def look_at_detail(batch: CLIPBatch, patch_size: int, seed: int) -> CLIPBatch:
     return CLIPBatch(images, batch.tokens[order], batch.text_ids[order], kept, regions)
 
 
+def drop_some_patches(batch: CLIPBatch, patches: int, share: float, seed: int) -> CLIPBatch:
+    """The same pairs with the patches that patch dropout leaves, and the regions of which it leaves anything."""
+    kept = drop_patches(len(batch), patches, share, torch.Generator().manual_seed(seed))
+    regions = batch.regions
+    if regions is not None:
+        weights = regions.weights * looked_at(kept, patches)[regions.pictures]
+        left = weights.sum(dim=1) > 0
+        parts = (regions.pictures, weights, regions.tokens, regions.text_ids)
+        regions = Regions(*(part[left] for part in parts)) if left.any() else None
+    return replace(batch, kept=kept, regions=regions)
+
+
 def move(batch: CLIPBatch, device: torch.device) -> CLIPBatch:
     """The batch on a device."""
     kept = batch.kept and tuple(
-        KeptPatches(group.places.to(device), group.weights.to(device)) for group in batch.kept
+        KeptPatches(group.places.to(device), None if group.weights is None else group.weights.to(device))
+        for group in batch.kept
     )
     regions = batch.regions and Regions(
         **{name: value.to(device) for name, value in vars(batch.regions).items()}
@@ -182,8 +212,14 @@ def move(batch: CLIPBatch, device: torch.device) -> CLIPBatch:
     return CLIPBatch(images, tokens, text_ids, kept, regions)
 
 
-def recipe_clip(scale: str) -> CLIPRecipe:
-    """Toy size, the quickstart's, or the reference run's."""
+def recipe_clip(scale: str, tower: str = "vit") -> CLIPRecipe:
+    """Toy size, the quickstart's, or the reference run's; with a ViT or a ResNet for the pictures."""
+    if tower == "resnet":
+        with_vit = recipe_clip(scale)
+        vision = ResNetConfig(norm="group")
+        if scale == "smoke":
+            vision = replace(vision, layers=(1, 1, 1, 1), width=16)
+        return replace(with_vit, skip_flat=False, model=replace(with_vit.model, vision=vision))
     if scale == "smoke":
         return CLIPRecipe(
             batch_size=32,

@@ -13,6 +13,7 @@ from torch import nn
 from bifocal import artifacts, config, distributed, inference
 from bifocal.config import UserError
 from bifocal.data.text import TextTokenizer
+from bifocal.models.clip import CLIPModel
 from bifocal.training.trainer import Outcome, TrainSettings, train
 
 RECIPE = "recipe.json"
@@ -95,10 +96,15 @@ def describe(model: nn.Module, title: str) -> None:
 
 
 def start_from(model: nn.Module, init_from: str | None) -> None:
-    """Begin with the weights of a finished run of the same shape, where one is named."""
+    """Begin with the weights of a finished run of the same shape, where one is named.
+
+    The pictures of a CLIP may have another size: its positions are interpolated.
+    """
     if init_from is None:
         return
     other, _ = inference.load_model(init_from)
+    if isinstance(other, CLIPModel) and isinstance(model, CLIPModel):
+        other = other.at_picture_size(model.config.vision.picture_size)
     try:
         model.load_state_dict(other.state_dict())
     except RuntimeError as error:
