@@ -70,14 +70,18 @@ def test_separable_classes_are_found_from_all_labels_and_from_one() -> None:
     assert set(rows) == {"top1", "top5", "mean_class_recall"} | {f"top1_{k}_shots" for k in (1, 2, 4, 8)}
     assert all(row.value == 1.0 for row in rows.values())  # 15 a class: no draw of 16
     assert rows["top1"].variant == "training=taught, labels=90"
-    assert rows["top1"].baseline == pytest.approx(1 / 6) and rows["top1_1_shots"].baseline == pytest.approx(1 / 6)
+    assert rows["top1"].baseline == pytest.approx(1 / 6) and rows["top1_1_shots"].baseline == pytest.approx(
+        1 / 6
+    )
     assert rows["top1"].low is not None and rows["top1"].blank is None
 
 
 def test_more_labels_help_where_the_classes_overlap() -> None:
     labels = ["ant", "bee", "cat", "dog"] * 40
     model = Features(clustered(labels, 0.5))
-    rows = by_metric(evaluate(model, Numbered(labels[80:], 80), "linear-probe", training=Numbered(labels[:80])))
+    rows = by_metric(
+        evaluate(model, Numbered(labels[80:], 80), "linear-probe", training=Numbered(labels[:80]))
+    )
     values = [rows[f"top1_{k}_shots"].value for k in (1, 4, 16)]
     assert 0.25 < values[0] < values[1] < values[2] < 1
 

@@ -110,7 +110,9 @@ def class_recall(
     names = {name: i for i, name in enumerate(sorted({p["answer"] for p in predictions}))}
     truth = np.array([names[p["answer"]] for p in predictions])
     count = np.eye(len(names))[truth]  # (n,L): one 1 a row; right ones and all, class by class
-    statistics, baseline = (np.concatenate([count * share[:, None], count], axis=1) for share in (right, chance))
+    statistics, baseline = (
+        np.concatenate([count * share[:, None], count], axis=1) for share in (right, chance)
+    )
     return Measure("mean_class_recall", statistics, _mean_class_recall, baseline=baseline, variant=variant)
 
 

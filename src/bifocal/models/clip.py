@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bifocal import losses
+from bifocal.data.fitting import Fitting
 from bifocal.data.patches import KeptPatches
 from bifocal.models.resnet import ModifiedResNet, ResNetConfig
 from bifocal.models.text import TextConfig, TextTransformer
@@ -21,12 +22,15 @@ class CLIPConfig:
     """Both towers and the width of the space they share.
 
     A ViT without ``visual_projection`` (SigLIP's) is in that space by itself; a ResNet is projected by its pooling.
+    ``fitting`` is how pictures that are not square were made so for the weights.
     """
 
     vision: VisionConfig | ResNetConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     width: int = 128
     visual_projection: bool = True
+    logit_bias: bool = False
+    fitting: Fitting = field(default_factory=Fitting)
 
     def __post_init__(self) -> None:
         if isinstance(self.vision, VisionConfig) and not self.visual_projection:
@@ -87,6 +91,8 @@ class CLIPModel(nn.Module):
         )
         self.text_projection = nn.Linear(config.text.width, config.width, bias=config.text.projection_bias)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        if config.logit_bias:
+            self.logit_bias = nn.Parameter(torch.tensor(-10.0))
 
     def at_picture_size(self, size: int) -> CLIPModel:
         """The same model for pictures of ``size`` x ``size`` pixels, its positions interpolated."""

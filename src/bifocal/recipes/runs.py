@@ -12,7 +12,7 @@ from torch import nn
 
 from bifocal import artifacts, config, distributed, inference
 from bifocal.config import UserError
-from bifocal.data.text import TextTokenizer
+from bifocal.interop.clip_tokens import AnyTokenizer
 from bifocal.models.clip import CLIPModel
 from bifocal.training.trainer import Outcome, TrainSettings, train
 
@@ -38,7 +38,7 @@ def open_run(out: Path, kind: str, recipe: Any, *, resume: bool) -> None:
 
 def finished(out: Path) -> bool:
     """Whether a run's model is complete."""
-    return (out / inference.CONFIG).is_file() and (out / inference.WEIGHTS).is_file()
+    return inference.is_finished(out)
 
 
 def run(
@@ -50,7 +50,7 @@ def run(
     recipe: Any,
     samples_per_step: int,
     data_fingerprint: str,
-    tokenizer: TextTokenizer | None = None,
+    tokenizer: AnyTokenizer | None = None,
     validation: Callable[[], Mapping[str, float]] | None = None,
     probes: Mapping[str, Callable[[int], None]] | None = None,
     watch: Callable[[int, Mapping[str, float]], Sequence[str]] | None = None,
