@@ -104,6 +104,19 @@ def pictures_in(kept: Sequence[KeptPatches]) -> list[int]:
     return [len(group.places) for group in kept]
 
 
+def between(kept: Sequence[KeptPatches], first: int, last: int) -> tuple[KeptPatches, ...]:
+    """The groups of pictures ``first`` to ``last - 1``, which are counted over all groups; cut where they are."""
+    parts = []
+    start = 0
+    for group in kept:
+        rows = slice(max(0, first - start), max(0, last - start))
+        start += len(group.places)
+        if len(group.places[rows]):
+            weights = None if group.weights is None else group.weights[rows]
+            parts.append(KeptPatches(group.places[rows], weights))
+    return tuple(parts)
+
+
 def inside(boxes: Sequence[Box], side: int) -> Tensor:
     """(R, side * side) float32: the share of each patch that lies in each box, row by row."""
     edges = torch.arange(side + 1, dtype=torch.float32) / side

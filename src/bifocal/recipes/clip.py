@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bifocal.config import UserError
+from bifocal.config import UserError, fingerprint
 from bifocal.data.patches import KeptPatches, by_detail, drop_patches, inside, keep_patches, looked_at
 from bifocal.data.pictures import to_tensor
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
 from bifocal.inference import clip_tokens
-from bifocal.models.clip import CLIPBatch, CLIPConfig, CLIPModel, Regions
+from bifocal.losses import Objective
+from bifocal.models.clip import CLIPBatch, CLIPConfig, CLIPModel, Regions, check_chunks
 from bifocal.models.precision import open_device
 from bifocal.models.resnet import ResNetConfig
 from bifocal.models.text import TextConfig
@@ -39,10 +40,13 @@ class CLIPRecipe:
     A picture with several captions is shown with one of them, drawn anew each time. With ``skip_flat`` most flat
     patches are left out of training (``data.patches``), with ``patch_dropout`` that share of a picture's patches,
     whatever is on them; the last ``whole_share`` of the steps look at whole pictures. With ``regions`` the parts of a
-    picture that the data describe are contrasted with their descriptions too.
+    picture that the data describe are contrasted with their descriptions too. With a ``chunk_size`` the memory is that
+    of so many pairs, whatever the batch, for one more pass forwards: gradients are cached (``CLIPModel``).
     """
 
     batch_size: int = 256
+    objective: Objective = "softmax"
+    chunk_size: int = 0
     text_tokens: int = 1024
     regions: bool = True
     skip_flat: bool = True
@@ -54,6 +58,7 @@ class CLIPRecipe:
     train: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
+        check_chunks(self.model, self.chunk_size)
         if not 0 <= self.patch_dropout < 1:
             raise ValueError(f"patch_dropout is a share of the patches below 1, got {self.patch_dropout}")
         if self.patch_dropout and self.skip_flat:
@@ -61,6 +66,10 @@ class CLIPRecipe:
         if isinstance(self.model.vision, ResNetConfig) and (self.patch_dropout or self.skip_flat):
             raise ValueError(
                 "a ResNet looks at whole pictures: set skip_flat to false and patch_dropout to 0"
+            )
+        if self.model.logit_bias and self.objective != "sigmoid":
+            raise ValueError(
+                "model.logit_bias is trained by the sigmoid objective alone: set objective to sigmoid"
             )
 
 
@@ -114,9 +123,8 @@ def contrastive_batch(
 
 
 def _numbered(texts: Sequence[str]) -> Tensor:
-    """(B,) int64, the same number for the same text."""
-    numbers: dict[str, int] = {}
-    return torch.tensor([numbers.setdefault(text, len(numbers)) for text in texts])
+    """(B,) int64, the same number for the same text, in every batch and on every rank: 63 bits of its hash."""
+    return torch.tensor([int(fingerprint(text)[:16], 16) >> 1 for text in texts])
 
 
 def train_clip(
@@ -128,9 +136,13 @@ def train_clip(
     open_run(out, "clip", recipe, resume=resume)
     tokenizer = TextTokenizer.train(source.texts(), size=recipe.text_tokens, box_bins=0)
     size = recipe.batch_size
-    text = replace(recipe.model.text, vocabulary=len(tokenizer))
+    text = replace(recipe.model.text, vocabulary=len(tokenizer), end=tokenizer.eos)
     torch.manual_seed(recipe.train.seed)
-    model = CLIPModel(replace(recipe.model, text=text))
+    sigmoid = recipe.objective == "sigmoid"
+    shape = replace(recipe.model, text=text, logit_bias=sigmoid)
+    model = CLIPModel(shape, objective=recipe.objective, chunk_size=recipe.chunk_size)
+    if sigmoid:
+        model.start_sigmoid(size)
     start_from(model, init_from)
 
     whole_from = recipe.train.steps * (1 - recipe.whole_share)
