@@ -369,14 +369,14 @@ def import_(
     out: Path,
     picture_size: int | None = None,
 ) -> None:
-    """Read another tool's checkpoint: a VQGAN of taming-transformers, or the VQ part of a Chameleon.
+    """Read another tool's checkpoint: a CLIP of transformers or open_clip, a VQGAN, or the VQ part of a Chameleon.
 
-    Example: bifocal import chameleon-7b --out runs/chameleon-vq
+    Example: bifocal import clip-vit-base-patch32 --out runs/openai
 
     Args:
-        source: a directory, or a safetensors file.
+        source: a directory, or, for a VQGAN, a safetensors file.
         out: a new run's directory.
-        picture_size: side in pixels, where the checkpoint does not say it.
+        picture_size: side in pixels, where a VQGAN does not say it.
     """
     from bifocal.commands.exchange import import_command
 
@@ -386,16 +386,16 @@ def import_(
 
 def export(
     run: tyro.conf.Positional[Path],
-    form: tyro.conf.Positional[Literal["chameleon-vq", "taming"]],
+    form: tyro.conf.Positional[Literal["transformers", "open_clip", "chameleon-vq", "taming"]],
     out: tyro.conf.Positional[Path],
 ) -> None:
-    """Write a finished VQ-VAE as a directory that another tool opens.
+    """Write a finished CLIP or VQ-VAE as a directory that another tool opens.
 
-    Example: bifocal export runs/quickstart/vqvae chameleon-vq exported
+    Example: bifocal export runs/quickstart/clip open_clip exported
 
     Args:
         run: a finished run.
-        form: whose layout.
+        form: whose layout; the first two are a CLIP's.
         out: a new directory.
     """
     from bifocal.commands.exchange import export_command

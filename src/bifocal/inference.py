@@ -376,7 +376,7 @@ def _save_clip(path: Path, model: CLIPModel, tokenizer: AnyTokenizer | None, lay
     work = path / "finishing.tmp"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    write_clip(work, model, tokenizer, layout, name=path.resolve().name)
+    write_clip(work, model, tokenizer, layout, name=path.resolve().name.removesuffix(".tmp"))
     for file in sorted(work.iterdir(), key=lambda file: file.name in CONFIGS):
         file.replace(path / file.name)
     work.rmdir()

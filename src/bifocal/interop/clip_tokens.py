@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, processors
+from tokenizers import Regex, Tokenizer, normalizers, processors
 
 from bifocal import artifacts
 from bifocal.config import UserError
@@ -77,6 +77,7 @@ def write_tokenizer(
     copy.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A {EOS}", special_tokens=[(BOS, tokenizer.bos), (EOS, tokenizer.eos)]
     )
+    copy.normalizer = normalizers.Sequence([normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()])
     special = {
         "bos_token": BOS,
         "eos_token": EOS,

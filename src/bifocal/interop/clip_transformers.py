@@ -204,7 +204,9 @@ def write(directory: Path, model: CLIPModel, *, begin: int | None, end: int | No
             f"the end token of this CLIP has the id {HIGHEST}, which transformers takes for something else: train with "
             "a tokenizer that gives it another"
         )
-    if text.pooling == "highest":  # only a model without a tokenizer: with one, its end token is known
+    if (
+        end is None
+    ):  # no tokenizer to say it; where texts are pooled at their highest id, that is the last one
         end = text.vocabulary - 1
     words: dict[str, Any] = {
         "model_type": f"{kind}_text_model",
