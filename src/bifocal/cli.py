@@ -83,7 +83,8 @@ def train(
         vision: the finished run of a vlm's image encoder.
         tower: what a clip sees pictures with, a ViT if not given.
         data: a folder of samples; the default scenes if not given.
-        init_from: start from the weights of a finished run of the same shape.
+        init_from: start from the weights of a finished run of the same shape; a clip takes shape and tokenizer from
+            it, and may start from a directory that transformers or open_clip wrote.
         scale: the size of the recipe.
         smoke: toy size.
         steps: optimizer steps.

@@ -20,7 +20,7 @@ from bifocal.config import UserError
 from bifocal.data.batch import Template, encode_messages, encode_prefix, leading_pictures
 from bifocal.data.boxes import boxes_from_text
 from bifocal.data.chat import AnyPicture, question_messages, read_messages
-from bifocal.data.fitting import Fitting, fit_picture
+from bifocal.data.fitting import WHOLE, fit_picture
 from bifocal.data.foreign_text import ForeignTokenizer
 from bifocal.data.pictures import read_picture, to_pictures, to_tensor
 from bifocal.data.sample import Box, Message
@@ -58,7 +58,7 @@ class Loaded:
 
     kind = ""
     model: nn.Module
-    fitting = Fitting()  # how pictures of any shape become square: whole, but for models of other tools
+    fitting = WHOLE  # how pictures of any shape become square: whole, but for models of other tools
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = name

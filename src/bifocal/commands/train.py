@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bifocal.config import UserError, apply_overrides
-from bifocal.recipes.clip import recipe_clip, train_clip
+from bifocal.recipes.clip import begun_with, recipe_clip, train_clip
 from bifocal.recipes.vlm import recipe_vlm, train_vlm
 from bifocal.recipes.vqvae import recipe_vqvae, train_vqvae
 
@@ -54,7 +54,12 @@ def train_command(
     if model == "vqvae":
         train_vqvae(apply_overrides(recipe_vqvae(scale), settings), out, resume=resume, init_from=init_from)
     elif model == "clip":
-        contrastive = apply_overrides(recipe_clip(scale, tower or "vit"), settings)
+        if init_from is not None and tower is not None:
+            raise UserError("--tower is that of the CLIP that --init-from names: give one of them")
+        contrastive = recipe_clip(scale, tower or "vit")
+        if init_from is not None:
+            contrastive = begun_with(contrastive, init_from)
+        contrastive = apply_overrides(contrastive, settings)
         train_clip(contrastive, out, resume=resume, init_from=init_from)
     else:
         chosen = recipe_vlm(scale, "discrete" if family == "discrete" else "continuous")

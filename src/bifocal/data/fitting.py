@@ -40,6 +40,9 @@ class Fitting:
             raise ValueError(f"fitting.fill must be a grey from 0 to 255, got {self.fill}")
 
 
+WHOLE = Fitting()  # how every picture is seen by what is trained here
+
+
 def fit_picture(picture: np.ndarray, size: int, fitting: Fitting) -> np.ndarray:
     """(H, W, 3) uint8 -> (size, size, 3) uint8, antialiased.
 
@@ -53,7 +56,8 @@ def fit_picture(picture: np.ndarray, size: int, fitting: Fitting) -> np.ndarray:
         ratio = max(height, width) / size
         high, wide = (max(1, round(side / ratio)) for side in (height, width))
         return _padded(_resized(picture, high, wide, fitting), size, fitting.fill)
-    shorter, least = fitting.shorter or size, min(height, width)
+    # a model that was given larger pictures needs at least those
+    shorter, least = max(fitting.shorter or size, size), min(height, width)
     high, wide = (shorter if side == least else int(shorter * side / least) for side in (height, width))
     scaled = _resized(picture, high, wide, fitting)
     top, left = (_middle(side - size, fitting.rounded) for side in (high, wide))

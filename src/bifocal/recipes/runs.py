@@ -13,7 +13,7 @@ from torch import nn
 from bifocal import artifacts, config, distributed, inference
 from bifocal.config import UserError
 from bifocal.interop.clip_tokens import AnyTokenizer
-from bifocal.models.clip import CLIPModel
+from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.training.trainer import Outcome, TrainSettings, train
 
 RECIPE = "recipe.json"
@@ -105,11 +105,24 @@ def start_from(model: nn.Module, init_from: str | None) -> None:
     other, _ = inference.load_model(init_from)
     if isinstance(other, CLIPModel) and isinstance(model, CLIPModel):
         other = other.at_picture_size(model.config.vision.picture_size)
+        refuse_other_manner(other.config, model.config, init_from)
     try:
         model.load_state_dict(other.state_dict())
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--init-from {init_from} is a model of another shape: {reason}") from None
+
+
+def refuse_other_manner(begin: CLIPConfig, wanted: CLIPConfig, init_from: str) -> None:
+    """Raise ``UserError`` where weights of one shape would be used in another way, such as with another GELU."""
+    one, other = (config.flatten(each) for each in (begin, wanted))
+    changed = [name for name in other if name in one and one[name] != other[name]]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"--init-from {init_from} has model.{name} {one[name]}, and this model is to have {other[name]}: with that "
+            "its weights would mean something else"
+        )
 
 
 @torch.no_grad()
