@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import io
@@ -365,6 +366,68 @@ def search(
         print(f"wrote {output}")
 
 
+def interpolate(
+    start: tyro.conf.Positional[Path],
+    end: tyro.conf.Positional[Path],
+    out: Path,
+    share: float = 0.5,
+    new: str | None = None,
+    old: str | None = None,
+    points: int = 11,
+    task: Literal["zero-shot", "retrieval"] = "zero-shot",
+    templates: str | None = None,
+    count: int | None = None,
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    device: str = "cpu",
+    dtype: Dtype = "auto",
+) -> None:
+    """Mix the weights of a CLIP and of what fine-tuning made of it, to gain the new without losing the old.
+
+    Example: bifocal interpolate clip-vit-base-patch32 runs/tuned --new pets --old scenes --out runs/mixed
+
+    Args:
+        start: a finished CLIP, or a directory that transformers or open_clip wrote.
+        end: a CLIP trained from it (bifocal train clip --init-from START).
+        out: a new run: the mixed model, and the curve where there are data.
+        share: of the end's weights in the mixed model.
+        new: a folder of what was trained on, or scenes; its score is the curve's one side.
+        old: a folder of what should not be lost, or scenes; its score is the other.
+        points: of the curve, from start to end.
+        task: what is scored, without training.
+        templates: for zero-shot, drawings, photos or name, or a file of sentences with {} for the name.
+        count: how many samples of each set.
+        json_output: print the curve as JSON and nothing else.
+        device: where to compute.
+        dtype: auto is bf16 where it is fast.
+    """
+    from bifocal.commands.interpolate import interpolate_command
+
+    curve = interpolate_command(
+        start,
+        end,
+        out,
+        share=share,
+        new=new,
+        old=old,
+        points=points,
+        task=task,
+        templates=templates,
+        count=count,
+        device=device,
+        dtype=dtype,
+    )
+    if json_output:
+        print(json.dumps({"points": [dataclasses.asdict(point) for point in curve]}))
+        return
+    for point in curve:
+        scores = {"old": point.old, "new": point.new}
+        shown = "  ".join(
+            f"{name} {100 * each.value:.1f}%" for name, each in scores.items() if each is not None
+        )
+        print(f"share {point.share:4.2f}  {shown}")
+    print(f"wrote {out}")
+
+
 def import_(
     source: tyro.conf.Positional[Path],
     out: Path,
@@ -445,6 +508,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "draw": draw,
     "encode": encode,
     "search": search,
+    "interpolate": interpolate,
     "import": import_,
     "export": export,
     "data scenes": data_scenes,
