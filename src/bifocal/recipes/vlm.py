@@ -21,6 +21,7 @@ from bifocal.inference import load_model
 from bifocal.models.clip import CLIPModel
 from bifocal.models.language import LanguageConfig
 from bifocal.models.precision import fast_dtype, open_device, set_precision
+from bifocal.models.vision import VisionConfig
 from bifocal.models.vlm import VLM, ContinuousPath, DiscretePath, Rows, VLMConfig
 from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.curriculum import SCENE_STAGES, Stage, TaskWeights, stage_at
@@ -74,6 +75,7 @@ def build(recipe: VLMRecipe, tokenizer: TextTokenizer, encoder: CLIPModel | VQVA
         number_pictures=recipe.number_pictures,
     )
     if isinstance(encoder, CLIPModel):
+        assert isinstance(encoder.config.vision, VisionConfig)
         model = VLM(replace(shape, vision=encoder.config.vision))
         assert isinstance(model.image_path, ContinuousPath)
         model.image_path.vision_model.load_state_dict(encoder.vision_model.state_dict())
@@ -94,6 +96,8 @@ def open_encoder(recipe: VLMRecipe) -> CLIPModel | VQVAEModel:
         raise UserError(f"--family discrete needs a VQ-VAE, and {recipe.vision} is none")
     if recipe.family == "continuous" and not isinstance(encoder, CLIPModel):
         raise UserError(f"--family continuous needs a CLIP, and {recipe.vision} is none")
+    if isinstance(encoder, CLIPModel) and not isinstance(encoder.config.vision, VisionConfig):
+        raise UserError(f"a continuous VLM reads the patches of a ViT, and {recipe.vision} has a ResNet")
     assert isinstance(encoder, CLIPModel | VQVAEModel)
     return encoder
 
