@@ -16,6 +16,7 @@ from typing import Any, Literal
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from bifocal.config import UserError
+from bifocal.data.pieces import read_pieces
 
 # Every file that a tokenizer may consist of; they are kept as they are, to be written as they were.
 FILES = (
@@ -92,10 +93,7 @@ def read_foreign(
     elif "vocab.json" in files and "merges.txt" in files:
         tokenizer = _openai_bpe(directory)
     elif "spiece.model" in files:
-        raise UserError(
-            f"{directory} has its tokenizer as spiece.model alone: add a tokenizer.json, which transformers writes for "
-            "it, or remove spiece.model to use pictures alone"
-        )
+        tokenizer = read_pieces(directory / "spiece.model")
     else:
         return None
     if cleaning is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -167,7 +168,9 @@ def _scores(x_ND: np.ndarray, y_N: np.ndarray, asked_MD: np.ndarray, strength: f
     from sklearn.linear_model import LogisticRegression
 
     mean = x_ND.mean(axis=0)
-    probe = LogisticRegression(C=strength, max_iter=1000, tol=1e-3).fit(x_ND - mean, y_N)
+    with warnings.catch_warnings():  # with one label a class it asks whether they are numbers
+        warnings.filterwarnings("ignore", message="The number of unique classes")
+        probe = LogisticRegression(C=strength, max_iter=1000, tol=1e-3).fit(x_ND - mean, y_N)
     scores = np.asarray(probe.decision_function(asked_MD - mean), dtype=np.float64)
     # two classes share one score
     return np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores

@@ -41,6 +41,13 @@ class VQVAERecipe:
     model: VQVAEConfig = field(default_factory=VQVAEConfig)
     train: TrainSettings = field(default_factory=TrainSettings)
 
+    def __post_init__(self) -> None:
+        if self.world.picture_size != self.model.picture_size:
+            raise ValueError(
+                f"world.picture_size is {self.world.picture_size} and model.picture_size {self.model.picture_size}: "
+                "give both the same size"
+            )
+
 
 def train_vqvae(
     recipe: VQVAERecipe,
