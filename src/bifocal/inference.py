@@ -164,7 +164,7 @@ class VLM(Loaded):
         super().__init__(name, device)
         self.model, self.tokenizer = model, tokenizer
         self.family = model.config.family
-        self.template = Template(tokenizer, model.image_path.positions)
+        self.template = Template(tokenizer, model.image_path.positions, model.config.number_pictures)
         forbidden = torch.ones(len(tokenizer), dtype=torch.bool)
         first_text = max(tokenizer.special.values()) + 1 + len(tokenizer.boxes) + len(tokenizer.codes)
         forbidden[first_text:] = False

@@ -54,6 +54,8 @@ def train_command(
         train_clip(apply_overrides(recipe_clip(scale), settings), out, resume=resume, init_from=init_from)
     else:
         chosen = recipe_vlm(scale, "discrete" if family == "discrete" else "continuous")
+        if data is not None:  # the stages are made for the kinds of question that scenes have
+            chosen = replace(chosen, stages=())
         recipe: Any = replace(apply_overrides(chosen, settings), vision=vision or "")
         train_vlm(recipe, out, resume=resume, init_from=init_from)
     print(f"finished: {out}")

@@ -61,9 +61,17 @@ class Source(Protocol):
         ...
 
     def document(
-        self, split: str, number: int, rng: random.Random, tasks: Mapping[str, float]
+        self,
+        split: str,
+        number: int,
+        rng: random.Random,
+        tasks: Mapping[str, float],
+        kinds: Mapping[str, float] | None = None,
     ) -> list[Sample]:
-        """Samples about one document's pictures, of the tasks named, in random order; more than fit in a row."""
+        """Samples about one document's pictures, of the tasks named, in random order; more than fit in a row.
+
+        ``kinds`` are slices of samples, with how many times as often as otherwise they are to come.
+        """
         ...
 
     def pixels(self, key: str) -> np.ndarray:
@@ -107,11 +115,21 @@ class SceneSource:
         return tuple(scene.key for scene in self.world.scenes(split, number))
 
     def document(
-        self, split: str, number: int, rng: random.Random, tasks: Mapping[str, float]
+        self,
+        split: str,
+        number: int,
+        rng: random.Random,
+        tasks: Mapping[str, float],
+        kinds: Mapping[str, float] | None = None,
     ) -> list[Sample]:
-        scenes = self.world.scenes(split, number)
         return samples_for(
-            scenes, rng, world=self.world, tasks=dict(tasks), count=self.samples_per_document, split=split
+            self.world.scenes(split, number),
+            rng,
+            world=self.world,
+            tasks=dict(tasks),
+            count=self.samples_per_document,
+            split=split,
+            kinds=kinds,
         )
 
     def pixels(self, key: str) -> np.ndarray:
@@ -176,10 +194,18 @@ class FolderSource:
         return self._keys(split, number)
 
     def document(
-        self, split: str, number: int, rng: random.Random, tasks: Mapping[str, float]
+        self,
+        split: str,
+        number: int,
+        rng: random.Random,
+        tasks: Mapping[str, float],
+        kinds: Mapping[str, float] | None = None,
     ) -> list[Sample]:
         samples = [sample for sample in self.samples[self._keys(split, number)] if sample.task in tasks]
-        return rng.sample(samples, len(samples))
+        if not kinds:
+            return rng.sample(samples, len(samples))
+        # a random order in which the first is drawn by weight, then the next (Efraimidis & Spirakis 2006)
+        return sorted(samples, key=lambda sample: -(rng.random() ** (1 / kinds.get(sample.slice, 1.0))))
 
     def pixels(self, key: str) -> np.ndarray:
         return resize_whole(self.dataset.picture(key), self.size)
