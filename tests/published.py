@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -470,3 +470,22 @@ def table(place: Path) -> dict[str, Path]:
     )
     (place / "own.csv").write_text(rows)
     return {"annotations": place / "own.csv", "pictures": place / "pictures"}
+
+
+# format -> who writes it at toy size, and which of its files are the annotations
+WRITERS: dict[str, tuple[Callable[[Path], dict[str, Path]], tuple[str, ...]]] = {
+    "vqav2": (vqav2, ("questions", "annotations")),
+    "gqa": (gqa, ("questions", "choices")),
+    "coco-captions": (coco, ("annotations",)),
+    "karpathy": (karpathy, ("annotations",)),
+    "nlvr2": (nlvr2, ("annotations",)),
+    "refcoco": (refcoco, ("refs", "instances")),
+    "refcoco-lines": (refcoco_lines, ("annotations",)),
+    "refcoco-mdetr": (refcoco_mdetr, ("annotations",)),
+    "clevr": (clevr, ("annotations",)),
+    "llava": (llava, ("annotations",)),
+    "coco-detection": (coco_detection, ("annotations",)),
+    "voc": (voc, ("annotations",)),
+    "image-folder": (image_folder, ("annotations",)),
+    "csv": (table, ("annotations",)),
+}

@@ -45,6 +45,23 @@ ScoreTask = Literal[
     "refcoco-mdetr",
     "refcoco-lines",
 ]
+ImportFormat = Literal[
+    "csv",
+    "image-folder",
+    "coco-captions",
+    "karpathy",
+    "vqav2",
+    "gqa",
+    "clevr",
+    "nlvr2",
+    "refcoco",
+    "refcoco-mdetr",
+    "refcoco-lines",
+    "llava",
+    "coco-detection",
+    "voc",
+    "samples",
+]
 Split = Literal["train", "validation", "test", "test-novel-pairs", "test-novel-concepts"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -557,6 +574,75 @@ def data_scenes(
     )
 
 
+def data_import(
+    form: tyro.conf.Positional[ImportFormat],
+    files: tyro.conf.Positional[tuple[Path, ...]],
+    out: Path,
+    images: Path | None = None,
+    split: str | None = None,
+    count: int | None = None,
+) -> None:
+    """Turn a published data set, or a table of your own, into a folder that --data reads.
+
+    Example: bifocal data import csv pets.csv --images pictures --out pets
+
+    Args:
+        form: whose layout the files have.
+        files: annotations; all files that belong together.
+        out: a new folder.
+        images: where the pictures are, at any depth (by default beside the first file).
+        split: take this one, where the files hold several.
+        count: take the first samples only.
+    """
+    from bifocal.commands.data import import_data
+
+    import_data(form, files, out, images=images, split=split, count=count)
+
+
+def data_check(
+    folders: tyro.conf.Positional[tuple[Path, ...]],
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Find what is wrong with folders of samples; several folders are several splits.
+
+    Example: bifocal data check pets pets-test
+
+    Args:
+        folders: with samples.jsonl and pictures.
+        json_output: print the findings as JSON and nothing else.
+    """
+    from bifocal.commands.inspect import check_data, report_lines
+
+    report = check_data(folders)
+    print(json.dumps(report.to_json()) if json_output else "\n".join(report_lines(report)))
+    if report.survivors < report.samples:
+        lost = report.samples - report.survivors
+        raise config.UserError(f"{lost} of {report.samples} samples would not survive training or scoring")
+
+
+def data_show(
+    folder: tyro.conf.Positional[Path],
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    task: str | None = None,
+    count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 60,
+) -> None:
+    """Write a page with samples of a folder: pictures, boxes, questions and answers.
+
+    Example: bifocal data show pets -o pets.html
+
+    Args:
+        folder: with samples.jsonl and pictures.
+        output: an HTML file, complete in itself.
+        task: show samples of this task only.
+        count: how many samples, spread evenly over the folder.
+    """
+    from bifocal.commands.inspect import show_data
+
+    if count < 1:
+        raise config.UserError(f"-n must be at least 1, got {count}")
+    show_data(folder, output, task=task, count=count)
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "quickstart": quickstart,
     "train": train,
@@ -571,6 +657,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "import": import_,
     "export": export,
     "data scenes": data_scenes,
+    "data import": data_import,
+    "data check": data_check,
+    "data show": data_show,
 }
 
 

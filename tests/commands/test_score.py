@@ -34,6 +34,7 @@ def score(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[Row]]:
             "--json",
             *options,
         ]
+        capsys.readouterr()
         status = main(words)
         captured = capsys.readouterr()
         assert status == 0, captured.err
@@ -200,6 +201,7 @@ def test_without_json_there_is_a_table_with_variants(tmp_path, capsys):
 # ------------------------------------------------------------ Java
 
 
+@pytest.mark.slow  # two Java machines start
 @pytest.mark.skipif(
     shutil.which("java") is None, reason="the official tokenizer and METEOR are Java programs"
 )

@@ -162,6 +162,6 @@ def read_table(path: str | Path) -> list[Entry]:
             rows.append(Entry(where, dict(zip(names, cells, strict=True))))
     except csv.Error as error:
         raise UserError(f"Line {reader.line_num} of {path} is no row of a table: {error}.") from None
-    if not names:
-        raise UserError(f"{path} is empty.")
+    if not rows:
+        raise UserError(f"{path} has names of columns and no rows." if names else f"{path} is empty.")
     return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,28 +12,11 @@ from bifocal.data.formats import FORMATS, open_document, read_samples_of, recogn
 from bifocal.data.formats.base import pixel_box
 from bifocal.data.sample import Box, Picture, Sample, read_samples, write_samples
 
-# format -> who writes it at toy size, and which of its files are the annotations
-WRITERS: dict[str, tuple[Callable[[Path], dict[str, Path]], tuple[str, ...]]] = {
-    "vqav2": (published.vqav2, ("questions", "annotations")),
-    "gqa": (published.gqa, ("questions", "choices")),
-    "coco-captions": (published.coco, ("annotations",)),
-    "karpathy": (published.karpathy, ("annotations",)),
-    "nlvr2": (published.nlvr2, ("annotations",)),
-    "refcoco": (published.refcoco, ("refs", "instances")),
-    "refcoco-lines": (published.refcoco_lines, ("annotations",)),
-    "refcoco-mdetr": (published.refcoco_mdetr, ("annotations",)),
-    "clevr": (published.clevr, ("annotations",)),
-    "llava": (published.llava, ("annotations",)),
-    "coco-detection": (published.coco_detection, ("annotations",)),
-    "voc": (published.voc, ("annotations",)),
-    "image-folder": (published.image_folder, ("annotations",)),
-    "csv": (published.table, ("annotations",)),
-}
-EVERY = pytest.mark.parametrize("name", WRITERS)
+EVERY = pytest.mark.parametrize("name", published.WRITERS)
 
 
 def annotations(name: str, place: Path) -> list[Path]:
-    writer, keys = WRITERS[name]
+    writer, keys = published.WRITERS[name]
     files = writer(place)
     return [files[key] for key in keys]
 
@@ -44,7 +26,7 @@ def samples(name: str, place: Path) -> dict[str, Sample]:
 
 
 def test_every_format_is_tested_here():
-    assert set(WRITERS) | {"samples"} == set(FORMATS)
+    assert set(published.WRITERS) | {"samples"} == set(FORMATS)
 
 
 @EVERY

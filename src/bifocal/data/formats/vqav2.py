@@ -66,9 +66,11 @@ def _sample(
     identity = integer(record, "question_id")
     if asked and identity not in asked:
         raise UserError(f"the question_id {identity} is not in the file of questions")
-    answers = [entry.get("answer") if isinstance(entry, dict) else None for entry in items(record, "answers")]
-    if not all(isinstance(answer, str) for answer in answers):
-        raise UserError(f'one of the answers to the question_id {identity} has no text called "answer"')
+    answers: list[str] = []
+    for entry in items(record, "answers"):
+        if not isinstance(entry, dict) or not isinstance(entry.get("answer"), str):
+            raise UserError(f'one of the answers to the question_id {identity} has no text called "answer"')
+        answers.append(entry["answer"])
     if not answers:
         raise UserError(f"the question_id {identity} has no answers")
     usual = record.get("multiple_choice_answer")
