@@ -174,7 +174,13 @@ class CLIP(Loaded):
         if not labels:
             raise UserError("there are no labels to choose from: give at least one")
         scale = self.model.logit_scale.exp().item()
-        return (scale * self.embed_images(pictures) @ self.classifier(labels, templates).T).softmax(dim=-1)
+        return (scale * self.similarities(pictures, labels, templates)).softmax(dim=-1)
+
+    def similarities(
+        self, pictures: Sequence[AnyPicture], labels: Sequence[str], templates: Sequence[str] | None = None
+    ) -> Tensor:
+        """(n, len(labels)) cosines of pictures and classes; unlike probabilities, they never round to the same 0."""
+        return self.embed_images(pictures) @ self.classifier(labels, templates).T
 
     def classifier(self, labels: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
         """(len(labels), d) float32 of unit norm: the classes of ``classify``; the latest ones are kept."""

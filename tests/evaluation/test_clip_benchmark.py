@@ -51,12 +51,12 @@ class Tower:
     ) -> None:
         self.images, self.texts, self.logits = images, texts or {}, logits
 
-    def classify(
+    def similarities(
         self, pictures: Sequence[np.ndarray], labels: Sequence[str], templates: object
     ) -> torch.Tensor:
         assert self.logits is not None
         rows = self.logits[[int(picture[0, 0, 0]) for picture in pictures]]
-        return torch.from_numpy(rows).softmax(dim=1)
+        return torch.from_numpy(rows)
 
     def embed_images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         return self.images[[int(picture[0, 0, 0]) for picture in pictures]]

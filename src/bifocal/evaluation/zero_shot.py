@@ -23,7 +23,7 @@ class Classifying(Protocol):
 
     name: str
 
-    def classify(
+    def similarities(
         self, pictures: Sequence[np.ndarray], labels: Sequence[str], templates: Sequence[str] | None = None
     ) -> Any: ...
 
@@ -66,7 +66,7 @@ def predict(
                     f"which is not one of the {len(names)} names to choose from."
                 )
         pictures = [look_up(dataset, sample.pictures[0], blank=blank) for sample in samples]
-        scores = np.asarray(model.classify(pictures, names, templates), dtype=np.float64)  # (b,L)
+        scores = np.asarray(model.similarities(pictures, names, templates), dtype=np.float64)  # (b,L)
         truth = np.array([place[right_answers(sample)[0]] for sample in samples])
         places = ranks(scores, np.arange(len(names)) == truth[:, None])
         best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
