@@ -242,8 +242,8 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
     # The discrete model has a small part of the quickstart: its drawings cost more to evaluate than answers do. It
     # does not get as far there as to find things, which is what the later stages build on.
     steps, episodes, stages = {
-        ("quickstart", "continuous"): (760, 8_000, SCENE_STAGES),
-        ("quickstart", "discrete"): (180, 4_000, ()),
+        ("quickstart", "continuous"): (720, 8_000, SCENE_STAGES),
+        ("quickstart", "discrete"): (160, 4_000, ()),
         ("standard", "continuous"): (2800, 40_000, SCENE_STAGES),
         ("standard", "discrete"): (2200, 30_000, SCENE_STAGES),
     }[scale, family]
