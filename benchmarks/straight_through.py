@@ -30,7 +30,8 @@ from torch import Tensor
 from bifocal import artifacts, losses
 from bifocal.data.pictures import to_tensor
 from bifocal.data.scenes import WorldSettings
-from bifocal.models.quantize import QuantizerConfig, nearest_code
+from bifocal.models.nearest import nearest_code
+from bifocal.models.quantize import QuantizerConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 from bifocal.recipes.sources import SceneSource
 from bifocal.recipes.vqvae import recipe_vqvae, train_vqvae
