@@ -199,10 +199,10 @@ def test_grounding_needs_half_an_overlap_and_counts_missing_boxes():
         for i, given in boxes.items()
     ]
     rows = _by_metric(grounding.score(predictions, model="m", split="test"))
-    assert rows["acc@0.5"].value == 0.5  # the second box of "c" does not count
-    assert rows["acc@0.5"].unparsed == 1
+    assert rows["Acc@0.5"].value == 0.5  # the second box of "c" does not count
+    assert rows["Acc@0.5"].unparsed == 1
     assert rows["mean_iou"].value == pytest.approx((1 + 0.6 + 1 / 3) / 4)
-    assert rows["acc@0.5"].baseline == 1.0  # all true boxes are alike, so one constant box is always right
+    assert rows["Acc@0.5"].baseline == 1.0  # all true boxes are alike, so one constant box is always right
 
 
 def test_the_constant_box_is_the_one_most_often_right():
@@ -252,11 +252,11 @@ def test_a_perfect_captioner_beats_the_constant_caption():
     )
     for metric in ("objects_named", "objects_precision", "counts_named"):
         assert rows[metric].value == 1.0
-    for metric in ("cider_d", "bleu_4", "rouge_l", "objects_named"):
+    for metric in ("CIDEr-D", "BLEU-4", "ROUGE-L", "objects_named"):
         assert rows[metric].value > rows[metric].baseline
         assert rows[metric].value > rows[metric].blank
-    assert rows["cider_d"].variant == "tokenizer=simple"
-    assert rows["cider_d"].low < rows["cider_d"].value < rows["cider_d"].high
+    assert rows["CIDEr-D"].variant == "tokenizer=simple"
+    assert rows["CIDEr-D"].low < rows["CIDEr-D"].value < rows["CIDEr-D"].high
 
 
 def test_captions_without_known_objects_are_scored_by_likeness_alone():
@@ -267,7 +267,7 @@ def test_captions_without_known_objects_are_scored_by_likeness_alone():
     rows = captioning.score(
         captioning.predict(FakeVLM("vlm", 1.0, dataset.shapes), dataset), model="m", split="test"
     )
-    assert {row.metric for row in rows} == {"cider_d", "bleu_4", "rouge_l"}
+    assert {row.metric for row in rows} == {"CIDEr-D", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L"}
 
 
 # ------------------------------------------------------------ CLIP

@@ -25,7 +25,7 @@ from bifocal.data.scenes import WorldSettings
 from bifocal.models.clip import CLIPConfig
 from bifocal.models.language import LanguageConfig
 from bifocal.models.precision import float32_names
-from bifocal.models.vision import TextConfig
+from bifocal.models.text import TextConfig
 from bifocal.recipes.clip import CLIPRecipe, train_clip
 from bifocal.recipes.vlm import TaskWeights, VLMRecipe, train_vlm
 from bifocal.recipes.vqvae import VQVAERecipe, train_vqvae

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from bifocal import artifacts
 from bifocal.config import UserError
+from bifocal.interop.weights import WEIGHTS, read_tensors, refuse_pickle, says, weight_files
 from bifocal.models.quantize import Codebook, QuantizerConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 
-WEIGHTS, INDEX, DECODER = "model.safetensors", "model.safetensors.index.json", "image_decoder.safetensors"
-CONFIG, TAMING = "config.json", "config.yaml"
+CONFIG, TAMING, DECODER = "config.json", "config.yaml", "image_decoder.safetensors"
 PREFIXES = (
     "model.vqmodel.",
     "vqmodel.",
@@ -40,11 +39,7 @@ def is_vqgan(path: Path) -> bool:
     """Whether a directory says that it is a Chameleon, its VQ part alone, or a VQGAN of taming-transformers."""
     if "taming.models.vqgan" in _taming_config(path):
         return (path / WEIGHTS).is_file()
-    try:
-        about = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(about, dict) and about.get("model_type") in CHAMELEON
+    return says(path / CONFIG).get("model_type") in CHAMELEON
 
 
 def read_vqgan(path: Path, picture_size: int | None = None, *, legacy_beta: bool = False) -> VQVAEModel:
@@ -128,30 +123,11 @@ def _count(names: Iterable[str], pattern: str) -> int:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
-        raise UserError(
-            f"{path} is a pickle, which can run code when it is opened: write its tensors with "
-            "safetensors.torch.save_file once, where you trust it, and import that file"
-        )
-    if path.is_file():
-        files = [path]
-    elif (path / INDEX).is_file():
-        files = [
-            path / name for name in sorted(set(artifacts.read_json(path / INDEX)["weight_map"].values()))
-        ]
-    else:
-        files = [path / WEIGHTS]
+    refuse_pickle(path)
+    files = [path] if path.is_file() else weight_files(path)
     if path.is_dir() and (path / DECODER).is_file():
         files.append(path / DECODER)
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            tensors |= load_file(str(file))
-        except FileNotFoundError:
-            raise UserError(f"there is no {file}") from None
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} is damaged, or no safetensors file: {error}") from None
-    return tensors
+    return read_tensors(files)
 
 
 def _ours(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

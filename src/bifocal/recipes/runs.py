@@ -12,7 +12,8 @@ from torch import nn
 
 from bifocal import artifacts, config, distributed, inference
 from bifocal.config import UserError
-from bifocal.data.text import TextTokenizer
+from bifocal.interop.clip_tokens import AnyTokenizer
+from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.training.trainer import Outcome, TrainSettings, train
 
 RECIPE = "recipe.json"
@@ -42,7 +43,7 @@ def begun(out: Path) -> bool:
 
 def finished(out: Path) -> bool:
     """Whether a run's model is complete."""
-    return (out / inference.CONFIG).is_file() and (out / inference.WEIGHTS).is_file()
+    return inference.is_finished(out)
 
 
 def run(
@@ -54,7 +55,7 @@ def run(
     recipe: Any,
     samples_per_step: int,
     data_fingerprint: str,
-    tokenizer: TextTokenizer | None = None,
+    tokenizer: AnyTokenizer | None = None,
     validation: Callable[[], Mapping[str, float]] | None = None,
     probes: Mapping[str, Callable[[int], None]] | None = None,
     watch: Callable[[int, Mapping[str, float]], Sequence[str]] | None = None,
@@ -100,15 +101,33 @@ def describe(model: nn.Module, title: str) -> None:
 
 
 def start_from(model: nn.Module, init_from: str | None) -> None:
-    """Begin with the weights of a finished run of the same shape, where one is named."""
+    """Begin with the weights of a finished run of the same shape, where one is named.
+
+    The pictures of a CLIP may have another size: its positions are interpolated.
+    """
     if init_from is None:
         return
     other, _ = inference.load_model(init_from)
+    if isinstance(other, CLIPModel) and isinstance(model, CLIPModel):
+        other = other.at_picture_size(model.config.vision.picture_size)
+        refuse_other_manner(other.config, model.config, init_from)
     try:
         model.load_state_dict(other.state_dict())
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--init-from {init_from} is a model of another shape: {reason}") from None
+
+
+def refuse_other_manner(begin: CLIPConfig, wanted: CLIPConfig, init_from: str) -> None:
+    """Raise ``UserError`` where weights of one shape would be used in another way, such as with another GELU."""
+    one, other = (config.flatten(each) for each in (begin, wanted))
+    changed = [name for name in other if name in one and one[name] != other[name]]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"--init-from {init_from} has model.{name} {one[name]}, and this model is to have {other[name]}: with that "
+            "its weights would mean something else"
+        )
 
 
 @torch.no_grad()

@@ -16,9 +16,8 @@ from bifocal.config import UserError
 from bifocal.data.pictures import to_tensor
 from bifocal.data.scenes import WorldSettings
 from bifocal.inference import load_model
-from bifocal.models.clip import CLIPModel
+from bifocal.models.clip import CLIPModel, PictureTower
 from bifocal.models.precision import fast_dtype, open_device, set_precision
-from bifocal.models.vision import VisionTransformer
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 from bifocal.recipes.runs import begun, mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import source_of
@@ -125,14 +124,14 @@ def open_clip(run: str, picture_size: int) -> CLIPModel:
     return clip.requires_grad_(False)
 
 
-def feature_distance(vision: VisionTransformer, originals_BCHW: Tensor, others_BCHW: Tensor) -> Tensor:
+def feature_distance(vision: PictureTower, originals_BCHW: Tensor, others_BCHW: Tensor) -> Tensor:
     """Squared difference of unit-norm patch features of the last layer: LPIPS (Zhang et al. 2018) without weights.
 
     A mean over patches and pictures. The gradient goes to ``others_BCHW`` alone.
     """
     with torch.no_grad():
-        wanted = F.normalize(vision.hidden(originals_BCHW)[:, 1:].float(), dim=-1)
-    found = F.normalize(vision.hidden(others_BCHW)[:, 1:].float(), dim=-1)
+        wanted = F.normalize(vision.patch_features(originals_BCHW).float(), dim=-1)
+    found = F.normalize(vision.patch_features(others_BCHW).float(), dim=-1)
     return (found - wanted).square().sum(dim=-1).mean()
 
 
