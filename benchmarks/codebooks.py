@@ -131,6 +131,9 @@ def pictures_of(world: WorldSettings, split: str, count: int) -> Tensor:
 
 def study(run: Path, recipe: VQVAERecipe, places: int) -> None:
     """Train and measure one, unless that is done."""
+    open_run(run, "vqvae", recipe, resume=True)  # refused if it was begun with other settings
+    if (run / "study.json").exists():
+        return
     quantizer = recipe.model.quantizer
     a_picture = (recipe.world.picture_size // recipe.model.stride) ** 2
     seen = pictures_of(recipe.world, "validation", CURVE_PLACES // a_picture)
@@ -139,9 +142,6 @@ def study(run: Path, recipe: VQVAERecipe, places: int) -> None:
         point = asdict(look(model, quantizer, seen))
         artifacts.append_json_line(run / "curve.jsonl", {"step": step, **point})
 
-    open_run(run, "vqvae", recipe, resume=True)  # refused if it was begun with other settings
-    if (run / "study.json").exists():
-        return
     if not finished(run):
         train_vqvae(recipe, run, resume=True, show=show)
     model = load(run)
