@@ -19,7 +19,7 @@ from bifocal.inference import clip_tokens
 from bifocal.models.clip import CLIPBatch, CLIPConfig, CLIPModel, Regions
 from bifocal.models.precision import open_device
 from bifocal.models.vision import TextConfig, VisionConfig
-from bifocal.recipes.runs import mean_loss, open_run, run, start_from
+from bifocal.recipes.runs import mean_loss, open_run, run, start_from, tokenizer_of
 from bifocal.recipes.sources import Source, source_of
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import Outcome, TrainSettings
@@ -112,7 +112,9 @@ def train_clip(
     device = open_device(recipe.train.device)
     source = source_of(recipe.data, recipe.world, 0)
     open_run(out, "clip", recipe, resume=resume)
-    tokenizer = TextTokenizer.train(source.texts(), size=recipe.text_tokens, box_bins=0)
+    tokenizer = tokenizer_of(init_from) or TextTokenizer.train(
+        source.texts(), size=recipe.text_tokens, box_bins=0
+    )
     size = recipe.batch_size
     text = replace(recipe.model.text, vocabulary=len(tokenizer))
     torch.manual_seed(recipe.train.seed)

@@ -94,6 +94,11 @@ def describe(model: nn.Module, title: str) -> None:
     print(f"{title}: trains {trained}" + (f"; frozen {frozen}" if frozen else ""), flush=True)
 
 
+def tokenizer_of(init_from: str | None) -> TextTokenizer | None:
+    """The tokenizer of the run that training starts from: its weights mean nothing with other tokens."""
+    return None if init_from is None else inference.load_model(init_from)[1]
+
+
 def start_from(model: nn.Module, init_from: str | None) -> None:
     """Begin with the weights of a finished run of the same shape, where one is named."""
     if init_from is None:

@@ -27,7 +27,7 @@ from bifocal.models.precision import fast_dtype, open_device, set_precision
 from bifocal.models.vlm import VLM, ContinuousPath, DiscretePath, ImagePath, Rows, VLMConfig
 from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.curriculum import SCENE_STAGES, Stage, TaskWeights, stage_at
-from bifocal.recipes.runs import mean_loss, open_run, run, start_from
+from bifocal.recipes.runs import mean_loss, open_run, run, start_from, tokenizer_of
 from bifocal.recipes.sources import Source, drawing_sample, shuffled, source_of
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.progress import Progress
@@ -202,7 +202,7 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
     source = source_of(recipe.data, recipe.world, recipe.episodes)
     open_run(out, "vlm", recipe, resume=resume)
     codes = encoder.config.quantizer.codes if isinstance(encoder, VQVAEModel) else 0
-    tokenizer = TextTokenizer.train(
+    tokenizer = tokenizer_of(init_from) or TextTokenizer.train(
         source.texts(), size=recipe.text_tokens, codes=codes, box_bins=recipe.box_bins
     )
     torch.manual_seed(recipe.train.seed)
