@@ -171,7 +171,7 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
     source = source_of(recipe.data, recipe.world, recipe.episodes)
     open_run(out, "vlm", recipe, resume=resume)
     codes = encoder.config.quantizer.codes if isinstance(encoder, VQVAEModel) else 0
-    tokenizer = TextTokenizer.train(
+    tokenizer = tokenizer_of(init_from) or TextTokenizer.train(
         source.texts(), size=recipe.text_tokens, codes=codes, box_bins=recipe.box_bins
     )
     torch.manual_seed(recipe.train.seed)
@@ -214,6 +214,12 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
     )
 
 
+def tokenizer_of(init_from: str | None) -> TextTokenizer | None:
+    """The tokenizer of the VLM that training starts from: its weights mean nothing with other tokens."""
+    tokenizer = None if init_from is None else load_model(init_from)[1]
+    return tokenizer if isinstance(tokenizer, TextTokenizer) else None
+
+
 def move(rows: Rows, device: torch.device) -> Rows:
     """The rows on a device."""
     return replace(
@@ -242,8 +248,8 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
     # The discrete model has a small part of the quickstart: its drawings cost more to evaluate than answers do. It
     # does not get as far there as to find things, which is what the later stages build on.
     steps, episodes, stages = {
-        ("quickstart", "continuous"): (720, 8_000, SCENE_STAGES),
-        ("quickstart", "discrete"): (160, 4_000, ()),
+        ("quickstart", "continuous"): (550, 8_000, SCENE_STAGES),
+        ("quickstart", "discrete"): (110, 4_000, ()),
         ("standard", "continuous"): (2800, 40_000, SCENE_STAGES),
         ("standard", "discrete"): (2200, 30_000, SCENE_STAGES),
     }[scale, family]

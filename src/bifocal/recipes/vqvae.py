@@ -148,7 +148,7 @@ def recipe_vqvae(scale: str) -> VQVAERecipe:
                 optimizer=OptimizerSettings(kind="muon", learning_rate=2e-3, warmup_steps=4),
             ),
         )
-    steps = {"quickstart": 740, "standard": 1400}[scale]
+    steps = {"quickstart": 760, "standard": 1400}[scale]
     return VQVAERecipe(
         batch_size=16,
         train=TrainSettings(

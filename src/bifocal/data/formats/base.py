@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from bifocal.config import UserError
 from bifocal.data.chat import question_messages
-from bifocal.data.dialects import DIALECTS, Dialect
-from bifocal.data.files import Document, located
+from bifocal.data.dialects import Dialect
+from bifocal.data.files import Document, Entry, located
 from bifocal.data.records import expect
 from bifocal.data.sample import Box, Message, Part, Sample
 
@@ -111,7 +111,9 @@ def names_of(documents: Sequence[Document]) -> str:
     return ", ".join(str(document.path) for document in documents)
 
 
-def json_answers(entries: Sequence[Any], read: Callable[[Mapping[str, Any]], tuple[str, str]]) -> list[Given]:
+def json_answers(
+    entries: Sequence[Entry], read: Callable[[Mapping[str, Any]], tuple[str, str]]
+) -> list[Given]:
     """Answers from a list of objects; ``read`` takes id and text out of one."""
     given = []
     for where, value in entries:
@@ -119,6 +121,3 @@ def json_answers(entries: Sequence[Any], read: Callable[[Mapping[str, Any]], tup
             identity, text = read(expect(value, dict, "an answer"))
         given.append(Given(where, identity, text))
     return given
-
-
-PLAIN = DIALECTS["plain"]
