@@ -216,10 +216,11 @@ class CLIPModel(nn.Module):
         return torch.cat(images), torch.cat(parts)
 
     def _see_chunk(self, batch: CLIPBatch) -> tuple[Tensor, Tensor]:
+        if batch.regions is None:
+            images_BD = self.project_images(self.vision_model(batch.images, batch.kept))
+            return images_BD, images_BD[:0]
         seen = self.vision_model.look(batch.images, batch.kept)
         images_BD = self.project_images(self.vision_model.pool(seen))
-        if batch.regions is None:
-            return images_BD, images_BD[:0]
         parts = self.vision_model.pool_regions(seen, batch.regions.pictures, batch.regions.weights)
         return images_BD, self.project_images(parts)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bifocal.models.blocks import attend, joint_linear, merge_heads, split_heads
+from bifocal.models.blocks import attend, merge_heads, self_attend, side_by_side, split_heads
 
 # The names that the configurations of transformers use.
 Activation = Literal["gelu", "quick_gelu", "gelu_pytorch_tanh"]
@@ -43,10 +43,32 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x_BTD: Tensor, bias: Tensor | None) -> Tensor:
-        q, k, v = joint_linear(x_BTD, self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
-        attended = attend(q, k, v, bias)
-        return self.out_proj(merge_heads(attended))
+        qkv = side_by_side(x_BTD, self.q_proj, self.k_proj, self.v_proj)
+        return self.out_proj(self_attend(qkv, self.heads, bias))
+
+    def of_one(self, x_BTD: Tensor, places_B: Tensor, bias: Tensor | None) -> Tensor:
+        """(B, D): what position ``places_B`` of each row gets. ``bias`` broadcasts to (B, 1, T).
+
+        With one query a head, keys and values need not be computed: q . (K x) is (q K) . x, and what the values'
+        projection makes of a mean is the mean of what it makes of each.
+        """
+        batch, tokens, width = x_BTD.shape
+        size = width // self.heads
+        q_BHE = self.q_proj(x_BTD[torch.arange(batch, device=x_BTD.device), places_B]).view(
+            batch, self.heads, size
+        )
+        key_HED, value_HED = (
+            layer.weight.view(self.heads, size, width) for layer in (self.k_proj, self.v_proj)
+        )
+        asking_BHD = torch.bmm(q_BHE.transpose(0, 1), key_HED).transpose(0, 1)
+        scores_BHT = torch.bmm(asking_BHD, x_BTD.transpose(1, 2))
+        scores_BHT = scores_BHT + (q_BHE * self.k_proj.bias.view(self.heads, size)).sum(dim=-1, keepdim=True)
+        scores_BHT = scores_BHT * size**-0.5
+        if bias is not None:
+            scores_BHT = scores_BHT + bias
+        mixed_BHD = torch.bmm(torch.softmax(scores_BHT, dim=-1), x_BTD)
+        attended_BHE = torch.bmm(mixed_BHD.transpose(0, 1), value_HED.transpose(1, 2)).transpose(0, 1)
+        return self.out_proj(attended_BHE.reshape(batch, width) + self.v_proj.bias)
 
 
 class MLP(nn.Module):
@@ -78,6 +100,12 @@ class EncoderLayer(nn.Module):
         x_BTD = x_BTD + self.self_attn(self.layer_norm1(x_BTD), bias)
         return x_BTD + self.mlp(self.layer_norm2(x_BTD))
 
+    def of_one(self, x_BTD: Tensor, places_B: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(B, D): position ``places_B`` of each row as ``forward`` has it, without computing the others."""
+        x_BD = x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), places_B]
+        x_BD = x_BD + self.self_attn.of_one(self.layer_norm1(x_BTD), places_B, bias)
+        return x_BD + self.mlp(self.layer_norm2(x_BD))
+
 
 class Encoder(nn.Module):
     """A stack of layers."""
@@ -96,6 +124,27 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(
             EncoderLayer(width, heads, hidden, activation, eps) for _ in range(layers)
         )
+
+    def forward(self, x_BTD: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D); ``bias`` is added to the attention scores."""
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, bias)
+        return x_BTD
+
+    def of_one(self, x_BTD: Tensor, places_B: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(B, D): position ``places_B`` of each row after the last layer, which computes hardly anything else.
+
+        ``bias`` is as in ``forward``.
+        """
+        *layers, last = self.layers
+        for layer in layers:
+            x_BTD = layer(x_BTD, bias)
+        if bias is not None:
+            bias = bias.expand(len(x_BTD), 1, -1, x_BTD.shape[1])[:, 0]
+            if bias.shape[1] > 1:  # the row of the position that asks
+                bias = bias[torch.arange(len(x_BTD), device=x_BTD.device), places_B][:, None]
+        assert isinstance(last, EncoderLayer)
+        return last.of_one(x_BTD, places_B, bias)
 
 
 class AttentionPooling(nn.Module):

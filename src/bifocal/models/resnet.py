@@ -167,9 +167,9 @@ class ModifiedResNet(nn.Module):
             channels = inner * EXPANSION
         self.attnpool = AttentionPool(config.patches, channels, channels // config.head_width, output)
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, output)."""
-        return self.pool(self.look(images_BCHW))
+    def forward(self, images_BCHW: Tensor, kept: Sequence[KeptPatches] | None = None) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, output); ``kept`` is as in ``look``."""
+        return self.pool(self.look(images_BCHW, kept))
 
     def patch_features(self, images_BCHW: Tensor, layer: int = -1) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, N, features): the last map, row by row."""

@@ -117,11 +117,12 @@ class TextTransformer(nn.Module):
         config = self.config
         x = self.embeddings(tokens_BT).to(self.final_layer_norm.weight.dtype)
         bias = self._bias(tokens_BT, x.dtype)
-        for block in self.encoder.layers:
-            x = block(x, bias)
         if config.pooling in ("end", "highest"):
-            return self.final_layer_norm(x[torch.arange(len(x), device=x.device), self._end(tokens_BT)])
-        return self.final_layer_norm(x[:, 0 if config.pooling == "first" else -1])
+            places_B = self._end(tokens_BT)
+        else:
+            last = tokens_BT.shape[1] - 1
+            places_B = torch.full_like(tokens_BT[:, 0], 0 if config.pooling == "first" else last)
+        return self.final_layer_norm(self.encoder.of_one(x, places_B, bias))
 
     def _bias(self, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor | None:
         """What is added to the scores: minus infinity at padding, or at what lies ahead."""

@@ -6,7 +6,7 @@ state dict is a published layout without renaming.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -183,19 +183,40 @@ class VisionTransformer(nn.Module):
         config = self.config
         return self.embeddings(standardised(images_BCHW, config.picture_size, config.mean, config.deviation))
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> pooled (B, D)."""
-        return self.pool(self.look(images_BCHW))
+    def forward(self, images_BCHW: Tensor, kept: Sequence[KeptPatches] | None = None) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> pooled (B, D); ``kept`` is as in ``look``."""
+        if self.config.pooling != "class":
+            return self.pool(self.look(images_BCHW, kept))
+        pooled = []
+        for x_BTD, bias, _ in self._begin(images_BCHW, kept):
+            first_B = torch.zeros(len(x_BTD), dtype=torch.int64, device=x_BTD.device)
+            pooled.append(self.encoder.of_one(x_BTD, first_B, bias))
+        return self.post_layernorm(torch.cat(pooled))
 
     def look(self, images_BCHW: Tensor, kept: Sequence[KeptPatches] | None = None) -> list[Seen]:
         """(B, 3, H, W) in [0, 1] -> the last layer, in groups of consecutive pictures.
 
         ``kept`` names the patches to look at in training, one entry a group; None is all of them, in one group.
         """
+        return [
+            Seen(self.encoder(x_BTD, bias), group) for x_BTD, bias, group in self._begin(images_BCHW, kept)
+        ]
+
+    def _begin(
+        self, images_BCHW: Tensor, kept: Sequence[KeptPatches] | None
+    ) -> Iterator[tuple[Tensor, Tensor | None, KeptPatches | None]]:
+        """For each group what the first layer gets, what is added to attention scores, and the patches.
+
+        Some patches stand in place of all: one that stands for w of them counts w times in attention.
+        """
+        x_BTD = self.embed(images_BCHW)
         if kept is None:
-            return [Seen(self.hidden(images_BCHW), None)]
-        parts = zip(self.embed(images_BCHW).split(pictures_in(kept)), kept, strict=True)
-        return [Seen(self._hidden_kept(part, group), group) for part, group in parts]
+            yield self.pre_layrnorm(x_BTD), None, None
+            return
+        for part_BTD, group in zip(x_BTD.split(pictures_in(kept)), kept, strict=True):
+            places_BT = group.places if self.first == 0 else F.pad(group.places + 1, (1, 0))
+            part_BTD = part_BTD.gather(1, places_BT[:, :, None].expand(-1, -1, part_BTD.shape[-1]))
+            yield self.pre_layrnorm(part_BTD), counted(self._weights(group), part_BTD.dtype), group
 
     def pool(self, seen: Sequence[Seen]) -> Tensor:
         """(B, D): the class token, the mean of the patches, weighed where each stands for several, or the head's."""
@@ -237,15 +258,6 @@ class VisionTransformer(nn.Module):
         if kept is None or kept.weights is None:
             return None
         return F.pad(kept.weights, (self.first, 0), value=1.0)
-
-    def _hidden_kept(self, x_BTD: Tensor, kept: KeptPatches) -> Tensor:
-        """Some patches in place of all: one that stands for w of them counts w times in attention."""
-        bias = counted(self._weights(kept), x_BTD.dtype)
-        places_BT = kept.places if self.first == 0 else F.pad(kept.places + 1, (1, 0))
-        x_BTD = self.pre_layrnorm(x_BTD.gather(1, places_BT[:, :, None].expand(-1, -1, x_BTD.shape[-1])))
-        for block in self.encoder.layers:
-            x_BTD = block(x_BTD, bias)
-        return x_BTD
 
 
 def regions_of(

@@ -44,9 +44,7 @@ class PatchTransformer(nn.Module):
         _, width, rows, columns = x_BCHW.shape
         positions = POSITION_SHARE * grid_code(rows, columns, width)
         x_BND = x_BCHW.flatten(2).transpose(1, 2) + positions.to(x_BCHW.device, x_BCHW.dtype)
-        for layer in self.encoder.layers:
-            x_BND = layer(x_BND)
-        return self.norm_out(x_BND).transpose(1, 2).unflatten(2, (rows, columns))
+        return self.norm_out(self.encoder(x_BND)).transpose(1, 2).unflatten(2, (rows, columns))
 
 
 class ViTEncoder(nn.Module):
