@@ -7,11 +7,11 @@ from typing import Literal
 
 from bifocal import artifacts
 from bifocal.config import UserError
-from bifocal.data.text import TextTokenizer
 from bifocal.interop import clip_transformers, open_clip
-from bifocal.interop.clip_tokens import AnyTokenizer, read_tokenizer, write_tokenizer
+from bifocal.interop.clip_tokens import AnyTokenizer, end_of, read_tokenizer, write_tokenizer
 from bifocal.interop.open_clip_config import passes_over_padding, why_not
-from bifocal.interop.weights import INDEX, WEIGHTS, says
+from bifocal.interop.settings import says
+from bifocal.interop.weights import INDEX, WEIGHTS
 from bifocal.models.clip import CLIPConfig, CLIPModel
 
 Layout = Literal["transformers", "open_clip"]
@@ -84,10 +84,8 @@ def write_clip(
     """
     text = model.config.text
     begin = end = pad = None
-    if isinstance(tokenizer, TextTokenizer):
-        begin, end, pad = tokenizer.bos, tokenizer.eos, tokenizer.pad
-    elif tokenizer is not None:
-        begin, end, pad = tokenizer.sequences(["a"])[0][0], tokenizer.end, tokenizer.pad
+    if tokenizer is not None:
+        begin, end, pad = tokenizer.sequences(["a"])[0][0], end_of(tokenizer), tokenizer.pad
     if layout == "transformers":
         clip_transformers.write(directory, model, begin=begin, end=end, pad=pad)
         if tokenizer is not None:

@@ -25,16 +25,22 @@ def read_tokenizer(
     ``cleaning`` and ``pad`` are what the model's configuration says of a foreign tokenizer.
     """
     if is_ours(directory / TOKENIZER):
-        return TextTokenizer.read(directory / TOKENIZER)
-    tokenizer = read_foreign(directory, cleaning=cleaning, pad=pad)
-    if tokenizer is None:
-        return None
+        tokenizer: AnyTokenizer | None = TextTokenizer.read(directory / TOKENIZER)
+    else:
+        tokenizer = read_foreign(directory, cleaning=cleaning, pad=pad)
+    if tokenizer is not None:
+        _refuse_another(tokenizer, text, directory)
+    return tokenizer
+
+
+def _refuse_another(tokenizer: AnyTokenizer, text: TextConfig, directory: Path) -> None:
+    """Raise ``UserError`` for a tokenizer whose ids or end token are not the model's."""
     if len(tokenizer) > text.vocabulary:
         raise UserError(
             f"the tokenizer in {directory} has {len(tokenizer)} tokens and the model embeds {text.vocabulary}: it is "
             "another model's"
         )
-    end = tokenizer.end
+    end = end_of(tokenizer)
     highest = max(tokenizer.tokenizer.get_vocab().values())
     if text.pooling == "end" and end != text.end:
         raise UserError(
@@ -46,7 +52,11 @@ def read_tokenizer(
             f"{directory} pools texts at their highest id (eos_token_id 2, or pool_type argmax), and its tokenizer "
             f"ends them with {end} though it has ids up to {highest}: write the end token's id into the configuration"
         )
-    return tokenizer
+
+
+def end_of(tokenizer: AnyTokenizer) -> int | None:
+    """The id that every text ends with, if there is one."""
+    return tokenizer.eos if isinstance(tokenizer, TextTokenizer) else tokenizer.end
 
 
 def is_ours(path: Path) -> bool:

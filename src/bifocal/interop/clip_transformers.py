@@ -23,7 +23,8 @@ from bifocal.interop.preprocessing import (
     read_transformers,
     write_transformers,
 )
-from bifocal.interop.weights import WEIGHTS, fill, read_tensors, setting, weight_files
+from bifocal.interop.settings import setting, square
+from bifocal.interop.weights import WEIGHTS, fill, read_tensors, weight_files
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.models.encoder import ACTIVATIONS
 from bifocal.models.text import TextConfig
@@ -77,7 +78,7 @@ def config_of(about: Mapping[str, Any], directory: Path) -> CLIPConfig:
     words, eyes = _part(about, "text", TEXT_DEFAULTS[kind]), _part(about, "vision", VISION_DEFAULTS[kind])
     if eyes["num_channels"] != 3:
         raise UserError(f"{where}: pictures of {eyes['num_channels']} channels are not supported, only of 3")
-    size = _square(eyes["image_size"], where)
+    size = square(eyes["image_size"], where)
     how = read_transformers(directory, size, CLIP_DEFAULTS if kind == CLIP else SIGLIP_DEFAULTS)
     text = TextConfig(
         vocabulary=setting(words, "vocab_size", int, None, where),
@@ -86,7 +87,7 @@ def config_of(about: Mapping[str, Any], directory: Path) -> CLIPConfig:
     )
     vision = VisionConfig(
         picture_size=size,
-        patch_size=_square(eyes["patch_size"], where),
+        patch_size=square(eyes["patch_size"], where),
         mean=how.mean,
         deviation=how.deviation,
         **_sizes(eyes, where),
@@ -142,13 +143,6 @@ def _sizes(settings: dict[str, Any], where: Path) -> dict[str, Any]:
         "activation": activation,
         "norm_eps": setting(settings, "layer_norm_eps", float, None, where),
     }
-
-
-def _square(value: Any, where: Path) -> int:
-    sides = value if isinstance(value, list | tuple) else [value]
-    if len(set(sides)) != 1 or not isinstance(sides[0], int):
-        raise UserError(f"{where}: pictures and patches must be square, and one is {value!r}")
-    return sides[0]
 
 
 def _ours(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:

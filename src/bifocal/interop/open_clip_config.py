@@ -15,7 +15,7 @@ from typing import Any
 
 from bifocal.config import UserError
 from bifocal.interop.preprocessing import read_open_clip
-from bifocal.interop.weights import setting
+from bifocal.interop.settings import setting, square
 from bifocal.models.clip import CLIPConfig
 from bifocal.models.encoder import Activation
 from bifocal.models.resnet import ResNetConfig
@@ -51,7 +51,7 @@ def config_of(cfg: Mapping[str, Any], preprocess: Mapping[str, Any], where: Path
     bias = cfg.get("init_logit_bias") is not None
     if isinstance(eyes.get("layers", 12), list | tuple):
         vision: VisionConfig | ResNetConfig = ResNetConfig(
-            picture_size=_square(eyes.get("image_size", 224), where),
+            picture_size=square(eyes.get("image_size", 224), where),
             layers=tuple(eyes["layers"]),
             width=setting(eyes, "width", int, 768, where),
             head_width=setting(eyes, "head_width", int, 64, where),
@@ -70,8 +70,8 @@ def _vit(eyes: dict[str, Any], quick: bool, where: Path) -> VisionConfig:
     if pool not in ("tok", "avg"):
         raise UserError(f"{where}: vision_cfg.pool_type {pool!r} is not supported")
     return VisionConfig(
-        picture_size=_square(eyes.get("image_size", 224), where),
-        patch_size=_square(eyes.get("patch_size", 16), where),
+        picture_size=square(eyes.get("image_size", 224), where),
+        patch_size=square(eyes.get("patch_size", 16), where),
         width=width,
         layers=setting(eyes, "layers", int, 12, where),
         heads=width // setting(eyes, "head_width", int, 64, where),
@@ -120,13 +120,6 @@ def _activation(settings: Mapping[str, Any], quick: bool, where: Path) -> Activa
     if quick:
         return "quick_gelu"
     return "gelu_pytorch_tanh" if more.get("approximate") == "tanh" else "gelu"
-
-
-def _square(value: Any, where: Path) -> int:
-    sides = value if isinstance(value, list | tuple) else [value]
-    if len(set(sides)) != 1 or not isinstance(sides[0], int):
-        raise UserError(f"{where}: pictures and patches must be square, and one is {value!r}")
-    return sides[0]
 
 
 def why_not(config: CLIPConfig) -> str | None:

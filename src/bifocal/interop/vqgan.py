@@ -18,7 +18,8 @@ from torch import Tensor
 
 from bifocal import artifacts
 from bifocal.config import UserError
-from bifocal.interop.weights import WEIGHTS, read_tensors, refuse_pickle, says, weight_files
+from bifocal.interop.settings import says
+from bifocal.interop.weights import WEIGHTS, read_tensors, refuse_pickle, weight_files
 from bifocal.models.quantize import Codebook, QuantizerConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 

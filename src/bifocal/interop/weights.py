@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -63,22 +61,3 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"the weights in {path} do not fit its configuration: {reason}") from None
-
-
-def says(path: Path) -> dict[str, Any]:
-    """What a JSON file says, and nothing where it cannot be read: whoever needs it then says why."""
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return about if isinstance(about, dict) else {}
-
-
-def setting(about: dict[str, Any], name: str, kind: type, default: Any, where: Path) -> Any:
-    """``about[name]`` of a type, or the default where it is not written; ``UserError`` for one of another type."""
-    value = about.get(name, default)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise UserError(f"{where}: {name} should be of the kind {kind.__name__}, and is {value!r}")
-    return value
