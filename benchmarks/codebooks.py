@@ -209,7 +209,10 @@ def section(out: Path, sizes: tuple[int, ...], steps: int, places: int) -> str:
         if codes == LARGE and found["usage"] >= KEPT
     ]
     lines += ["", f"Of {LARGE:,} codes, {KEPT:.0%} or more in use: {', '.join(kept) or 'none'}."]
-    lines += ["", "![PSNR, usage and perplexity of every quantizer on validation scenes, over training](quantizers.png)"]
+    lines += [
+        "",
+        "![PSNR, usage and perplexity of each quantizer over training, on validation scenes](quantizers.png)",
+    ]
     return "\n".join(lines)
 
 
