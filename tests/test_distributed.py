@@ -57,6 +57,31 @@ def _check_reductions() -> None:
     # Both ranks compute the whole loss, so the gradient is that of their sum: exactly twice the one.
     assert torch.equal(mine.grad, 2 * whole.grad[2 * rank : 2 * rank + 2])
 
-    with pytest.raises(ValueError, match="same shape"):
-        distributed.gather_with_gradient(torch.ones(2 + rank, 3))
+    assert distributed.counts(rank + 5) == [5, 6]
+
+    # Ranks with three rows and one: what each makes of all rows adds up to what one process makes of them.
+    share = slice(0, 3) if rank == 0 else slice(3, 4)
+    for together in (distributed.gather_with_gradient, _by_visits):
+        mine = everything[share].clone().requires_grad_()
+        found = together(mine)
+        assert torch.equal(found, everything)
+        (weight[share] * (mine @ found.T)).sum().backward()
+        assert mine.grad is not None
+        torch.testing.assert_close(mine.grad, whole.grad[share], rtol=1e-12, atol=1e-12)
+
+    empty = everything[: 2 * rank].clone().requires_grad_()  # the first rank has nothing
+    for source, rows in distributed.visits(empty):
+        assert torch.equal(rows, everything[: 2 * source])
+        (rows.sum() * (rank + 1)).backward()
+    assert empty.grad is not None
+    assert torch.equal(empty.grad, torch.full_like(empty, 3.0))
+
+    with pytest.raises(ValueError, match="rows of the same shape"):
+        distributed.gather_with_gradient(torch.ones(2, 3 + rank))
     distributed.barrier()
+
+
+def _by_visits(tensor: torch.Tensor) -> torch.Tensor:
+    """All rows in the order of ranks, put together from what comes by."""
+    found = dict(distributed.visits(tensor))
+    return torch.cat([found[rank] for rank in sorted(found)])

@@ -13,7 +13,8 @@ from bifocal.data.text import TextTokenizer
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.models.language import LanguageConfig
 from bifocal.models.quantize import QuantizerConfig
-from bifocal.models.vision import TextConfig, VisionConfig
+from bifocal.models.text import TextConfig
+from bifocal.models.vision import VisionConfig
 from bifocal.models.vlm import VLM, VLMConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 

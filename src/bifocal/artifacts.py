@@ -152,7 +152,7 @@ def refuse_overwrite(path: str | Path) -> None:
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"'{path}' is a file, and a run needs a directory: choose another --out")
-    for name in ("recipe.json", "config.json", "model.safetensors", "checkpoints"):
+    for name in ("recipe.json", "config.json", "open_clip_config.json", "model.safetensors", "checkpoints"):
         if (path / name).exists():
             raise UserError(
                 f"'{path}' already holds a run ({name}): choose another --out, or continue it with --resume"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import io
@@ -18,7 +19,15 @@ import tyro
 from bifocal import config
 
 Task = Literal[
-    "reconstruction", "zero-shot", "retrieval", "captioning", "vqa", "grounding", "reasoning", "text-to-image"
+    "reconstruction",
+    "zero-shot",
+    "retrieval",
+    "linear-probe",
+    "captioning",
+    "vqa",
+    "grounding",
+    "reasoning",
+    "text-to-image",
 ]
 # A task, or the name of a benchmark's format where no other will do.
 ScoreTask = Literal[
@@ -81,10 +90,11 @@ def quickstart(
 
 
 def train(
-    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm"]],
+    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "prior"]],
     out: Path | None = None,
     family: Literal["discrete", "continuous"] | None = None,
     vision: str | None = None,
+    tower: Literal["vit", "resnet"] | None = None,
     data: str | None = None,
     init_from: str | None = None,
     scale: Literal["quickstart", "standard"] = "quickstart",
@@ -104,9 +114,11 @@ def train(
         model: which recipe.
         out: the run's directory (runs/MODEL if not given).
         family: of a vlm: image tokens (discrete) or CLIP features (continuous).
-        vision: the finished run of a vlm's image encoder.
-        data: a folder of samples; the default scenes if not given.
-        init_from: start from the weights of a finished run of the same shape.
+        vision: the finished run of a vlm's image encoder, or of the VQ-VAE whose codes a prior is over.
+        tower: what a clip sees pictures with, a ViT if not given.
+        data: a folder of samples (for a prior also what `bifocal encode` wrote); the default scenes if not given.
+        init_from: start from the weights of a finished run of the same shape; a clip takes shape and tokenizer from
+            it, and may start from a directory that transformers or open_clip wrote.
         scale: the size of the recipe.
         smoke: toy size.
         steps: optimizer steps.
@@ -126,6 +138,7 @@ def train(
         scale="smoke" if smoke else scale,
         family=family,
         vision=vision,
+        tower=tower,
         data=data,
         init_from=init_from,
         steps=steps,
@@ -146,6 +159,10 @@ def evaluate(
     blank: bool = True,
     checker: Path | None = None,
     features: Path | None = None,
+    prior: Path | None = None,
+    classes: Path | None = None,
+    templates: str | None = None,
+    train_data: str | None = None,
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
     device: str = "cpu",
     dtype: Dtype = "auto",
@@ -158,11 +175,15 @@ def evaluate(
         run: a finished run.
         task: what to ask of it.
         split: of the scenes.
-        data: a folder of samples instead of the scenes.
+        data: a folder of samples instead of the scenes; for zero-shot also one with a folder for each class.
         count: how many samples.
         blank: also put the same questions with blank pictures.
         checker: for text-to-image, the VLM that is asked about the drawings.
         features: for reconstruction, the CLIP in whose features the Fréchet distance is measured.
+        prior: for reconstruction, the prior over the codes by which their bits are counted.
+        classes: for zero-shot, a file of names to choose from, one a line, or JSON {folder: name}.
+        train_data: for linear-probe, the folder to learn from; without, the other folds of DATA, or training scenes.
+        templates: for zero-shot, drawings, photos or name, or a file of sentences with {} for the name.
         json_output: print rows as JSON and nothing else.
         device: where to compute.
         dtype: auto is bf16 where it is fast.
@@ -179,6 +200,10 @@ def evaluate(
         blank=blank,
         checker=checker,
         features=features,
+        prior=prior,
+        classes=classes,
+        templates=templates,
+        train_data=train_data,
         device=device,
         dtype=dtype,
     )
@@ -374,38 +399,142 @@ def encode(
     )
 
 
+def search(
+    run: tyro.conf.Positional[Path],
+    folder: tyro.conf.Positional[Path],
+    query: tyro.conf.Positional[str],
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+    top: int = 12,
+    index: Path | None = None,
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    device: str = "cpu",
+    dtype: Dtype = "auto",
+) -> None:
+    """Find the pictures of a folder by what they show, or by another picture.
+
+    Example: bifocal search runs/quickstart/clip pictures "an owl on a red tile" -o found.png
+
+    Args:
+        run: a finished CLIP.
+        folder: of pictures, subfolders included; it is indexed at the first search, and brought up to date later.
+        query: words, or the path of a picture.
+        output: a sheet of what was found, .png or .html.
+        top: how many pictures.
+        index: where the index lies (FOLDER-RUN.index beside the folder if not given).
+        json_output: print JSON and nothing else.
+        device: where to compute.
+        dtype: auto is bf16 where it is fast.
+    """
+    from bifocal.commands.search import search_command
+
+    answer = search_command(
+        run, folder, query, top=top, index=index, output=output, device=device, dtype=dtype
+    )
+    if json_output:
+        print(json.dumps(answer))
+        return
+    for found in answer["results"]:
+        print(f"{found['rank']:>3}  {found['score']:.3f}  {folder / found['file']}")
+    if output is not None:
+        print(f"wrote {output}")
+
+
+def interpolate(
+    start: tyro.conf.Positional[Path],
+    end: tyro.conf.Positional[Path],
+    out: Path,
+    share: float = 0.5,
+    new: str | None = None,
+    old: str | None = None,
+    points: int = 11,
+    task: Literal["zero-shot", "retrieval"] = "zero-shot",
+    templates: str | None = None,
+    count: int | None = None,
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    device: str = "cpu",
+    dtype: Dtype = "auto",
+) -> None:
+    """Mix the weights of a CLIP and of what fine-tuning made of it, to gain the new without losing the old.
+
+    Example: bifocal interpolate clip-vit-base-patch32 runs/tuned --new pets --old scenes --out runs/mixed
+
+    Args:
+        start: a finished CLIP, or a directory that transformers or open_clip wrote.
+        end: a CLIP trained from it (bifocal train clip --init-from START).
+        out: a new run: the mixed model, and the curve where there are data.
+        share: of the end's weights in the mixed model.
+        new: a folder of what was trained on, or scenes; its score is the curve's one side.
+        old: a folder of what should not be lost, or scenes; its score is the other.
+        points: of the curve, from start to end.
+        task: what is scored, without training.
+        templates: for zero-shot, drawings, photos or name, or a file of sentences with {} for the name.
+        count: how many samples of each set.
+        json_output: print the curve as JSON and nothing else.
+        device: where to compute.
+        dtype: auto is bf16 where it is fast.
+    """
+    from bifocal.commands.interpolate import interpolate_command
+
+    curve = interpolate_command(
+        start,
+        end,
+        out,
+        share=share,
+        new=new,
+        old=old,
+        points=points,
+        task=task,
+        templates=templates,
+        count=count,
+        device=device,
+        dtype=dtype,
+    )
+    if json_output:
+        print(json.dumps({"points": [dataclasses.asdict(point) for point in curve]}))
+        return
+    for point in curve:
+        scores = {"old": point.old, "new": point.new}
+        shown = "  ".join(
+            f"{name} {100 * each.value:.1f}%" for name, each in scores.items() if each is not None
+        )
+        print(f"share {point.share:4.2f}  {shown}")
+    print(f"wrote {out}")
+
+
 def import_(
     source: tyro.conf.Positional[Path],
     out: Path,
     picture_size: int | None = None,
+    legacy_beta: bool = False,
 ) -> None:
-    """Read another tool's checkpoint: a VQGAN of taming-transformers, or the VQ part of a Chameleon.
+    """Read another tool's checkpoint: a CLIP of transformers or open_clip, a VQGAN, or the VQ part of a Chameleon.
 
-    Example: bifocal import chameleon-7b --out runs/chameleon-vq
+    Example: bifocal import clip-vit-base-patch32 --out runs/openai
 
     Args:
-        source: a directory, or a safetensors file.
+        source: a directory, or, for a VQGAN, a safetensors file.
         out: a new run's directory.
-        picture_size: side in pixels, where the checkpoint does not say it.
+        picture_size: side in pixels, where a VQGAN does not say it.
+        legacy_beta: to go on training as taming-transformers does, with beta on the codebook term.
     """
     from bifocal.commands.exchange import import_command
 
-    import_command(source, out, picture_size)
+    import_command(source, out, picture_size, legacy_beta=legacy_beta)
     print(f"wrote {out}")
 
 
 def export(
     run: tyro.conf.Positional[Path],
-    form: tyro.conf.Positional[Literal["chameleon-vq", "taming"]],
+    form: tyro.conf.Positional[Literal["transformers", "open_clip", "chameleon-vq", "taming"]],
     out: tyro.conf.Positional[Path],
 ) -> None:
-    """Write a finished VQ-VAE as a directory that another tool opens.
+    """Write a finished CLIP or VQ-VAE as a directory that another tool opens.
 
-    Example: bifocal export runs/quickstart/vqvae chameleon-vq exported
+    Example: bifocal export runs/quickstart/clip open_clip exported
 
     Args:
         run: a finished run.
-        form: whose layout.
+        form: whose layout; the first two are a CLIP's.
         out: a new directory.
     """
     from bifocal.commands.exchange import export_command
@@ -523,6 +652,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "ask": ask,
     "draw": draw,
     "encode": encode,
+    "search": search,
+    "interpolate": interpolate,
     "import": import_,
     "export": export,
     "data scenes": data_scenes,

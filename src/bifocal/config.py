@@ -280,7 +280,7 @@ def _built(cls: Any, data: Any, where: str, problems: list[str], older: bool = F
             values[name] = _built(members[0], data[name], f"{where}{name}.", problems, older)
         else:
             try:
-                values[name] = _converted(data[name], annotations[name])
+                values[name] = _converted(data[name], annotations[name], older)
             except _Unfit as error:
                 problems.append(f"{where}{name}: {error}")
     if len(problems) > before:
@@ -292,14 +292,14 @@ def _built(cls: Any, data: Any, where: str, problems: list[str], older: bool = F
         return None
 
 
-def _converted(value: Any, annotation: Any) -> Any:
+def _converted(value: Any, annotation: Any, older: bool = False) -> Any:
     """JSON data as `annotation` asks; raises _Unfit."""
     members = _members(annotation)
     if len(members) > 1:
         fits: list[Any] = []
         for member in sorted(members, key=_strictness):
             try:
-                fits.append(_converted(value, member))
+                fits.append(_converted(value, member, older))
             except _Unfit:
                 continue
         if not fits:
@@ -311,7 +311,7 @@ def _converted(value: Any, annotation: Any) -> Any:
     origin = typing.get_origin(annotation)
     if dataclasses.is_dataclass(annotation):
         problems: list[str] = []
-        built = _built(annotation, value, "", problems)
+        built = _built(annotation, value, "", problems, older)
         return _no("; ".join(problems)) if problems else built
     if annotation is type(None) and value is None:
         return None

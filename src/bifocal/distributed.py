@@ -1,10 +1,11 @@
-"""Ranks, reductions, and the gather that carries gradients; with one process all of it is the identity.
+"""Ranks, reductions, and what carries gradients between ranks; with one process all of it is the identity.
 
 The same script runs alone and under `torchrun`: it calls `init_from_environment` once and never asks whether
 there are others.
 """
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -84,39 +85,89 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return total
 
 
+def counts(number: int) -> list[int]:
+    """What each rank says, in the order of ranks. Every rank must call it."""
+    if world_size() == 1:
+        return [number]
+    said: list[Any] = [None] * world_size()
+    dist.all_gather_object(said, number)
+    return said
+
+
 def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """(b, ...) on each of R ranks -> (R * b, ...) on all, in the order of ranks, differentiable.
+    """(b, ...) on each rank -> all rows on all ranks, in the order of ranks, differentiable; b may differ.
 
     Backward, every rank's gradient for a slice is summed on the rank that owns it, so what a rank gets is the
     gradient of the *sum* of the losses of all ranks: R ranks that compute the same loss over everything get R
-    times its gradient, and averaging gradients over ranks makes that equal to one process.
+    times its gradient, and averaging gradients over ranks makes that equal to one process. Every rank must call
+    it, and go backward through it.
 
     Raises:
-        ValueError: on every rank, if their shapes differ.
+        ValueError: on every rank, if the shapes of their rows differ.
     """
     if world_size() == 1:
         return tensor
     shapes: list[Any] = [None] * world_size()
     dist.all_gather_object(shapes, tuple(tensor.shape))
-    if len(set(shapes)) > 1:
-        raise ValueError(f"every rank must bring the same shape to a gather, got {shapes}")
-    gathered: Tensor = _Gather.apply(tensor)
+    if len({shape[1:] for shape in shapes}) > 1:
+        raise ValueError(f"every rank must bring rows of the same shape to a gather, got {shapes}")
+    gathered: Tensor = _Gather.apply(tensor, [shape[0] for shape in shapes])
     return gathered
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, tensor: Tensor) -> Tensor:
-        slices = [
-            torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())
-        ]
-        dist.all_gather(slices, tensor.contiguous())
-        return torch.cat(slices)
+    def forward(context: Any, tensor: Tensor, rows: list[int]) -> Tensor:
+        context.rows = rows
+        padded = tensor.new_zeros(max(rows), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        slices = [torch.empty_like(padded) for _ in rows]
+        dist.all_gather(slices, padded)
+        return torch.cat([part[:count] for part, count in zip(slices, rows, strict=True)])
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        total = all_reduce_sum(gradient)
-        return total.chunk(world_size())[rank()]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return all_reduce_sum(gradient).split(context.rows)[rank()], None
+
+
+def visits(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The tensors (b, ...) of all ranks, one after the other, each with its rank; one's own first; differentiable.
+
+    Each time every rank hands what it has to the next rank, so that none holds more than one tensor besides its own.
+    Backward, gradients go round the other way, and each rank gets the sum of what all ranks made of its tensor. Every
+    rank must ask for all of them, and go backward through all. b may differ.
+    """
+    yield rank(), tensor
+    if world_size() == 1:
+        return
+    rows = counts(len(tensor))
+    for step in range(1, world_size()):
+        source = (rank() - step) % world_size()
+        tensor = _HandOn.apply(tensor, rows[source])
+        yield source, tensor
+
+
+class _HandOn(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, tensor: Tensor, rows: int) -> Tensor:
+        context.rows = len(tensor)
+        return _exchange(tensor, 1, rows)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _exchange(gradient, -1, context.rows), None
+
+
+def _exchange(tensor: Tensor, direction: int, rows: int) -> Tensor:
+    """Send ``tensor`` to the next rank (direction 1) or the last (-1), and get ``rows`` rows from the other side."""
+    got = tensor.new_empty(rows, *tensor.shape[1:])
+    to, source = (rank() + direction) % world_size(), (rank() - direction) % world_size()
+    both = [(dist.isend, tensor.contiguous(), to), (dist.irecv, got, source)]
+    # an empty tensor is not sent, and not waited for
+    operations = [dist.P2POp(go, part, peer) for go, part, peer in both if part.numel()]
+    for pending in dist.batch_isend_irecv(operations) if operations else ():
+        pending.wait()
+    return got
 
 
 @torch.no_grad()

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from bifocal import distributed
+
+Objective = Literal["softmax", "sigmoid", "simplified"]
+ROWS = 1024  # pictures that the sigmoid objective compares at once
 
 
 def contrastive(
@@ -15,17 +24,127 @@ def contrastive(
     Both inputs have unit norm. Two rows with the same text id are not negatives of each other: the entries between
     them, other than the pair itself, are left out. Returns the sum over pairs of the mean of both directions, and
     the share of pictures whose own text scores highest.
+
+    On several ranks each brings pairs of its own and gets the sum over those, compared with the pairs of all. The
+    gradients of all ranks add up to those of one process that holds every pair. So do those of ``sigmoid`` and
+    ``simplified``.
     """
-    logits_BB = scale * images_BD @ texts_BD.T
-    if text_ids_B is not None:
-        same = (text_ids_B[:, None] == text_ids_B[None, :]).fill_diagonal_(False)
-        logits_BB = logits_BB.masked_fill(same, float("-inf"))
-    target = torch.arange(len(logits_BB), device=logits_BB.device)
-    total = F.cross_entropy(logits_BB, target, reduction="sum") + F.cross_entropy(
-        logits_BB.T, target, reduction="sum"
+    logits_BA = scale * images_BD @ distributed.gather_with_gradient(texts_BD).T
+    same_BA, own_B = _duplicates(text_ids_B, texts_BD)
+    logits_BA = logits_BA.masked_fill(same_BA, float("-inf"))
+    if distributed.world_size() == 1:
+        columns_BA = logits_BA.T
+    else:
+        columns_BA = scale * texts_BD @ distributed.gather_with_gradient(images_BD).T
+        columns_BA = columns_BA.masked_fill(same_BA, float("-inf"))
+    total = F.cross_entropy(logits_BA, own_B, reduction="sum") + F.cross_entropy(
+        columns_BA, own_B, reduction="sum"
     )
-    right = (logits_BB.detach().argmax(dim=1) == target).float().mean().item()
-    return total / 2, right
+    return total / 2, _share(logits_BA.detach().argmax(dim=1) == own_B)
+
+
+def sigmoid(
+    images_BD: Tensor, texts_BD: Tensor, scale: Tensor, bias: Tensor, text_ids_B: Tensor | None = None
+) -> tuple[Tensor, float]:
+    """SigLIP's objective: do they belong together, asked of every picture and every text (Zhai et al. 2023, eq. 1).
+
+    Arguments and results are those of ``contrastive``; ``bias`` is added to every scaled similarity. The texts of
+    each rank go round, and every rank compares them with its pictures, ``ROWS`` at once: the whole matrix is never
+    held, and where it has several parts, they are computed anew on the way back.
+    """
+    ids_B = _ids(text_ids_B, texts_BD)
+    several = distributed.world_size() > 1 or len(images_BD) > ROWS
+    total = images_BD.new_zeros(())
+    own_B = images_BD.new_zeros(len(images_BD))
+    best_B = torch.full_like(own_B, float("-inf"))
+    for (source, texts_AD), (_, ids_A) in zip(
+        distributed.visits(texts_BD), distributed.visits(ids_B), strict=True
+    ):
+        for first in range(0, len(images_BD), ROWS) or [0]:
+            rows = slice(first, first + ROWS)
+            arguments = (images_BD[rows], texts_AD, scale, bias, ids_B[rows], ids_A)
+            mine = first if source == distributed.rank() else None
+            if several:
+                part, own, best = checkpoint(_asked, *arguments, mine, use_reentrant=False)
+            else:
+                part, own, best = _asked(*arguments, mine)
+            total = total + part
+            own_B[rows] += own
+            best_B[rows] = best_B[rows].maximum(best)
+    return total, _share(own_B > best_B)
+
+
+def _asked(
+    images_PD: Tensor,
+    texts_AD: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    ids_P: Tensor,
+    ids_A: Tensor,
+    first: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of the sigmoid objective over P pictures and A texts; picture i's own text is ``first + i``, if any is.
+
+    Also, without gradients, each picture's score with its own text (0 if it is not here) and the best with another.
+    """
+    logits_PA = scale * images_PD @ texts_AD.T + bias
+    own_PA = torch.zeros_like(logits_PA, dtype=torch.bool)
+    if first is not None:
+        own_PA.diagonal(first).fill_(True)
+    same_PA = (ids_P[:, None] == ids_A) & ~own_PA
+    total = F.softplus(torch.where(own_PA, -logits_PA, logits_PA)).masked_fill(same_PA, 0).sum()
+    scores_PA = logits_PA.detach()
+    others_PA = scores_PA.masked_fill(same_PA | own_PA, float("-inf"))
+    best_P = F.pad(others_PA, (0, 1), value=float("-inf")).amax(dim=1)
+    return total, scores_PA.masked_fill(~own_PA, 0).sum(dim=1), best_P
+
+
+def simplified(images_BD: Tensor, texts_BD: Tensor, text_ids_B: Tensor | None = None) -> tuple[Tensor, float]:
+    """The lecture's simplified objective: matching similarities up, all others down. For teaching.
+
+    Arguments and results are those of ``contrastive``, without a scale. Summed over pairs, and negated, since a loss
+    falls: the similarity of each picture with its own text less the *mean* of those with the others.
+
+    It needs normalisation twice. Vectors of unit norm, or longer vectors alone lower the loss without end. And each of
+    the two sums divided by its number of terms: as there are B - 1 times as many non-matching pairs, plain sums are
+    best served, from five pairs on, by sending all pictures to one point and all texts to the opposite one. Even so it
+    only compares means: two clusters of pairs satisfy it as well as B places do, because no wrong text counts more for
+    being close. A softmax or a sigmoid over the similarities mends that.
+    """
+    similar_BA = images_BD @ distributed.gather_with_gradient(texts_BD).T
+    same_BA, own_B = _duplicates(text_ids_B, texts_BD)
+    apart_BA = ~same_BA.scatter(1, own_B[:, None], True)
+    others_B = (similar_BA * apart_BA).sum(dim=1) / apart_BA.sum(dim=1).clamp(min=1)
+    matching_B = similar_BA.gather(1, own_B[:, None])[:, 0]
+    return (others_B - matching_B).sum(), _share(similar_BA.detach().argmax(dim=1) == own_B)
+
+
+def guessing(objective: Objective, pairs: int) -> float:
+    """Loss a pair, among ``pairs``, of a model that knows no more than how many there are: where training begins."""
+    if objective == "simplified" or pairs < 2:
+        return 0.0
+    certain = math.log(pairs)
+    return certain if objective == "softmax" else certain + (pairs - 1) * math.log(pairs / (pairs - 1))
+
+
+def _ids(text_ids_B: Tensor | None, texts_BD: Tensor) -> Tensor:
+    """The ids of texts; without any, one for each text of each rank."""
+    if text_ids_B is not None:
+        return text_ids_B
+    return torch.arange(len(texts_BD), device=texts_BD.device) + (distributed.rank() << 32)
+
+
+def _duplicates(text_ids_B: Tensor | None, texts_BD: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, A) bool: which of all ranks' texts are worded like one's own; (B,) int64: where one's own stand."""
+    ids_B = _ids(text_ids_B, texts_BD)
+    before = sum(distributed.counts(len(ids_B))[: distributed.rank()])
+    own_B = torch.arange(before, before + len(ids_B), device=ids_B.device)
+    same_BA = ids_B[:, None] == distributed.gather_with_gradient(ids_B)
+    return same_BA.scatter(1, own_B[:, None], False), own_B
+
+
+def _share(right_B: Tensor) -> float:
+    return right_B.sum().item() / max(1, len(right_B))
 
 
 def codebook_loss(encoded: Tensor, quantised: Tensor) -> Tensor:

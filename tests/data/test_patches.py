@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from bifocal.data.patches import FLAT_KEPT, GROUPS, by_detail, detailed, inside, keep_patches, pictures_in
+from bifocal.data.patches import (
+    FLAT_KEPT,
+    GROUPS,
+    by_detail,
+    detailed,
+    drop_patches,
+    inside,
+    keep_patches,
+    looked_at,
+    pictures_in,
+)
 from bifocal.data.sample import Box
 from bifocal.models.vision import VisionConfig, VisionTransformer
 
@@ -72,6 +82,32 @@ def test_looking_at_detail_is_looking_at_all_where_flat_patches_are_alike(poolin
     some = [len(group.places[0]) < SIDE * SIDE for group in kept]
     assert all(some), "nothing was left out, so this would prove nothing"
     torch.testing.assert_close(tower.pool(tower.look(images, kept)), tower(images), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class", "attention"])
+def test_a_dropped_patch_is_as_if_it_had_never_been(pooling: str) -> None:
+    torch.manual_seed(0)
+    config = VisionConfig(picture_size=32, patch_size=PATCH, width=32, layers=2, heads=2, pooling=pooling)  # type: ignore[arg-type]
+    tower = VisionTransformer(config).double()
+    images = torch.rand(3, 3, 32, 32, dtype=torch.double)
+    kept = drop_patches(3, SIDE * SIDE, 0.5, torch.Generator().manual_seed(0))
+    assert kept[0].places.shape == (3, 8)
+    got = tower.pool(tower.look(images, kept))
+    for image, places, row in zip(images, kept[0].places, got, strict=True):
+        x = tower.pre_layrnorm(tower.embed(image[None])[:, [0, *(places + 1).tolist()]])
+        for block in tower.encoder.layers:
+            x = block(x)
+        if pooling == "attention":
+            wanted = tower.head(tower.post_layernorm(x))
+        else:
+            wanted = tower.post_layernorm(x[:, 0] if pooling == "class" else x[:, 1:].mean(dim=1))
+        torch.testing.assert_close(row, wanted[0], rtol=1e-9, atol=1e-9)
+
+
+def test_patch_dropout_keeps_at_least_one_patch() -> None:
+    (kept,) = drop_patches(5, 4, 0.99)
+    assert kept.places.shape == (5, 1)
+    assert looked_at([kept], 4).sum(dim=1).eq(1).all()
 
 
 def test_the_same_seed_keeps_the_same_patches() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ import torch
 import tiny
 from bifocal import losses
 from bifocal.models.clip import CLIPBatch, CLIPConfig, CLIPModel
-from bifocal.models.vision import TextConfig, TextTransformer, VisionConfig, VisionTransformer
+from bifocal.models.text import TextConfig, TextTransformer
+from bifocal.models.vision import VisionConfig, VisionTransformer
 
 VOCABULARY = 60
 
@@ -92,7 +95,7 @@ def test_the_vision_tower_is_that_of_transformers() -> None:
             weight.normal_(std=0.2)
         theirs.load_state_dict({f"{prefix}{name}": value for name, value in ours.state_dict().items()})
         images = torch.rand(2, 3, config.picture_size, config.picture_size)
-        mean, deviation = (torch.tensor(row)[:, None, None] for row in (ours.mean, ours.deviation))
+        mean, deviation = (torch.tensor(row)[:, None, None] for row in (config.mean, config.deviation))
         wanted = theirs(pixel_values=(images - mean) / deviation, output_hidden_states=True).hidden_states
         for layer in (-1, -2, -3):
             got = ours.hidden(images, layer)
@@ -119,7 +122,43 @@ def test_padding_changes_nothing() -> None:
     weights["embeddings.position_embedding.weight"] = weights["embeddings.position_embedding.weight"][:8]
     other.load_state_dict(weights)
     tokens = torch.randint(1, 50, (3, 8))
-    tokens[0, 5:] = tower.padding
-    padded = torch.nn.functional.pad(tokens, (0, 16), value=tower.padding)
+    tokens[0, 5:] = 0
+    padded = torch.nn.functional.pad(tokens, (0, 16), value=0)
     alone = torch.cat([other(row[None]) for row in tokens])
     torch.testing.assert_close(tower(padded), alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("objective", ["softmax", "sigmoid", "simplified"])
+def test_every_objective_learns_its_batch(objective: Any) -> None:
+    config = tiny.clip(VOCABULARY).config
+    model = CLIPModel(replace(config, logit_bias=objective == "sigmoid"), objective=objective).train()
+    if objective == "sigmoid":
+        model.start_sigmoid(8)
+    tokens = torch.randint(3, VOCABULARY, (8, config.text.context))
+    batch = CLIPBatch(torch.rand(8, 3, tiny.PICTURE_SIZE, tiny.PICTURE_SIZE), tokens, torch.arange(8))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(120):
+        total, count, metrics = model.loss(batch)
+        optimizer.zero_grad()
+        (total / count).backward()
+        optimizer.step()
+        model.after_step()
+    assert metrics["accuracy"] == 1
+    bound = -1 if objective == "simplified" else metrics["guessing"] / 4
+    assert total.item() / count < bound
+
+
+def test_sigmoid_starts_with_a_scale_of_ten_and_a_bias_for_the_batch() -> None:
+    model = CLIPModel(replace(tiny.clip(VOCABULARY).config, logit_bias=True), objective="sigmoid")
+    model.start_sigmoid(64)
+    assert model.logit_scale.exp().item() == pytest.approx(10)
+    assert model.logit_bias.item() == pytest.approx(-math.log(63))
+    with torch.no_grad():
+        model.logit_scale.fill_(5)  # above the bound of softmax, where SigLIP's own models stand
+    model.after_step()
+    assert model.logit_scale.item() == 5
+
+
+def test_sigmoid_without_a_bias_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs a model with logit_bias"):
+        CLIPModel(tiny.clip(VOCABULARY).config, objective="sigmoid")

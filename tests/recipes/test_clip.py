@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+from PIL import Image
 
-from bifocal.config import UserError
+import bifocal
+import tiny
+from bifocal import inference
+from bifocal.config import UserError, apply_overrides
 from bifocal.data.patches import inside
+from bifocal.data.sample import Message, Picture, Sample, write_samples
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
-from bifocal.models.clip import CLIPBatch, CLIPConfig
-from bifocal.models.vision import TextConfig, VisionConfig
-from bifocal.recipes.clip import PATCH_SHARE, contrastive_batch, look_at_detail, some_single_patches
-from bifocal.recipes.sources import SceneSource
+from bifocal.models.clip import CLIPBatch, CLIPConfig, CLIPModel
+from bifocal.models.resnet import ResNetConfig
+from bifocal.models.text import TextConfig
+from bifocal.models.vision import VisionConfig, resize_positions
+from bifocal.recipes.clip import (
+    PATCH_SHARE,
+    contrastive_batch,
+    drop_some_patches,
+    look_at_detail,
+    recipe_clip,
+    some_single_patches,
+    train_clip,
+)
+from bifocal.recipes.runs import start_from
+from bifocal.recipes.sources import FolderSource, SceneSource
+from bifocal.recipes.vlm import open_encoder, recipe_vlm
 
 SIZE = 24
 SOURCE = SceneSource(WorldSettings(), 0)
@@ -88,3 +108,82 @@ def test_some_regions_are_reduced_to_one_of_their_patches() -> None:
     assert torch.where(got != 0, got, weights).equal(weights), "a weight was changed instead of taken away"
     assert got[~single].equal(weights[~single])
     assert got[single].argmax(dim=1).unique().numel() == 16, "always the same patch was drawn"
+
+
+def test_patch_dropout_leaves_regions_that_are_still_to_be_seen() -> None:
+    found = batch()
+    dropped = drop_some_patches(found, 64, 0.75, seed=0)
+    assert dropped.kept is not None and dropped.regions is not None and found.regions is not None
+    places = torch.cat([group.places for group in dropped.kept])
+    assert places.shape == (SIZE, 16)
+    assert all(len(set(row.tolist())) == 16 for row in places)
+    assert len({tuple(row.tolist()) for row in places}) == SIZE, "all pictures lose the same patches"
+    kept = 0
+    for picture, weights, tokens in zip(found.regions.pictures, found.regions.weights, found.regions.tokens):
+        left = torch.zeros(64).scatter(0, places[picture], weights[places[picture]])
+        if left.sum() == 0:
+            continue
+        assert dropped.regions.pictures[kept] == picture
+        assert dropped.regions.weights[kept].equal(left)
+        assert dropped.regions.tokens[kept].equal(tokens)
+        kept += 1
+    assert kept == len(dropped.regions.pictures) < len(found.regions.pictures)
+    again = drop_some_patches(found, 64, 0.75, seed=0).kept
+    assert again is not None and again[0].places.equal(dropped.kept[0].places)
+
+
+def test_a_picture_is_shown_with_any_of_its_captions(tmp_path: Path) -> None:
+    captions = ("an owl", "a bird of the night", "the picture of an owl")
+    Image.fromarray(tiny.picture(0)).save(tmp_path / "owl.png")
+    messages = (Message("user", (Picture(0),)), Message("assistant", (captions[0],)))
+    sample = Sample("owl", "captioning", "all", ("owl.png",), messages, references=captions)
+    write_samples(tmp_path / "samples.jsonl", [sample])
+    source = FolderSource(tmp_path, 64)
+    shown = [source.pair("train", number, 0).text for number in range(40)]
+    assert set(shown) == set(captions)
+    assert shown == [FolderSource(tmp_path, 64).pair("train", number, 0).text for number in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"patch_dropout": "0.5"}, "both choose the patches"),
+        ({"patch_dropout": "1", "skip_flat": "false"}, "a share of the patches below 1"),
+    ],
+)
+def test_patch_dropout_that_cannot_be_is_refused(changes: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        apply_overrides(recipe_clip("smoke"), changes)
+
+
+def test_a_resnet_looks_at_whole_pictures() -> None:
+    with pytest.raises(UserError, match="a ResNet looks at whole pictures"):
+        apply_overrides(recipe_clip("smoke", "resnet"), {"skip_flat": "true"})
+
+
+def test_a_resnet_is_trained_and_opens_again(tmp_path: Path) -> None:
+    recipe = apply_overrides(
+        recipe_clip("smoke", "resnet"), {"batch_size": "8", "train.steps": "2", "text_tokens": "600"}
+    )
+    train_clip(recipe, tmp_path / "run")
+    model = bifocal.load(tmp_path / "run")
+    assert isinstance(model, bifocal.inference.CLIP)
+    assert isinstance(model.model.config.vision, ResNetConfig)
+    assert model.embed_images([tiny.picture(0)]).shape == (1, recipe.model.width)
+
+
+def test_training_goes_on_with_larger_pictures(tmp_path: Path) -> None:
+    model = tiny.clip(300)
+    inference.save(tmp_path, model)
+    larger = CLIPModel(replace(model.config, vision=replace(model.config.vision, picture_size=48)))
+    start_from(larger, str(tmp_path))
+    assert larger.text_projection.weight.equal(model.text_projection.weight)
+    positions = larger.vision_model.get_parameter("embeddings.position_embedding.weight")
+    old = model.vision_model.get_parameter("embeddings.position_embedding.weight")
+    assert positions.equal(resize_positions(old, 6))
+
+
+def test_a_vlm_does_not_stand_on_a_resnet(tmp_path: Path) -> None:
+    inference.save(tmp_path, CLIPModel(recipe_clip("smoke", "resnet").model))
+    with pytest.raises(UserError, match=r"reads the patches of a ViT, and .* has a ResNet"):
+        open_encoder(replace(recipe_vlm("smoke", "continuous"), vision=str(tmp_path)))

@@ -24,10 +24,13 @@ GROUPS = 4  # groups of a batch by how much there is to see, each with a number 
 
 @dataclass(frozen=True)
 class KeptPatches:
-    """B pictures and K of their N patches. The weights of a picture add up to N: how many patches each stands for."""
+    """B pictures and K of their N patches. The weights of a picture add up to N: how many patches each stands for.
+
+    Without weights the patches that are kept stand for themselves, and the others are gone.
+    """
 
     places: Tensor  # (B, K) int64, row by row from 0
-    weights: Tensor  # (B, K) float32
+    weights: Tensor | None  # (B, K) float32
 
 
 def detailed(images_BCHW: Tensor, patch_size: int) -> Tensor:
@@ -74,9 +77,44 @@ def _keep(score_BN: Tensor, full_BN: Tensor) -> KeptPatches:
     return KeptPatches(places_BK, torch.where(full_BK, weight_full[:, None], weight_flat[:, None]))
 
 
+def drop_patches(
+    pictures: int, patches: int, share: float, generator: torch.Generator | None = None
+) -> tuple[KeptPatches, ...]:
+    """Patch dropout (FLIP, Li et al. 2022): all but a ``share`` of each picture's patches, drawn at random.
+
+    One group of ``pictures`` pictures, in which at least one patch of each is kept.
+    """
+    kept = max(1, round(patches * (1 - share)))
+    scores_BN = torch.rand(pictures, patches, generator=generator)
+    return (KeptPatches(scores_BN.topk(kept, dim=1).indices.sort(dim=1).values, None),)
+
+
+def looked_at(kept: Sequence[KeptPatches], patches: int) -> Tensor:
+    """(B, patches) bool: which patches of each picture are kept."""
+    return torch.cat(
+        [
+            torch.zeros(len(group.places), patches, dtype=torch.bool).scatter_(1, group.places, True)
+            for group in kept
+        ]
+    )
+
+
 def pictures_in(kept: Sequence[KeptPatches]) -> list[int]:
     """How many pictures each group has."""
     return [len(group.places) for group in kept]
+
+
+def between(kept: Sequence[KeptPatches], first: int, last: int) -> tuple[KeptPatches, ...]:
+    """The groups of pictures ``first`` to ``last - 1``, which are counted over all groups; cut where they are."""
+    parts = []
+    start = 0
+    for group in kept:
+        rows = slice(max(0, first - start), max(0, last - start))
+        start += len(group.places)
+        if len(group.places[rows]):
+            weights = None if group.weights is None else group.weights[rows]
+            parts.append(KeptPatches(group.places[rows], weights))
+    return tuple(parts)
 
 
 def inside(boxes: Sequence[Box], side: int) -> Tensor:

@@ -76,7 +76,7 @@ def number(value: float) -> float | None:
 
 
 class Metric(NamedTuple):
-    """How a metric is called and written: ``unit`` is "rate", "dB" or "number"."""
+    """How a metric is called and written: ``unit`` is "rate", "dB", "bits" or "number"."""
 
     title: str
     unit: str = "rate"
@@ -91,11 +91,18 @@ METRICS: dict[str, Metric] = {
     "frechet": Metric("Fréchet distance", "number", False),
     "usage": Metric("codebook usage"),
     "perplexity": Metric("codebook perplexity", "number"),
+    "reconstruction_term": Metric("loss: reconstruction term", "number", False),
+    "codebook_term": Metric("loss: codebook term", "number", False),
+    "commitment_term": Metric("loss: commitment term, without beta", "number", False),
+    "bits_per_dim_unigram": Metric("bits per dimension, unigram entropy", "bits", False),
+    "bits_per_dim": Metric("bits per dimension, learned prior", "bits", False),
     "top1": Metric("top-1 accuracy"),
     "top5": Metric("top-5 accuracy"),
     "mean_class_recall": Metric("mean per-class recall"),
     **{f"image_to_text_recall@{k}": Metric(f"image to text, recall@{k}") for k in (1, 5, 10)},
     **{f"text_to_image_recall@{k}": Metric(f"text to image, recall@{k}") for k in (1, 5, 10)},
+    "top1_1_shots": Metric("top-1 accuracy, 1 label a class"),
+    **{f"top1_{k}_shots": Metric(f"top-1 accuracy, {k} labels a class") for k in (2, 4, 8, 16)},
     "CIDEr-D": Metric("CIDEr-D", "number"),
     **{f"BLEU-{n}": Metric(f"BLEU-{n}", "number") for n in (1, 2, 3, 4)},
     "ROUGE-L": Metric("ROUGE-L", "number"),
@@ -123,6 +130,7 @@ HEADLINES: dict[str, str] = {
     "reconstruction": "psnr",
     "zero-shot": "top1",
     "retrieval": "image_to_text_recall@1",
+    "linear-probe": "top1",
     "captioning": "objects_named",
     "vqa": "accuracy",
     "grounding": "Acc@0.5",
@@ -146,6 +154,8 @@ def format_value(metric: str, value: float | None, *, sign: bool = False) -> str
         return f"{100 * value:+.1f} points" if sign else f"{100 * value:.1f}%"
     if unit == "dB":
         return f"{value:{plus}.1f} dB"
+    if unit == "bits":
+        return f"{value:{plus}.4f}"
     return (
         f"{value:{plus}.1f}"
         if abs(value) >= 100

@@ -67,7 +67,8 @@ class QuantizerConfig:
     their product and its width their number). ``update`` "gradient" is the lecture's three-term loss; "ema" replaces
     the codebook term by moving averages of the encoder outputs assigned to each code. ``normalise`` puts vectors and
     codes on the unit sphere. ``estimator`` is how the gradient passes the argmin. A code of a codebook unused for
-    ``restart_after`` steps restarts at an encoder output; 0 is never.
+    ``restart_after`` steps restarts at an encoder output; 0 is never. ``legacy_beta`` has ``beta`` on the codebook term
+    instead of the commitment, as taming-transformers and Chameleon had it by mistake.
     """
 
     kind: Literal["codebook", "simvq", "residual", "fsq"] = "codebook"
@@ -81,6 +82,7 @@ class QuantizerConfig:
     restart_after: int = 50
     depth: int = 1
     levels: tuple[int, ...] = ()
+    legacy_beta: bool = False
 
     def __post_init__(self) -> None:
         if self.codes < 1 or self.width < 1:
@@ -105,6 +107,10 @@ class QuantizerConfig:
         if self.kind in ("simvq", "fsq") and (self.update == "ema" or self.normalise):
             raise ValueError(
                 f'a quantizer of kind "{self.kind}" has neither an EMA update nor unit-norm codes'
+            )
+        if self.legacy_beta and (self.kind != "codebook" or self.update == "ema"):
+            raise ValueError(
+                "quantizer.legacy_beta is for a codebook that gradients move, as in old checkpoints"
             )
         if self.kind == "fsq" and self.estimator != "straight-through":
             raise ValueError('a quantizer of kind "fsq" rounds, and passes gradients straight through')

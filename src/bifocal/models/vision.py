@@ -1,7 +1,7 @@
-"""Encoder-only transformers: the picture tower (ViT) and the text tower of CLIP share one kind of layer.
+"""The picture tower of CLIP as a ViT: a picture to one vector per patch, and to one vector in all.
 
-Module names follow the CLIP checkpoints of transformers (``pre_layrnorm`` included), so that a state dict is a
-published layout without renaming.
+Module names follow the checkpoints of transformers' CLIP (``pre_layrnorm`` included) and SigLIP (``head``), so that a
+state dict is a published layout without renaming.
 """
 
 from __future__ import annotations
@@ -15,67 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bifocal.data.patches import KeptPatches, pictures_in
-from bifocal.models.blocks import Float32Embedding, attend, joint_linear, merge_heads, split_heads
+from bifocal.models.blocks import Float32Embedding
+from bifocal.models.encoder import Activation, AttentionPooling, Encoder, counted
 
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with biases."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
-
-    def forward(self, x_BTD: Tensor, bias: Tensor | None) -> Tensor:
-        q, k, v = joint_linear(x_BTD, self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
-        attended = attend(q, k, v, bias)
-        return self.out_proj(merge_heads(attended))
-
-
-class MLP(nn.Module):
-    """Two linear layers around a GELU."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class EncoderLayer(nn.Module):
-    """A pre-norm transformer layer."""
-
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
-        super().__init__()
-        self.layer_norm1 = nn.LayerNorm(width)
-        self.self_attn = SelfAttention(width, heads)
-        self.layer_norm2 = nn.LayerNorm(width)
-        self.mlp = MLP(width, hidden)
-
-    def forward(self, x_BTD: Tensor, bias: Tensor | None = None) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.layer_norm1(x_BTD), bias)
-        return x_BTD + self.mlp(self.layer_norm2(x_BTD))
-
-
-class Encoder(nn.Module):
-    """A stack of layers."""
-
-    def __init__(self, width: int, layers: int, heads: int, mlp_ratio: float) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            EncoderLayer(width, heads, round(width * mlp_ratio)) for _ in range(layers)
-        )
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Sizes of a ViT (Dosovitskiy et al. 2020)."""
+    """Sizes and manner of a ViT (Dosovitskiy et al. 2020).
+
+    A picture is the mean of its patches, the class token, or what a learned query gathers ("attention", SigLIP's head).
+    ``pre_norm`` is the norm before the first layer. ``mean`` and ``deviation`` are those of the channels that the
+    weights were trained with: they belong to the model, so that it never meets pixels prepared for another.
+    """
 
     picture_size: int = 64
     patch_size: int = 8
@@ -83,7 +37,14 @@ class VisionConfig:
     layers: int = 6
     heads: int = 3
     mlp_ratio: float = 4.0
-    pooling: Literal["mean", "class"] = "mean"
+    pooling: Literal["mean", "class", "attention"] = "mean"
+    class_token: bool = True
+    pre_norm: bool = True
+    patch_bias: bool = False
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-5
+    mean: tuple[float, float, float] = CLIP_MEAN
+    deviation: tuple[float, float, float] = CLIP_DEVIATION
 
     def __post_init__(self) -> None:
         if self.picture_size % self.patch_size:
@@ -92,6 +53,8 @@ class VisionConfig:
             )
         if self.width % self.heads:
             raise ValueError(f"vision.width {self.width} is not a multiple of heads {self.heads}")
+        if self.pooling == "class" and not self.class_token:
+            raise ValueError("vision.pooling class needs vision.class_token")
 
     @property
     def side(self) -> int:
@@ -122,71 +85,103 @@ def grid_code(rows: int, columns: int, width: int) -> Tensor:
     return F.pad(code, (0, width - code.shape[1]))
 
 
+def resize_positions(weight_TD: Tensor, side: int) -> Tensor:
+    """Positions of a square grid, a class token's before them or not, for a grid of ``side`` x ``side`` patches.
+
+    Bicubic with antialiasing, as open_clip does it; the class token keeps its own.
+    """
+    old = int(len(weight_TD) ** 0.5)
+    first_CD, grid_ND = weight_TD.split([len(weight_TD) - old**2, old**2])
+    if old == side:
+        return weight_TD
+    grid_1DHW = grid_ND.T.reshape(1, -1, old, old)
+    grid_1DHW = F.interpolate(grid_1DHW, size=(side, side), mode="bicubic", antialias=True)
+    return torch.cat([first_CD, grid_1DHW[0].flatten(1).T])
+
+
 class VisionEmbeddings(nn.Module):
     """Patches as vectors, a class token before them, learned positions that start as a code of row and column."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.class_embedding = nn.Parameter(torch.randn(config.width) * config.width**-0.5)
-        self.patch_embedding = nn.Conv2d(3, config.width, config.patch_size, config.patch_size, bias=False)
-        self.position_embedding = Float32Embedding(config.patches + 1, config.width)
+        first = int(config.class_token)
+        if config.class_token:
+            self.class_embedding = nn.Parameter(torch.randn(config.width) * config.width**-0.5)
+        self.patch_embedding = nn.Conv2d(
+            3, config.width, config.patch_size, config.patch_size, bias=config.patch_bias
+        )
+        self.position_embedding = Float32Embedding(config.patches + first, config.width)
+        self.class_token = config.class_token
         with torch.no_grad():
-            self.position_embedding.weight[0].normal_(std=0.02)
-            self.position_embedding.weight[1:] = POSITION_SHARE * grid_code(
+            self.position_embedding.weight[:first].normal_(std=0.02)
+            self.position_embedding.weight[first:] = POSITION_SHARE * grid_code(
                 config.side, config.side, config.width
             )
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         weight = self.patch_embedding.weight
-        patches = F.conv2d(images_BCHW.to(weight.dtype), weight, stride=self.patch_embedding.stride)
-        patches_BND = patches.flatten(2).transpose(1, 2)
-        first = self.class_embedding.to(weight.dtype).expand(len(patches_BND), 1, -1)
-        return torch.cat([first, patches_BND], dim=1) + self.position_embedding.weight.to(weight.dtype)
+        patches_BND = self.patch_embedding(images_BCHW.to(weight.dtype)).flatten(2).transpose(1, 2)
+        if self.class_token:
+            first = self.class_embedding.to(weight.dtype).expand(len(patches_BND), 1, -1)
+            patches_BND = torch.cat([first, patches_BND], dim=1)
+        return patches_BND + self.position_embedding.weight.to(weight.dtype)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the last layer says of some pictures: ``hidden`` (B, 1 + K, D), and which K patches it looked at."""
+    """What the last layer says of some pictures, and which K of their N patches it looked at.
+
+    ``hidden`` is (B, T, D): the K patches, behind the class token where there is one.
+    """
 
     hidden: Tensor
     kept: KeptPatches | None  # None: all
 
 
+def standardised(images_BCHW: Tensor, size: int, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
+    """Pictures in [0, 1] in the units of a picture tower; ``ValueError`` for pictures of another size."""
+    if images_BCHW.shape[1:] != (3, size, size):
+        raise ValueError(
+            f"this image encoder takes (B, 3, {size}, {size}) pictures and got {tuple(images_BCHW.shape)}"
+        )
+    mean_C11, deviation_C11 = (images_BCHW.new_tensor(row)[:, None, None] for row in (mean, deviation))
+    return (images_BCHW - mean_C11) / deviation_C11
+
+
 class VisionTransformer(nn.Module):
-    """A picture to one vector per patch, and to one vector in all.
-
-    Pictures come as (B, 3, H, W) in [0, 1]; the mean and deviation of CLIP's preprocessing are part of ``forward``'s
-    caller contract: they are stored here, so that a model never meets pixels prepared for another.
-    """
-
-    mean = (0.48145466, 0.4578275, 0.40821073)
-    deviation = (0.26862954, 0.26130258, 0.27577711)
+    """A picture to one vector per patch, and to one vector in all. Pictures come as (B, 3, H, W) in [0, 1]."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
+        self.first = int(config.class_token)  # positions before the patches
         self.embeddings = VisionEmbeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(config.width)
-        self.encoder = Encoder(config.width, config.layers, config.heads, config.mlp_ratio)
-        self.post_layernorm = nn.LayerNorm(config.width)
+        self.pre_layrnorm = nn.LayerNorm(config.width, config.norm_eps) if config.pre_norm else nn.Identity()
+        self.encoder = Encoder(
+            config.width, config.layers, config.heads, config.mlp_ratio, config.activation, config.norm_eps
+        )
+        self.post_layernorm = nn.LayerNorm(config.width, config.norm_eps)
+        if config.pooling == "attention":
+            hidden = round(config.width * config.mlp_ratio)
+            self.head = AttentionPooling(
+                config.width, config.heads, hidden, config.activation, config.norm_eps
+            )
 
     def hidden(self, images_BCHW: Tensor, layer: int = -1) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, 1 + N, D) after ``layer`` (-1 the last, -2 the one before, as LLaVA counts)."""
-        size = self.config.picture_size
-        if images_BCHW.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"this image encoder takes (B, 3, {size}, {size}) pictures and got {tuple(images_BCHW.shape)}"
-            )
+        """(B, 3, H, W) in [0, 1] -> (B, T, D) after ``layer`` (-1 the last, -2 the one before, as LLaVA counts)."""
         x = self.pre_layrnorm(self.embed(images_BCHW))
         for block in self.encoder.layers[: len(self.encoder.layers) + layer + 1]:
             x = block(x)
         return x
 
+    def patch_features(self, images_BCHW: Tensor, layer: int = -1) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, N, D): ``hidden`` without the class token."""
+        return self.hidden(images_BCHW, layer)[:, self.first :]
+
     def embed(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, 1 + N, D): the class token and the patches, with their positions."""
-        mean = images_BCHW.new_tensor(self.mean)[:, None, None]
-        deviation = images_BCHW.new_tensor(self.deviation)[:, None, None]
-        return self.embeddings((images_BCHW - mean) / deviation)
+        """(B, 3, H, W) in [0, 1] -> (B, T, D): the class token and the patches, with their positions."""
+        config = self.config
+        return self.embeddings(standardised(images_BCHW, config.picture_size, config.mean, config.deviation))
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> pooled (B, D)."""
@@ -203,112 +198,62 @@ class VisionTransformer(nn.Module):
         return [Seen(self._hidden_kept(part, group), group) for part, group in parts]
 
     def pool(self, seen: Sequence[Seen]) -> Tensor:
-        """(B, D): the class token, or the mean of the patches, weighed where each stands for several."""
+        """(B, D): the class token, the mean of the patches, weighed where each stands for several, or the head's."""
+        if self.config.pooling == "attention":
+            return torch.cat([self._attend(group) for group in seen])
         return self.post_layernorm(torch.cat([self._pool(group) for group in seen]))
 
     def pool_regions(self, seen: Sequence[Seen], pictures_R: Tensor, weights_RN: Tensor) -> Tensor:
-        """(R, D): means of patches, region r over those of picture ``pictures_R[r]``, weighed by ``weights_RN[r]``.
+        """(R, D): region r as the patches of picture ``pictures_R[r]``, weighed by ``weights_RN[r]``.
 
-        Regions stand in the order of their pictures; weights of patches that were not looked at pass to the others.
+        It is their mean, or what the head gathers of them. Regions stand in the order of their pictures; weights of
+        patches that were not looked at pass to the others.
         """
-        ends = torch.tensor([len(group.hidden) for group in seen]).cumsum(0)
-        counts = torch.searchsorted(pictures_R, ends.to(pictures_R.device)).diff(
-            prepend=pictures_R.new_zeros(1)
-        )
-        parts = zip(seen, pictures_R.split(counts.tolist()), weights_RN.split(counts.tolist()), strict=True)
-        pooled, first = [], 0
-        for group, pictures, weights in parts:
-            of = pictures - first
-            first += len(group.hidden)
-            if group.kept is not None:
-                weights = weights.gather(1, group.kept.places[of])
-            weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
-            patches = group.hidden[:, 1:]
-            pooled.append(torch.bmm(weights[:, None].to(patches.dtype), patches[of])[:, 0])
-        return self.post_layernorm(torch.cat(pooled))
+        return torch.cat([self._pool_regions(*part) for part in regions_of(seen, pictures_R, weights_RN)])
+
+    def _pool_regions(self, seen: Seen, of_R: Tensor, weights_RN: Tensor) -> Tensor:
+        if seen.kept is not None:
+            weights_RN = weights_RN.gather(1, seen.kept.places[of_R])
+        patches_RND = seen.hidden[:, self.first :][of_R]
+        if self.config.pooling == "attention":
+            return self.head(self.post_layernorm(patches_RND), weights_RN)
+        share_R1N = (weights_RN / weights_RN.sum(dim=1, keepdim=True).clamp(min=1e-6))[:, None]
+        return self.post_layernorm(torch.bmm(share_R1N.to(patches_RND.dtype), patches_RND)[:, 0])
 
     def _pool(self, seen: Seen) -> Tensor:
         if self.config.pooling == "class":
             return seen.hidden[:, 0]
-        patches = seen.hidden[:, 1:]
-        if seen.kept is None:
+        patches = seen.hidden[:, self.first :]
+        weights = None if seen.kept is None else seen.kept.weights
+        if weights is None:
             return patches.mean(dim=1)
-        return (patches * seen.kept.weights.to(patches.dtype)[:, :, None]).sum(dim=1) / self.config.patches
+        return (patches * weights.to(patches.dtype)[:, :, None]).sum(dim=1) / self.config.patches
+
+    def _attend(self, seen: Seen) -> Tensor:
+        return self.head(self.post_layernorm(seen.hidden), self._weights(seen.kept))
+
+    def _weights(self, kept: KeptPatches | None) -> Tensor | None:
+        """How often each position of ``hidden`` counts, where they do not all count once."""
+        if kept is None or kept.weights is None:
+            return None
+        return F.pad(kept.weights, (self.first, 0), value=1.0)
 
     def _hidden_kept(self, x_BTD: Tensor, kept: KeptPatches) -> Tensor:
         """Some patches in place of all: one that stands for w of them counts w times in attention."""
-        bias = F.pad(kept.weights.to(x_BTD.dtype), (1, 0), value=1.0).log()[:, None, None]
-        places_BK1 = F.pad(kept.places + 1, (1, 0))[:, :, None]
-        x_BTD = self.pre_layrnorm(x_BTD.gather(1, places_BK1.expand(-1, -1, x_BTD.shape[-1])))
+        bias = counted(self._weights(kept), x_BTD.dtype)
+        places_BT = kept.places if self.first == 0 else F.pad(kept.places + 1, (1, 0))
+        x_BTD = self.pre_layrnorm(x_BTD.gather(1, places_BT[:, :, None].expand(-1, -1, x_BTD.shape[-1])))
         for block in self.encoder.layers:
             x_BTD = block(x_BTD, bias)
         return x_BTD
 
 
-@dataclass(frozen=True)
-class TextConfig:
-    """Sizes of CLIP's text encoder; bidirectional, pooled at the first token."""
-
-    vocabulary: int = 1024
-    context: int = 64
-    width: int = 128
-    layers: int = 3
-    heads: int = 2
-    mlp_ratio: float = 4.0
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"text.width {self.width} is not a multiple of heads {self.heads}")
-
-
-class TextEmbeddings(nn.Module):
-    """Token and position embeddings."""
-
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.token_embedding = Float32Embedding(config.vocabulary, config.width)
-        self.position_embedding = Float32Embedding(config.context, config.width)
-        nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.position_embedding.weight, std=0.01)
-
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        return self.token_embedding(tokens_BT) + self.position_embedding.weight[: tokens_BT.shape[1]]
-
-
-class TextTransformer(nn.Module):
-    """Tokens to one vector: an encoder-only transformer over the words of a text, pooled at the first token.
-
-    Padding is not attended to (open_clip's ``no_causal_mask`` with ``use_pad_mask``): in a context of 64, where a
-    caption takes 11 places on average, it would drown the words, and positions that all texts leave empty cost nothing.
-    """
-
-    padding = 0  # the id of padding
-    together = 64  # texts read at once
-
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embeddings = TextEmbeddings(config)
-        self.encoder = Encoder(config.width, config.layers, config.heads, config.mlp_ratio)
-        self.final_layer_norm = nn.LayerNorm(config.width)
-
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """(B, T) token ids, T = context -> (B, D)."""
-        if tokens_BT.shape[1] != self.config.context:
-            raise ValueError(
-                f"texts must be padded to {self.config.context} tokens, got {tokens_BT.shape[1]}"
-            )
-        # texts of about one length are read together, so that a long one does not pad them all
-        order = (tokens_BT != self.padding).sum(dim=1).argsort(stable=True)
-        pooled = torch.cat([self._pooled(group) for group in tokens_BT[order].split(self.together)])
-        return pooled[order.argsort()]
-
-    def _pooled(self, tokens_BT: Tensor) -> Tensor:
-        used = int((tokens_BT != self.padding).any(dim=0).sum())
-        tokens_BT = tokens_BT[:, : max(1, used)]
-        x = self.embeddings(tokens_BT).to(self.final_layer_norm.weight.dtype)
-        bias = torch.zeros(tokens_BT.shape, dtype=x.dtype, device=x.device)
-        bias = bias.masked_fill_(tokens_BT == self.padding, float("-inf"))[:, None, None]
-        for block in self.encoder.layers:
-            x = block(x, bias)
-        return self.final_layer_norm(x[:, 0])
+def regions_of(
+    seen: Sequence[Seen], pictures_R: Tensor, weights_RN: Tensor
+) -> list[tuple[Seen, Tensor, Tensor]]:
+    """Each group of pictures with the regions in it: their pictures counted from its first one, and their weights."""
+    ends = torch.tensor([len(group.hidden) for group in seen], device=pictures_R.device).cumsum(0)
+    counts = torch.searchsorted(pictures_R, ends).diff(prepend=pictures_R.new_zeros(1)).tolist()
+    starts = [0, *ends.tolist()]
+    parts = zip(seen, starts, pictures_R.split(counts), weights_RN.split(counts))
+    return [(group, pictures - start, weights) for group, start, pictures, weights in parts]

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bifocal.models.vision import POSITION_SHARE, Encoder, grid_code
+from bifocal.models.encoder import Encoder
+from bifocal.models.vision import POSITION_SHARE, grid_code
 
 
 @dataclass(frozen=True)

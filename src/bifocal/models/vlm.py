@@ -101,7 +101,7 @@ class ContinuousPath(nn.Module):
     @torch.no_grad()
     def encode(self, images_PCHW: Tensor) -> Tensor:
         """(P, 3, H, W) in [0, 1] -> (P, N, D) features of one of the last layers, class token dropped."""
-        return self.vision_model.hidden(images_PCHW, self.layer)[:, 1:]
+        return self.vision_model.patch_features(images_PCHW, self.layer)
 
     def token_ids(self, encoded: Tensor) -> Tensor | None:
         """None: no token stands for a continuous picture, so it can be read but not written."""

@@ -10,16 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bifocal.config import UserError
-from bifocal.data.patches import KeptPatches, by_detail, inside, keep_patches
+from bifocal.config import UserError, fingerprint
+from bifocal.data.patches import KeptPatches, by_detail, drop_patches, inside, keep_patches, looked_at
 from bifocal.data.pictures import to_tensor
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
-from bifocal.inference import clip_tokens
-from bifocal.models.clip import CLIPBatch, CLIPConfig, CLIPModel, Regions
+from bifocal.inference import clip_tokens, load_model
+from bifocal.interop.clip_tokens import AnyTokenizer
+from bifocal.losses import Objective
+from bifocal.models.clip import CLIPBatch, CLIPConfig, CLIPModel, Regions, check_chunks
 from bifocal.models.precision import open_device
-from bifocal.models.vision import TextConfig, VisionConfig
-from bifocal.recipes.runs import mean_loss, open_run, run, start_from, tokenizer_of
+from bifocal.models.resnet import ResNetConfig
+from bifocal.models.text import TextConfig
+from bifocal.models.vision import VisionConfig
+from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import Source, source_of
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import Outcome, TrainSettings
@@ -34,20 +38,40 @@ ATTEMPTS = 20  # captions tried for one place in a batch before a caption that f
 class CLIPRecipe:
     """A CLIP on scenes (``data`` none) or on the captions of a folder. The vocabulary is learnt from the texts.
 
-    With ``skip_flat`` most flat patches are left out of training (``data.patches``), up to the last ``whole_share`` of
-    the steps, which look at whole pictures. With ``regions`` the parts of a picture that the data describe are
-    contrasted with their descriptions too.
+    A picture with several captions is shown with one of them, drawn anew each time. With ``skip_flat`` most flat
+    patches are left out of training (``data.patches``), with ``patch_dropout`` that share of a picture's patches,
+    whatever is on them; the last ``whole_share`` of the steps look at whole pictures. With ``regions`` the parts of a
+    picture that the data describe are contrasted with their descriptions too. With a ``chunk_size`` the memory is that
+    of so many pairs, whatever the batch, for one more pass forwards: gradients are cached (``CLIPModel``).
     """
 
     batch_size: int = 256
+    objective: Objective = "softmax"
+    chunk_size: int = 0
     text_tokens: int = 1024
     regions: bool = True
     skip_flat: bool = True
+    patch_dropout: float = 0.0
     whole_share: float = 0.05
     data: str | None = None
     world: WorldSettings = field(default_factory=WorldSettings)
     model: CLIPConfig = field(default_factory=CLIPConfig)
     train: TrainSettings = field(default_factory=TrainSettings)
+
+    def __post_init__(self) -> None:
+        check_chunks(self.model, self.chunk_size)
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(f"patch_dropout is a share of the patches below 1, got {self.patch_dropout}")
+        if self.patch_dropout and self.skip_flat:
+            raise ValueError("patch_dropout and skip_flat both choose the patches: set skip_flat to false")
+        if isinstance(self.model.vision, ResNetConfig) and (self.patch_dropout or self.skip_flat):
+            raise ValueError(
+                "a ResNet looks at whole pictures: set skip_flat to false and patch_dropout to 0"
+            )
+        if self.model.logit_bias and self.objective != "sigmoid":
+            raise ValueError(
+                "model.logit_bias is trained by the sigmoid objective alone: set objective to sigmoid"
+            )
 
 
 def contrastive_batch(
@@ -55,7 +79,7 @@ def contrastive_batch(
     split: str,
     first: int,
     size: int,
-    tokenizer: TextTokenizer,
+    tokenizer: AnyTokenizer,
     model: CLIPConfig,
     *,
     regions: bool,
@@ -64,7 +88,7 @@ def contrastive_batch(
     context = model.text.context
 
     def fits(text: str) -> bool:
-        return len(tokenizer.encode(text)) + 2 <= context
+        return len(tokenizer.sequences([text])[0]) <= context
 
     pairs = []
     for number in range(first, first + size):
@@ -100,37 +124,46 @@ def contrastive_batch(
 
 
 def _numbered(texts: Sequence[str]) -> Tensor:
-    """(B,) int64, the same number for the same text."""
-    numbers: dict[str, int] = {}
-    return torch.tensor([numbers.setdefault(text, len(numbers)) for text in texts])
+    """(B,) int64, the same number for the same text, in every batch and on every rank: 63 bits of its hash."""
+    return torch.tensor([int(fingerprint(text)[:16], 16) >> 1 for text in texts])
 
 
 def train_clip(
     recipe: CLIPRecipe, out: Path, *, resume: bool = False, init_from: str | None = None
 ) -> Outcome:
-    """Train into ``out``."""
+    """Train into ``out``. A CLIP that begins as another (``begun_with``) keeps that one's tokenizer."""
     device = open_device(recipe.train.device)
-    source = source_of(recipe.data, recipe.world, 0)
+    source = source_of(recipe.data, recipe.world, 0, recipe.model.fitting)
+    if init_from is None:
+        trained = TextTokenizer.train(source.texts(), size=recipe.text_tokens, box_bins=0)
+        tokenizer: AnyTokenizer = trained
+        text = replace(recipe.model.text, vocabulary=len(trained), end=trained.eos)
+    else:
+        begin, tokenizer = open_clip(init_from)
+        text = replace(recipe.model.text, vocabulary=begin.text.vocabulary, end=begin.text.end)
     open_run(out, "clip", recipe, resume=resume)
-    tokenizer = tokenizer_of(init_from) or TextTokenizer.train(
-        source.texts(), size=recipe.text_tokens, box_bins=0
-    )
     size = recipe.batch_size
-    text = replace(recipe.model.text, vocabulary=len(tokenizer))
     torch.manual_seed(recipe.train.seed)
-    model = CLIPModel(replace(recipe.model, text=text))
+    sigmoid = recipe.objective == "sigmoid"
+    shape = replace(recipe.model, text=text, logit_bias=sigmoid)
+    model = CLIPModel(shape, objective=recipe.objective, chunk_size=recipe.chunk_size)
+    if sigmoid:
+        model.start_sigmoid(size)
     start_from(model, init_from)
 
-    whole_from = recipe.train.steps * (1 - recipe.whole_share) if recipe.skip_flat else 0
+    whole_from = recipe.train.steps * (1 - recipe.whole_share)
 
     def pairs(split: str, first: int, count: int) -> CLIPBatch:
         return contrastive_batch(source, split, first, count, tokenizer, model.config, regions=recipe.regions)
 
     def batch_at(step: int) -> CLIPBatch:
         batch = pairs("train", step * size, size)
+        if recipe.patch_dropout and step < whole_from:
+            batch = drop_some_patches(batch, model.config.vision.patches, recipe.patch_dropout, step)
         if batch.regions is not None:
             batch.regions.weights = some_single_patches(batch.regions.weights, step)
-        if step < whole_from:
+        if recipe.skip_flat and step < whole_from:
+            assert isinstance(model.config.vision, VisionConfig)
             batch = look_at_detail(batch, model.config.vision.patch_size, step)
         return move(batch, device)
 
@@ -147,6 +180,32 @@ def train_clip(
         validation=lambda: mean_loss(model, held_out),
         resume=resume,
         title="clip",
+    )
+
+
+def open_clip(path: str) -> tuple[CLIPConfig, AnyTokenizer]:
+    """What a CLIP to begin with is, and its tokenizer; ``UserError`` if it is none, or cannot read."""
+    model, tokenizer = load_model(path)
+    if not isinstance(model, CLIPModel):
+        raise UserError(f"--init-from {path} is no CLIP")
+    if tokenizer is None:
+        raise UserError(f"--init-from {path} has no tokenizer, and a CLIP learns from texts")
+    return model.config, tokenizer
+
+
+def begun_with(recipe: CLIPRecipe, init_from: str) -> CLIPRecipe:
+    """The recipe for a model of another's shape and manner, its size of pictures, and the objective its bias asks for.
+
+    The other may be a run or a directory that transformers or open_clip wrote.
+    """
+    begin, _ = open_clip(init_from)
+    resnet = isinstance(begin.vision, ResNetConfig)
+    return replace(
+        recipe,
+        model=begin,
+        objective="sigmoid" if begin.logit_bias else recipe.objective,
+        skip_flat=recipe.skip_flat and not resnet,
+        world=replace(recipe.world, picture_size=begin.vision.picture_size),
     )
 
 
@@ -172,10 +231,23 @@ def look_at_detail(batch: CLIPBatch, patch_size: int, seed: int) -> CLIPBatch:
     return CLIPBatch(images, batch.tokens[order], batch.text_ids[order], kept, regions)
 
 
+def drop_some_patches(batch: CLIPBatch, patches: int, share: float, seed: int) -> CLIPBatch:
+    """The same pairs with the patches that patch dropout leaves, and the regions of which it leaves anything."""
+    kept = drop_patches(len(batch), patches, share, torch.Generator().manual_seed(seed))
+    regions = batch.regions
+    if regions is not None:
+        weights = regions.weights * looked_at(kept, patches)[regions.pictures]
+        left = weights.sum(dim=1) > 0
+        parts = (regions.pictures, weights, regions.tokens, regions.text_ids)
+        regions = Regions(*(part[left] for part in parts)) if left.any() else None
+    return replace(batch, kept=kept, regions=regions)
+
+
 def move(batch: CLIPBatch, device: torch.device) -> CLIPBatch:
     """The batch on a device."""
     kept = batch.kept and tuple(
-        KeptPatches(group.places.to(device), group.weights.to(device)) for group in batch.kept
+        KeptPatches(group.places.to(device), None if group.weights is None else group.weights.to(device))
+        for group in batch.kept
     )
     regions = batch.regions and Regions(
         **{name: value.to(device) for name, value in vars(batch.regions).items()}
@@ -184,8 +256,14 @@ def move(batch: CLIPBatch, device: torch.device) -> CLIPBatch:
     return CLIPBatch(images, tokens, text_ids, kept, regions)
 
 
-def recipe_clip(scale: str) -> CLIPRecipe:
-    """Toy size, the quickstart's, or the reference run's."""
+def recipe_clip(scale: str, tower: str = "vit") -> CLIPRecipe:
+    """Toy size, the quickstart's, or the reference run's; with a ViT or a ResNet for the pictures."""
+    if tower == "resnet":
+        with_vit = recipe_clip(scale)
+        vision = ResNetConfig(norm="group")
+        if scale == "smoke":
+            vision = replace(vision, layers=(1, 1, 1, 1), width=16)
+        return replace(with_vit, skip_flat=False, model=replace(with_vit.model, vision=vision))
     if scale == "smoke":
         return CLIPRecipe(
             batch_size=32,

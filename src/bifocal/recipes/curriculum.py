@@ -54,7 +54,7 @@ class Stage:
 SCENE_STAGES = (
     Stage(0.4, TaskWeights(reasoning=0.5)),
     Stage(
-        0.7,
+        0.85,
         TaskWeights(captioning=2, vqa=8, grounding=4, reasoning=0.5),
         {"exists": 10, "every": 6, "pair-which": 2},
     ),

@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 
 from bifocal.config import UserError, fingerprint
+from bifocal.data.fitting import WHOLE, Fitting, fit_picture
 from bifocal.data.folder import FolderDataset
-from bifocal.data.pictures import resize_whole
 from bifocal.data.sample import Box, Message, Picture, Sample
 from bifocal.data.scenes import World, WorldSettings
 from bifocal.data.scenes.dataset import clip_caption, clip_regions, samples_for, training_texts
@@ -139,9 +139,9 @@ class SceneSource:
 class FolderSource:
     """A user's own samples; a tenth of the pictures, by the hash of their names, is kept for validation."""
 
-    def __init__(self, directory: str | Path, picture_size: int) -> None:
+    def __init__(self, directory: str | Path, picture_size: int, fitting: Fitting = WHOLE) -> None:
         self.dataset = FolderDataset(directory)
-        self.size = picture_size
+        self.size, self.fitting = picture_size, fitting
         groups: dict[tuple[str, ...], list[Sample]] = {}
         for sample in self.dataset.samples:
             groups.setdefault(sample.pictures, []).append(sample)
@@ -218,7 +218,7 @@ class FolderSource:
         return sorted(samples, key=lambda sample: -(rng.random() ** (1 / kinds.get(sample.slice, 1.0))))
 
     def pixels(self, key: str) -> np.ndarray:
-        return resize_whole(self.dataset.picture(key), self.size)
+        return fit_picture(self.dataset.picture(key), self.size, self.fitting)
 
 
 def another_caption(sample: Sample, rng: random.Random) -> Sample:
@@ -236,9 +236,9 @@ def drawing_sample(sample: Sample, *, blank: bool) -> Sample:
     return Sample(sample.id, sample.task, sample.slice, sample.pictures, messages)
 
 
-def source_of(data: str | None, world: WorldSettings, episodes: int) -> Source:
-    """The scenes, or the samples of a folder."""
-    return SceneSource(world, episodes) if data is None else FolderSource(data, world.picture_size)
+def source_of(data: str | None, world: WorldSettings, episodes: int, fitting: Fitting = WHOLE) -> Source:
+    """The scenes, or the samples of a folder, its pictures made square as ``fitting`` says."""
+    return SceneSource(world, episodes) if data is None else FolderSource(data, world.picture_size, fitting)
 
 
 def shuffled(number: int, count: int, seed: int) -> int:

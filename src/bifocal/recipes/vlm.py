@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from bifocal import config
 from bifocal.config import UserError
 from bifocal.data.batch import RowBuilder, Template
-from bifocal.data.pictures import to_tensor
 from bifocal.data.sample import Sample
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
-from bifocal.encoded import EncodedStore, encode_pictures, weights_fingerprint
+from bifocal.encoded import EncodedStore
 from bifocal.inference import load_model
 from bifocal.models.clip import CLIPModel
 from bifocal.models.language import LanguageConfig
 from bifocal.models.precision import fast_dtype, open_device, set_precision
-from bifocal.models.vlm import VLM, ContinuousPath, DiscretePath, ImagePath, Rows, VLMConfig
+from bifocal.models.vision import VisionConfig
+from bifocal.models.vlm import VLM, ContinuousPath, DiscretePath, Rows, VLMConfig
 from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.curriculum import SCENE_STAGES, Stage, TaskWeights, stage_at
+from bifocal.recipes.encoding import ENCODED, encode_split
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from, tokenizer_of
 from bifocal.recipes.sources import Source, drawing_sample, shuffled, source_of
 from bifocal.training.optimizer import OptimizerSettings
-from bifocal.training.progress import Progress
 from bifocal.training.trainer import Outcome, TrainSettings
 
 DRAWING = "text-to-image"
@@ -77,6 +75,7 @@ def build(recipe: VLMRecipe, tokenizer: TextTokenizer, encoder: CLIPModel | VQVA
         number_pictures=recipe.number_pictures,
     )
     if isinstance(encoder, CLIPModel):
+        assert isinstance(encoder.config.vision, VisionConfig)
         model = VLM(replace(shape, vision=encoder.config.vision))
         assert isinstance(model.image_path, ContinuousPath)
         model.image_path.vision_model.load_state_dict(encoder.vision_model.state_dict())
@@ -97,6 +96,8 @@ def open_encoder(recipe: VLMRecipe) -> CLIPModel | VQVAEModel:
         raise UserError(f"--family discrete needs a VQ-VAE, and {recipe.vision} is none")
     if recipe.family == "continuous" and not isinstance(encoder, CLIPModel):
         raise UserError(f"--family continuous needs a CLIP, and {recipe.vision} is none")
+    if isinstance(encoder, CLIPModel) and not isinstance(encoder.config.vision, VisionConfig):
+        raise UserError(f"a continuous VLM reads the patches of a ViT, and {recipe.vision} has a ResNet")
     assert isinstance(encoder, CLIPModel | VQVAEModel)
     return encoder
 
@@ -163,38 +164,6 @@ class Packer:
         return drawing_sample(samples[0], blank=rng.random() < self.recipe.drop_prompt)
 
 
-def encode_split(
-    recipe: VLMRecipe, image_path: ImagePath, source: Source, split: str, place: Path
-) -> EncodedStore:
-    """Run the frozen encoder once over the pictures of a split, or open what an earlier run of it left."""
-    keys = list(
-        dict.fromkeys(key for n in range(source.documents(split)) for key in source.document_keys(split, n))
-    )
-    device = open_device(recipe.train.device)
-    frozen = config.fingerprint(
-        {
-            "source": source.fingerprint,
-            "split": split,
-            "layer": recipe.feature_layer if recipe.family == "continuous" else None,
-            "weights": weights_fingerprint(image_path.frozen),
-        }
-    )
-
-    def pixels(some: Sequence[str]) -> Tensor:
-        return to_tensor([source.pixels(key) for key in some]).to(device)
-
-    with Progress(f"encode {split}", total=len(keys)) as progress:
-        return encode_pictures(
-            place,
-            keys,
-            pixels,
-            image_path.encode,
-            fingerprint=frozen,
-            codebook=image_path.vqmodel.config.quantizer.codes if isinstance(image_path, DiscretePath) else 0,
-            progress=lambda done: progress.update(done),
-        )
-
-
 def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: str | None = None) -> Outcome:
     """Train into ``out``; the encoded pictures are kept in ``out/encoded``."""
     device = open_device(recipe.train.device)
@@ -212,8 +181,18 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
     # a copy, because the finished model keeps the encoder's weights unrounded
     encoding = copy.deepcopy(model.image_path)
     set_precision(encoding, fast_dtype(device, recipe.train.dtype))
+    discrete = isinstance(encoding, DiscretePath)
     stores = {
-        split: encode_split(recipe, encoding, source, split, out / "encoded" / split)
+        split: encode_split(
+            source,
+            split,
+            out / ENCODED / split,
+            encoding.frozen,
+            encoding.encode,
+            device=device,
+            layer=None if discrete else recipe.feature_layer,
+            codebook=codes,
+        )
         for split in ("train", "validation")
     }
     packer = Packer(
@@ -263,8 +242,8 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
     # The discrete model has a small part of the quickstart: its drawings cost more to evaluate than answers do. It
     # does not get as far there as to find things, which is what the later stages build on.
     steps, episodes, stages = {
-        ("quickstart", "continuous"): (760, 8_000, SCENE_STAGES),
-        ("quickstart", "discrete"): (180, 4_000, ()),
+        ("quickstart", "continuous"): (720, 8_000, SCENE_STAGES),
+        ("quickstart", "discrete"): (160, 4_000, ()),
         ("standard", "continuous"): (2800, 40_000, SCENE_STAGES),
         ("standard", "discrete"): (2200, 30_000, SCENE_STAGES),
     }[scale, family]

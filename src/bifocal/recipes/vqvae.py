@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bifocal import distributed
 from bifocal.config import UserError
 from bifocal.data.pictures import to_tensor
 from bifocal.data.scenes import WorldSettings
 from bifocal.inference import load_model
-from bifocal.models.clip import CLIPModel
+from bifocal.models.clip import CLIPModel, PictureTower
 from bifocal.models.precision import fast_dtype, open_device, set_precision
-from bifocal.models.vision import VisionTransformer
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
-from bifocal.recipes.runs import mean_loss, open_run, run, start_from
+from bifocal.recipes.runs import begun, mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import source_of
 from bifocal.training.alarms import CodebookAlarms
 from bifocal.training.optimizer import OptimizerSettings
@@ -41,6 +41,13 @@ class VQVAERecipe:
     model: VQVAEConfig = field(default_factory=VQVAEConfig)
     train: TrainSettings = field(default_factory=TrainSettings)
 
+    def __post_init__(self) -> None:
+        if self.world.picture_size != self.model.picture_size:
+            raise ValueError(
+                f"world.picture_size is {self.world.picture_size} and model.picture_size {self.model.picture_size}: "
+                "give both the same size"
+            )
+
 
 def train_vqvae(
     recipe: VQVAERecipe,
@@ -52,6 +59,8 @@ def train_vqvae(
 ) -> Outcome:
     """Train into ``out``. ``show`` is given the model, some validation pictures and the step, at each validation."""
     device = open_device(recipe.train.device)
+    if recipe.model.quantizer.legacy_beta and not (resume and begun(out)):
+        refuse_legacy_beta(init_from)
     source = source_of(recipe.data, recipe.world, 0)
     open_run(out, "vqvae", recipe, resume=resume)
     size = recipe.batch_size
@@ -70,6 +79,8 @@ def train_vqvae(
         clip = open_clip(recipe.perceptual, recipe.world.picture_size)
         set_precision(clip.to(device), fast_dtype(device, recipe.train.dtype))
         model.perceptual = (functools.partial(feature_distance, clip.vision_model), recipe.perceptual_weight)
+    if recipe.model.quantizer.update == "ema" and distributed.is_main():
+        print("vqvae: moving averages stand for the codebook term, which is 0 in the log", flush=True)
     return run(
         model,
         recipe.train,
@@ -90,6 +101,18 @@ def train_vqvae(
     )
 
 
+def refuse_legacy_beta(init_from: str | None) -> None:
+    """Beta on the codebook term is a mistake that only a model which was trained with it may go on with."""
+    if init_from is not None:
+        model, _ = load_model(init_from)
+        if isinstance(model, VQVAEModel) and model.config.quantizer.legacy_beta:
+            return
+    raise UserError(
+        "quantizer.legacy_beta puts beta on the wrong term, for old checkpoints only: leave it out, or go on from a "
+        "checkpoint imported with --legacy-beta (--init-from RUN)"
+    )
+
+
 def open_clip(run: str, picture_size: int) -> CLIPModel:
     """A finished CLIP, frozen, refused if its pictures have another size."""
     clip, _ = load_model(run)
@@ -101,14 +124,14 @@ def open_clip(run: str, picture_size: int) -> CLIPModel:
     return clip.requires_grad_(False)
 
 
-def feature_distance(vision: VisionTransformer, originals_BCHW: Tensor, others_BCHW: Tensor) -> Tensor:
+def feature_distance(vision: PictureTower, originals_BCHW: Tensor, others_BCHW: Tensor) -> Tensor:
     """Squared difference of unit-norm patch features of the last layer: LPIPS (Zhang et al. 2018) without weights.
 
     A mean over patches and pictures. The gradient goes to ``others_BCHW`` alone.
     """
     with torch.no_grad():
-        wanted = F.normalize(vision.hidden(originals_BCHW)[:, 1:].float(), dim=-1)
-    found = F.normalize(vision.hidden(others_BCHW)[:, 1:].float(), dim=-1)
+        wanted = F.normalize(vision.patch_features(originals_BCHW).float(), dim=-1)
+    found = F.normalize(vision.patch_features(others_BCHW).float(), dim=-1)
     return (found - wanted).square().sum(dim=-1).mean()
 
 

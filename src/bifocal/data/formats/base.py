@@ -111,7 +111,9 @@ def names_of(documents: Sequence[Document]) -> str:
     return ", ".join(str(document.path) for document in documents)
 
 
-def json_answers(entries: Sequence[Entry], read: Callable[[Mapping[str, Any]], tuple[str, str]]) -> list[Given]:
+def json_answers(
+    entries: Sequence[Entry], read: Callable[[Mapping[str, Any]], tuple[str, str]]
+) -> list[Given]:
     """Answers from a list of objects; ``read`` takes id and text out of one."""
     given = []
     for where, value in entries:
