@@ -12,7 +12,6 @@ from torch import nn
 
 from bifocal import artifacts, config, distributed, inference
 from bifocal.config import UserError
-from bifocal.data.text import TextTokenizer
 from bifocal.interop.clip_tokens import AnyTokenizer
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.training.trainer import Outcome, TrainSettings, train
