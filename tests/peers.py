@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-# What open_clip imports when it is imported itself. It uses them to prepare pictures, which no test here asks of it.
+import torchvision_stand_in
+
+# What open_clip imports when it is imported itself, to prepare pictures.
 TORCHVISION = (
     "torchvision",
     "torchvision.transforms",
@@ -19,10 +21,14 @@ TORCHVISION = (
     "torchvision.ops",
     "torchvision.ops.misc",
 )
+STAND_INS = {
+    "torchvision.transforms": torchvision_stand_in.TRANSFORMS,
+    "torchvision.transforms.functional": torchvision_stand_in.FUNCTIONAL,
+}
 
 
 class _StandIn(ModuleType):
-    """A module in which every name is a class that does nothing."""
+    """A module of the names given, in which every other name is a class that does nothing."""
 
     __path__: ClassVar[list[str]] = []
 
@@ -42,6 +48,7 @@ def open_clip() -> Any:
         is_torchvision_available()  # it remembers its answer, which the stand-ins must not change
         for name in TORCHVISION:
             sys.modules[name] = _StandIn(name)
+            vars(sys.modules[name]).update(STAND_INS.get(name, {}))
             parent, _, child = name.rpartition(".")
             if parent:
                 setattr(sys.modules[parent], child, sys.modules[name])

@@ -257,10 +257,13 @@ def test_the_order_of_labels_does_not_matter(places: Place) -> None:
     torch.testing.assert_close(one[:, [2, 0, 1]], other, rtol=1e-5, atol=1e-6)
 
 
-def test_templates_have_the_right_article() -> None:
-    assert inference.fill_template("a picture of {a}", "owl") == "a picture of an owl"
-    assert inference.fill_template("{a}", "dog") == "a dog"
-    assert inference.fill_template("two of {}", "owl") == "two of owl"
+def test_the_classifier_follows_labels_and_templates(places: Place) -> None:
+    model = clip(places["clip"])
+    first = model.classifier(["owl", "dog"])
+    assert torch.equal(model.classifier(["owl", "dog"]), first)
+    assert not torch.allclose(model.classifier(["owl", "dog"], ["two of {}"]), first)
+    alone = model.embed_texts(["a dog"])
+    assert torch.allclose(model.classifier(["owl", "dog"], ["{a}"])[1], alone[0], atol=1e-6)
 
 
 def test_no_labels_are_refused(places: Place) -> None:

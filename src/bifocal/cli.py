@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import io
@@ -18,7 +19,48 @@ import tyro
 from bifocal import config
 
 Task = Literal[
-    "reconstruction", "zero-shot", "retrieval", "captioning", "vqa", "grounding", "reasoning", "text-to-image"
+    "reconstruction",
+    "zero-shot",
+    "retrieval",
+    "linear-probe",
+    "captioning",
+    "vqa",
+    "grounding",
+    "reasoning",
+    "text-to-image",
+]
+# A task, or the name of a benchmark's format where no other will do.
+ScoreTask = Literal[
+    "captioning",
+    "vqa",
+    "grounding",
+    "reasoning",
+    "coco-captions",
+    "karpathy",
+    "vqav2",
+    "gqa",
+    "clevr",
+    "nlvr2",
+    "refcoco",
+    "refcoco-mdetr",
+    "refcoco-lines",
+]
+ImportFormat = Literal[
+    "csv",
+    "image-folder",
+    "coco-captions",
+    "karpathy",
+    "vqav2",
+    "gqa",
+    "clevr",
+    "nlvr2",
+    "refcoco",
+    "refcoco-mdetr",
+    "refcoco-lines",
+    "llava",
+    "coco-detection",
+    "voc",
+    "samples",
 ]
 Split = Literal["train", "validation", "test", "test-novel-pairs", "test-novel-concepts"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -48,7 +90,7 @@ def quickstart(
 
 
 def train(
-    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm"]],
+    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "prior"]],
     out: Path | None = None,
     family: Literal["discrete", "continuous"] | None = None,
     vision: str | None = None,
@@ -72,10 +114,11 @@ def train(
         model: which recipe.
         out: the run's directory (runs/MODEL if not given).
         family: of a vlm: image tokens (discrete) or CLIP features (continuous).
-        vision: the finished run of a vlm's image encoder.
+        vision: the finished run of a vlm's image encoder, or of the VQ-VAE whose codes a prior is over.
         tower: what a clip sees pictures with, a ViT if not given.
-        data: a folder of samples; the default scenes if not given.
-        init_from: start from the weights of a finished run of the same shape.
+        data: a folder of samples (for a prior also what `bifocal encode` wrote); the default scenes if not given.
+        init_from: start from the weights of a finished run of the same shape; a clip takes shape and tokenizer from
+            it, and may start from a directory that transformers or open_clip wrote.
         scale: the size of the recipe.
         smoke: toy size.
         steps: optimizer steps.
@@ -116,6 +159,10 @@ def evaluate(
     blank: bool = True,
     checker: Path | None = None,
     features: Path | None = None,
+    prior: Path | None = None,
+    classes: Path | None = None,
+    templates: str | None = None,
+    train_data: str | None = None,
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
     device: str = "cpu",
     dtype: Dtype = "auto",
@@ -128,11 +175,15 @@ def evaluate(
         run: a finished run.
         task: what to ask of it.
         split: of the scenes.
-        data: a folder of samples instead of the scenes.
+        data: a folder of samples instead of the scenes; for zero-shot also one with a folder for each class.
         count: how many samples.
         blank: also put the same questions with blank pictures.
         checker: for text-to-image, the VLM that is asked about the drawings.
         features: for reconstruction, the CLIP in whose features the Fréchet distance is measured.
+        prior: for reconstruction, the prior over the codes by which their bits are counted.
+        classes: for zero-shot, a file of names to choose from, one a line, or JSON {folder: name}.
+        train_data: for linear-probe, the folder to learn from; without, the other folds of DATA, or training scenes.
+        templates: for zero-shot, drawings, photos or name, or a file of sentences with {} for the name.
         json_output: print rows as JSON and nothing else.
         device: where to compute.
         dtype: auto is bf16 where it is fast.
@@ -149,6 +200,10 @@ def evaluate(
         blank=blank,
         checker=checker,
         features=features,
+        prior=prior,
+        classes=classes,
+        templates=templates,
+        train_data=train_data,
         device=device,
         dtype=dtype,
     )
@@ -156,6 +211,43 @@ def evaluate(
         print(json.dumps({"results": [row.to_json() for row in rows]}))
     else:
         print_table(rows, title=f"{run.name}: {task} on {split}")
+
+
+def score(
+    predictions: tyro.conf.Positional[Path],
+    task: ScoreTask,
+    annotations: tuple[Path, ...],
+    split: str | None = None,
+    model: str | None = None,
+    dialect: Literal["plain", "paligemma", "qwen-vl", "florence-2", "kosmos-2"] = "plain",
+    tokenizer: Literal["simple", "ptb"] = "simple",
+    also: tuple[Literal["METEOR", "SPICE"], ...] = (),
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Score anyone's answers in a benchmark's results format, without a model.
+
+    Example: bifocal score results.json --task captioning --annotations captions_val2014.json
+
+    Args:
+        predictions: the answers, in the results format of the benchmark.
+        task: what was asked, or the name of a format.
+        annotations: the official files of truth, all that belong together.
+        split: score this one, where the annotations hold several.
+        model: whose answers they are, for the rows (by default the file's name).
+        dialect: how boxes are spelt, where they are spelt in words.
+        tokenizer: of captions; ptb is the official one and needs Java.
+        also: further scores of captions, which need Java and the PTB tokenizer.
+        json_output: print rows as JSON and nothing else.
+    """
+    from bifocal.commands.score import ScoreSettings, score_command
+    from bifocal.evaluation.results import print_table
+
+    settings = ScoreSettings(split=split, model=model, dialect=dialect, tokenizer=tokenizer, also=also)
+    rows = score_command(predictions, task, annotations, settings)
+    if json_output:
+        print(json.dumps({"results": [row.to_json() for row in rows]}))
+    else:
+        print_table(rows, title=f"{predictions.name}: {task}")
 
 
 def compare(
@@ -307,38 +399,142 @@ def encode(
     )
 
 
+def search(
+    run: tyro.conf.Positional[Path],
+    folder: tyro.conf.Positional[Path],
+    query: tyro.conf.Positional[str],
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+    top: int = 12,
+    index: Path | None = None,
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    device: str = "cpu",
+    dtype: Dtype = "auto",
+) -> None:
+    """Find the pictures of a folder by what they show, or by another picture.
+
+    Example: bifocal search runs/quickstart/clip pictures "an owl on a red tile" -o found.png
+
+    Args:
+        run: a finished CLIP.
+        folder: of pictures, subfolders included; it is indexed at the first search, and brought up to date later.
+        query: words, or the path of a picture.
+        output: a sheet of what was found, .png or .html.
+        top: how many pictures.
+        index: where the index lies (FOLDER-RUN.index beside the folder if not given).
+        json_output: print JSON and nothing else.
+        device: where to compute.
+        dtype: auto is bf16 where it is fast.
+    """
+    from bifocal.commands.search import search_command
+
+    answer = search_command(
+        run, folder, query, top=top, index=index, output=output, device=device, dtype=dtype
+    )
+    if json_output:
+        print(json.dumps(answer))
+        return
+    for found in answer["results"]:
+        print(f"{found['rank']:>3}  {found['score']:.3f}  {folder / found['file']}")
+    if output is not None:
+        print(f"wrote {output}")
+
+
+def interpolate(
+    start: tyro.conf.Positional[Path],
+    end: tyro.conf.Positional[Path],
+    out: Path,
+    share: float = 0.5,
+    new: str | None = None,
+    old: str | None = None,
+    points: int = 11,
+    task: Literal["zero-shot", "retrieval"] = "zero-shot",
+    templates: str | None = None,
+    count: int | None = None,
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    device: str = "cpu",
+    dtype: Dtype = "auto",
+) -> None:
+    """Mix the weights of a CLIP and of what fine-tuning made of it, to gain the new without losing the old.
+
+    Example: bifocal interpolate clip-vit-base-patch32 runs/tuned --new pets --old scenes --out runs/mixed
+
+    Args:
+        start: a finished CLIP, or a directory that transformers or open_clip wrote.
+        end: a CLIP trained from it (bifocal train clip --init-from START).
+        out: a new run: the mixed model, and the curve where there are data.
+        share: of the end's weights in the mixed model.
+        new: a folder of what was trained on, or scenes; its score is the curve's one side.
+        old: a folder of what should not be lost, or scenes; its score is the other.
+        points: of the curve, from start to end.
+        task: what is scored, without training.
+        templates: for zero-shot, drawings, photos or name, or a file of sentences with {} for the name.
+        count: how many samples of each set.
+        json_output: print the curve as JSON and nothing else.
+        device: where to compute.
+        dtype: auto is bf16 where it is fast.
+    """
+    from bifocal.commands.interpolate import interpolate_command
+
+    curve = interpolate_command(
+        start,
+        end,
+        out,
+        share=share,
+        new=new,
+        old=old,
+        points=points,
+        task=task,
+        templates=templates,
+        count=count,
+        device=device,
+        dtype=dtype,
+    )
+    if json_output:
+        print(json.dumps({"points": [dataclasses.asdict(point) for point in curve]}))
+        return
+    for point in curve:
+        scores = {"old": point.old, "new": point.new}
+        shown = "  ".join(
+            f"{name} {100 * each.value:.1f}%" for name, each in scores.items() if each is not None
+        )
+        print(f"share {point.share:4.2f}  {shown}")
+    print(f"wrote {out}")
+
+
 def import_(
     source: tyro.conf.Positional[Path],
     out: Path,
     picture_size: int | None = None,
+    legacy_beta: bool = False,
 ) -> None:
-    """Read another tool's checkpoint: a VQGAN of taming-transformers, or the VQ part of a Chameleon.
+    """Read another tool's checkpoint: a CLIP of transformers or open_clip, a VQGAN, or the VQ part of a Chameleon.
 
-    Example: bifocal import chameleon-7b --out runs/chameleon-vq
+    Example: bifocal import clip-vit-base-patch32 --out runs/openai
 
     Args:
-        source: a directory, or a safetensors file.
+        source: a directory, or, for a VQGAN, a safetensors file.
         out: a new run's directory.
-        picture_size: side in pixels, where the checkpoint does not say it.
+        picture_size: side in pixels, where a VQGAN does not say it.
+        legacy_beta: to go on training as taming-transformers does, with beta on the codebook term.
     """
     from bifocal.commands.exchange import import_command
 
-    import_command(source, out, picture_size)
+    import_command(source, out, picture_size, legacy_beta=legacy_beta)
     print(f"wrote {out}")
 
 
 def export(
     run: tyro.conf.Positional[Path],
-    form: tyro.conf.Positional[Literal["chameleon-vq", "taming"]],
+    form: tyro.conf.Positional[Literal["transformers", "open_clip", "chameleon-vq", "taming"]],
     out: tyro.conf.Positional[Path],
 ) -> None:
-    """Write a finished VQ-VAE as a directory that another tool opens.
+    """Write a finished CLIP or VQ-VAE as a directory that another tool opens.
 
-    Example: bifocal export runs/quickstart/vqvae chameleon-vq exported
+    Example: bifocal export runs/quickstart/clip open_clip exported
 
     Args:
         run: a finished run.
-        form: whose layout.
+        form: whose layout; the first two are a CLIP's.
         out: a new directory.
     """
     from bifocal.commands.exchange import export_command
@@ -378,17 +574,92 @@ def data_scenes(
     )
 
 
+def data_import(
+    form: tyro.conf.Positional[ImportFormat],
+    files: tyro.conf.Positional[tuple[Path, ...]],
+    out: Path,
+    images: Path | None = None,
+    split: str | None = None,
+    count: int | None = None,
+) -> None:
+    """Turn a published data set, or a table of your own, into a folder that --data reads.
+
+    Example: bifocal data import csv pets.csv --images pictures --out pets
+
+    Args:
+        form: whose layout the files have.
+        files: annotations; all files that belong together.
+        out: a new folder.
+        images: where the pictures are, at any depth (by default beside the first file).
+        split: take this one, where the files hold several.
+        count: take the first samples only.
+    """
+    from bifocal.commands.data import import_data
+
+    import_data(form, files, out, images=images, split=split, count=count)
+
+
+def data_check(
+    folders: tyro.conf.Positional[tuple[Path, ...]],
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Find what is wrong with folders of samples; several folders are several splits.
+
+    Example: bifocal data check pets pets-test
+
+    Args:
+        folders: with samples.jsonl and pictures.
+        json_output: print the findings as JSON and nothing else.
+    """
+    from bifocal.commands.inspect import check_data, report_lines
+
+    report = check_data(folders)
+    print(json.dumps(report.to_json()) if json_output else "\n".join(report_lines(report)))
+    if report.survivors < report.samples:
+        lost = report.samples - report.survivors
+        raise config.UserError(f"{lost} of {report.samples} samples would not survive training or scoring")
+
+
+def data_show(
+    folder: tyro.conf.Positional[Path],
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    task: str | None = None,
+    count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 60,
+) -> None:
+    """Write a page with samples of a folder: pictures, boxes, questions and answers.
+
+    Example: bifocal data show pets -o pets.html
+
+    Args:
+        folder: with samples.jsonl and pictures.
+        output: an HTML file, complete in itself.
+        task: show samples of this task only.
+        count: how many samples, spread evenly over the folder.
+    """
+    from bifocal.commands.inspect import show_data
+
+    if count < 1:
+        raise config.UserError(f"-n must be at least 1, got {count}")
+    show_data(folder, output, task=task, count=count)
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "quickstart": quickstart,
     "train": train,
     "evaluate": evaluate,
+    "score": score,
     "compare": compare,
     "ask": ask,
     "draw": draw,
     "encode": encode,
+    "search": search,
+    "interpolate": interpolate,
     "import": import_,
     "export": export,
     "data scenes": data_scenes,
+    "data import": data_import,
+    "data check": data_check,
+    "data show": data_show,
 }
 
 

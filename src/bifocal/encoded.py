@@ -21,7 +21,7 @@ NOTE_EVERY = 16  # batches between two notes of how far it came
 
 
 class EncodedStore:
-    """Rows of codes (uint16, or int32 for large codebooks) or features (bf16), found by the key of their picture."""
+    """Rows found by the key of a picture: codes (uint16, or int32 for large codebooks) or features (bf16, float32)."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -42,7 +42,7 @@ class EncodedStore:
         return store
 
     def get(self, keys: Sequence[str]) -> Tensor:
-        """(P, N) int64 codes or (P, N, D) bf16 features of these pictures."""
+        """(P, N) int64 codes, or bf16 or float32 features of these pictures as the encoder shaped them."""
         try:
             rows = [self.rows[key] for key in keys]
         except KeyError as error:
@@ -52,7 +52,14 @@ class EncodedStore:
         values = self.values[rows]
         if self.about["kind"] == "codes":
             return torch.from_numpy(values.astype(np.int64))
+        if values.dtype == np.float32:
+            return torch.from_numpy(values)
         return torch.from_numpy(values).view(torch.bfloat16)
+
+
+def is_store(path: Path) -> bool:
+    """Whether a directory is a finished store."""
+    return (path / ABOUT).is_file() and (path / VALUES).is_file()
 
 
 def weights_fingerprint(encoder: nn.Module) -> str:
@@ -78,14 +85,18 @@ def encode_pictures(
     encode: Callable[[Tensor], Tensor],
     *,
     fingerprint: str,
+    encoder: str | None = None,
     codebook: int = 0,
+    exact: bool = False,
     batch_size: int = 256,
     progress: Callable[[int], None] | None = None,
 ) -> EncodedStore:
     """Run a frozen encoder once over ``keys`` and store what it says; the directory appears when it is complete.
 
-    ``codebook`` is the number of codes of a discrete encoder: it decides how wide an integer a code takes. What a
-    killed attempt had done stays beside ``path`` and is gone on with, if encoder and pictures are the same.
+    ``fingerprint`` names encoder, layer and pictures together, ``encoder`` the weights of the encoder alone, for who
+    does not have the pictures. ``codebook`` is the number of codes of a discrete encoder: it decides how wide an
+    integer a code takes. Features are kept in bf16, or in float32 if ``exact``. What a killed attempt had done stays
+    beside ``path`` and is gone on with, if encoder and pictures are the same.
     """
     if path.exists():
         return EncodedStore.open(path, fingerprint)
@@ -106,6 +117,8 @@ def encode_pictures(
         kind = "features" if encoded.is_floating_point() else "codes"
         if kind == "codes":
             array = encoded.numpy().astype(np.uint16 if 0 < codebook <= 2**16 else np.int32)
+        elif exact:
+            array = encoded.float().numpy()
         else:
             array = encoded.to(torch.bfloat16).view(torch.uint16).numpy()
         if values is None:
@@ -120,7 +133,7 @@ def encode_pictures(
             progress(start + len(some))
     assert values is not None
     values.flush()
-    about = {"fingerprint": fingerprint, "kind": kind, "pictures": len(keys)}
+    about = {"fingerprint": fingerprint, "encoder": encoder, "kind": kind, "pictures": len(keys)}
     artifacts.atomic_write_json(work / ABOUT, about)
     (work / KEYS).write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
     (work / DONE).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +20,27 @@ from bifocal.config import UserError
 from bifocal.data.batch import Template, encode_messages, encode_prefix, leading_pictures
 from bifocal.data.boxes import boxes_from_text
 from bifocal.data.chat import AnyPicture, question_messages, read_messages
-from bifocal.data.pictures import read_picture, resize_whole, to_pictures, to_tensor
+from bifocal.data.fitting import WHOLE, fit_picture
+from bifocal.data.foreign_text import ForeignTokenizer
+from bifocal.data.pictures import read_picture, to_pictures, to_tensor
 from bifocal.data.sample import Box, Message
+from bifocal.data.templates import DEFAULT, TEMPLATES, fill_template
 from bifocal.data.text import TextTokenizer
 from bifocal.generation.decode import Generated, Prompt, Sampling, draw_codes, generate
 from bifocal.generation.decode import score as score_continuations
+from bifocal.interop import open_clip
+from bifocal.interop.clip import Layout, layout_for, layout_in, read_clip, write_clip
+from bifocal.interop.clip_tokens import AnyTokenizer, read_tokenizer
 from bifocal.interop.vqgan import is_vqgan, read_vqgan
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.models.precision import fast_dtype, open_device, set_precision
+from bifocal.models.prior import PriorConfig, PriorModel
 from bifocal.models.vlm import VLM as VLMModel
 from bifocal.models.vlm import DiscretePath, VLMConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-TEMPLATES = ("{a}", "a picture of {a}", "a drawing of {a}")
+CONFIGS = (CONFIG, open_clip.CONFIG)  # either says what a finished model is
 
 
 @dataclass(frozen=True)
@@ -51,13 +59,14 @@ class Loaded:
 
     kind = ""
     model: nn.Module
+    fitting = WHOLE  # how pictures of any shape become square: whole, but for models of other tools
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = name
         self.device = device
 
     def _pixels(self, pictures: Sequence[AnyPicture], size: int) -> Tensor:
-        """Any pictures -> (B, 3, size, size) in [0, 1], each resized whole."""
+        """Any pictures -> (B, 3, size, size) in [0, 1]."""
         arrays = [
             picture if isinstance(picture, np.ndarray) else read_picture(picture) for picture in pictures
         ]
@@ -66,7 +75,7 @@ class Loaded:
                 raise UserError(
                     f"a picture given as an array must be (H, W, 3) uint8 RGB, got {array.shape} {array.dtype}"
                 )
-        return to_tensor([resize_whole(array, size) for array in arrays]).to(self.device)
+        return to_tensor([fit_picture(array, size, self.fitting) for array in arrays]).to(self.device)
 
 
 class VQVAE(Loaded):
@@ -91,6 +100,27 @@ class VQVAE(Loaded):
         """(B, h, w) int64 codes -> (B, 3, H, W) float in [0, 1]."""
         return self.model.decode(codes.to(self.device))
 
+    def loss_terms(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) float in [0, 1] -> the reconstruction, codebook and commitment term of each, (B,) float64."""
+        return {name: value.cpu() for name, value in self.model.loss_terms(images.to(self.device)).items()}
+
+
+class Prior(Loaded):
+    """How likely the codes of a picture are."""
+
+    kind = "prior"
+    model: PriorModel
+
+    def __init__(self, model: PriorModel, name: str, device: torch.device) -> None:
+        super().__init__(name, device)
+        self.model = model
+        self.encoder = model.config.encoder
+
+    @torch.inference_mode()
+    def bits(self, codes: Tensor) -> Tensor:
+        """(B, h, w) int64 codes, or (B, h, w, depth), -> (B,) float64 bits that each picture takes, -log2 p(codes)."""
+        return self.model.bits(codes.to(self.device).flatten(1)).cpu()
+
 
 class CLIP(Loaded):
     """Pictures and texts in one space."""
@@ -98,10 +128,15 @@ class CLIP(Loaded):
     kind = "clip"
     model: CLIPModel
 
-    def __init__(self, model: CLIPModel, tokenizer: TextTokenizer, name: str, device: torch.device) -> None:
+    def __init__(
+        self, model: CLIPModel, tokenizer: AnyTokenizer | None, name: str, device: torch.device
+    ) -> None:
         super().__init__(name, device)
         self.model, self.tokenizer = model, tokenizer
         self.picture_size = model.config.vision.picture_size
+        self.fitting = model.config.fitting
+        self._asked: tuple[tuple[str, ...], ...] = ()
+        self._classes = torch.empty(0)
 
     @torch.inference_mode()
     def embed_images(self, pictures: Sequence[AnyPicture]) -> Tensor:
@@ -114,10 +149,19 @@ class CLIP(Loaded):
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """n texts -> (n, d) float32 of unit norm. Raises ``UserError`` for a text longer than the context."""
+        """n texts -> (n, d) float32 of unit norm.
+
+        Raises ``UserError`` for a text longer than the context, and where there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise UserError(
+                f"{self.name} was opened without a tokenizer, and text is needed: put the model's tokenizer.json into "
+                "its directory"
+            )
+        if not texts:
+            return torch.empty(0, self.model.config.width)
         tokens = clip_tokens(texts, self.tokenizer, self.model.config.text.context).to(self.device)
-        pieces = [self.model.embed_texts(piece) for piece in tokens.split(256)]
-        return torch.cat(pieces).cpu() if pieces else torch.empty(0, self.model.config.width)
+        return torch.cat([self.model.embed_texts(piece) for piece in tokens.split(256)]).cpu()
 
     def classify(
         self, pictures: Sequence[AnyPicture], labels: Sequence[str], templates: Sequence[str] | None = None
@@ -129,28 +173,35 @@ class CLIP(Loaded):
         """
         if not labels:
             raise UserError("there are no labels to choose from: give at least one")
-        texts = [fill_template(template, label) for label in labels for template in (templates or TEMPLATES)]
-        embedded = self.embed_texts(texts).view(len(labels), -1, self.model.config.width)
-        classes = torch.nn.functional.normalize(embedded.mean(dim=1), dim=-1)
         scale = self.model.logit_scale.exp().item()
-        return (scale * self.embed_images(pictures) @ classes.T).softmax(dim=-1)
+        return (scale * self.similarities(pictures, labels, templates)).softmax(dim=-1)
+
+    def similarities(
+        self, pictures: Sequence[AnyPicture], labels: Sequence[str], templates: Sequence[str] | None = None
+    ) -> Tensor:
+        """(n, len(labels)) cosines of pictures and classes; unlike probabilities, they never round to the same 0."""
+        return self.embed_images(pictures) @ self.classifier(labels, templates).T
+
+    def classifier(self, labels: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+        """(len(labels), d) float32 of unit norm: the classes of ``classify``; the latest ones are kept."""
+        asked = (tuple(labels), tuple(templates or TEMPLATES[DEFAULT]))
+        if asked != self._asked:
+            texts = [fill_template(template, label) for label in asked[0] for template in asked[1]]
+            embedded = self.embed_texts(texts).view(len(labels), -1, self.model.config.width)
+            self._classes = torch.nn.functional.normalize(embedded.mean(dim=1), dim=-1)
+            self._asked = asked
+        return self._classes
 
 
-def fill_template(template: str, label: str) -> str:
-    """ "a picture of {a}", "owl" -> "a picture of an owl"."""
-    article = "an" if label[:1].lower() in "aeiou" else "a"
-    return template.replace("{a}", f"{article} {label}").replace("{}", label)
-
-
-def clip_tokens(texts: Sequence[str], tokenizer: TextTokenizer, context: int) -> Tensor:
+def clip_tokens(texts: Sequence[str], tokenizer: AnyTokenizer, context: int) -> Tensor:
     """n texts -> (n, context) ids: begin, text, end, padding. Raises ``UserError`` for one that does not fit."""
     rows = []
-    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-        if len(ids) + 2 > context:
+    for text, ids in zip(texts, tokenizer.sequences(texts), strict=True):
+        if len(ids) > context:
             raise UserError(
-                f"a text of {len(ids)} tokens does not fit this model's {context - 2}: {text[:60]!r}"
+                f"a text of {len(ids) - 2} tokens does not fit this model's {context - 2}: {text[:60]!r}"
             )
-        rows.append([tokenizer.bos, *ids, tokenizer.eos] + [tokenizer.pad] * (context - 2 - len(ids)))
+        rows.append(ids + [tokenizer.pad] * (context - len(ids)))
     return torch.tensor(rows, dtype=torch.int64).view(len(rows), context)
 
 
@@ -164,7 +215,7 @@ class VLM(Loaded):
         super().__init__(name, device)
         self.model, self.tokenizer = model, tokenizer
         self.family = model.config.family
-        self.template = Template(tokenizer, model.image_path.positions)
+        self.template = Template(tokenizer, model.image_path.positions, model.config.number_pictures)
         forbidden = torch.ones(len(tokenizer), dtype=torch.bool)
         first_text = max(tokenizer.special.values()) + 1 + len(tokenizer.boxes) + len(tokenizer.codes)
         forbidden[first_text:] = False
@@ -323,15 +374,33 @@ class VLM(Loaded):
         return Answer(text, boxes, (), "stop" if result.stopped else "length", tuple(result.logprobs))
 
 
-KINDS: dict[str, type] = {"bifocal-vqvae": VQVAEConfig, "bifocal-clip": CLIPConfig, "bifocal-vlm": VLMConfig}
-MODELS: dict[str, type] = {"bifocal-vqvae": VQVAEModel, "bifocal-clip": CLIPModel, "bifocal-vlm": VLMModel}
+KINDS: dict[str, type] = {
+    "bifocal-vqvae": VQVAEConfig,
+    "bifocal-clip": CLIPConfig,
+    "bifocal-vlm": VLMConfig,
+    "bifocal-prior": PriorConfig,
+}
+MODELS: dict[str, type] = {
+    "bifocal-vqvae": VQVAEModel,
+    "bifocal-clip": CLIPModel,
+    "bifocal-vlm": VLMModel,
+    "bifocal-prior": PriorModel,
+}
 
 
-def save(path: str | Path, model: nn.Module, tokenizer: TextTokenizer | None = None) -> None:
-    """Write a finished model into a run's directory: config, weights, and the tokenizer where there is one."""
+def save(path: str | Path, model: nn.Module, tokenizer: AnyTokenizer | None = None) -> None:
+    """Write a finished model into a run's directory: config, weights, and the tokenizer where there is one.
+
+    A CLIP is written as transformers or open_clip opens it, where either has a layout for it.
+    """
     path = Path(path)
+    if isinstance(model, CLIPModel) and (layout := layout_for(model.config)) is not None:
+        _save_clip(path, model, tokenizer, layout)
+        return
     kind = next(name for name, cls in MODELS.items() if type(model) is cls)
-    if tokenizer is not None:
+    if isinstance(tokenizer, ForeignTokenizer):
+        tokenizer.write(path)
+    elif tokenizer is not None:
         tokenizer.write(path / TOKENIZER)
     tensors = {name: tensor.detach().float().contiguous() for name, tensor in model.state_dict().items()}
     temporary = path / f"{WEIGHTS}.tmp"
@@ -340,11 +409,29 @@ def save(path: str | Path, model: nn.Module, tokenizer: TextTokenizer | None = N
     artifacts.atomic_write_json(path / CONFIG, {"model_type": kind, **config.to_dict(model.config)})
 
 
-def load_model(path: str | Path) -> tuple[nn.Module, TextTokenizer | None]:
-    """The bare float32 module of a finished directory, and its tokenizer."""
+def _save_clip(path: Path, model: CLIPModel, tokenizer: AnyTokenizer | None, layout: Layout) -> None:
+    """Write beside, then move in, the configuration last: a run with a configuration is finished."""
+    work = path / "finishing.tmp"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    write_clip(work, model, tokenizer, layout, name=path.resolve().name.removesuffix(".tmp"))
+    for file in sorted(work.iterdir(), key=lambda file: file.name in CONFIGS):
+        file.replace(path / file.name)
+    work.rmdir()
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a directory holds a finished model."""
+    return (path / WEIGHTS).is_file() and any((path / name).is_file() for name in CONFIGS)
+
+
+def load_model(path: str | Path) -> tuple[nn.Module, AnyTokenizer | None]:
+    """The bare float32 module of a finished directory, or of one that another tool wrote, and its tokenizer."""
     path = Path(path)
     if is_vqgan(path):
         return read_vqgan(path), None
+    if (layout := layout_in(path)) is not None:
+        return read_clip(path, layout)
     try:
         about = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -373,15 +460,18 @@ def load_model(path: str | Path) -> tuple[nn.Module, TextTokenizer | None]:
         raise UserError(
             f"{path / WEIGHTS} does not fit its {CONFIG} or is damaged: {' '.join(str(error).split())[:200]}"
         ) from None
+    if isinstance(model, CLIPModel):
+        return model.eval(), read_tokenizer(path, model.config.text)
     tokenizer = TextTokenizer.read(path / TOKENIZER) if (path / TOKENIZER).is_file() else None
     return model.eval(), tokenizer
 
 
-def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> VQVAE | CLIP | VLM:
-    """Open a finished directory: a VQ-VAE, a CLIP or a VLM, ready to use.
+def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> VQVAE | CLIP | VLM | Prior:
+    """Open a finished directory: a VQ-VAE, a CLIP, a VLM or a prior over codes, ready to use.
 
-    ``dtype`` "auto" computes in bf16 where the machine is fast at it. Raises ``UserError`` for a directory that is
-    not a finished model.
+    A CLIP may also be one that transformers or open_clip wrote; without a tokenizer it sees pictures, and says so where
+    text is needed. ``dtype`` "auto" computes in bf16 where the machine is fast at it. Raises ``UserError`` for a
+    directory that is not a finished model.
     """
     place = open_device(device)
     model, tokenizer = load_model(path)
@@ -390,9 +480,11 @@ def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> VQVAE
     name = Path(path).resolve().name
     if isinstance(model, VQVAEModel):
         return VQVAE(model, name, place)
-    if tokenizer is None:
-        raise UserError(f"{path} has no {TOKENIZER}, and text is needed")
+    if isinstance(model, PriorModel):
+        return Prior(model, name, place)
     if isinstance(model, CLIPModel):
         return CLIP(model, tokenizer, name, place)
-    assert isinstance(model, VLMModel)
+    if tokenizer is None:
+        raise UserError(f"{path} has no {TOKENIZER}, and text is needed")
+    assert isinstance(model, VLMModel) and isinstance(tokenizer, TextTokenizer)
     return VLM(model, tokenizer, name, place)

@@ -266,7 +266,7 @@ class FakeClip:
         text = self.truth.get(picture.tobytes())
         return text if text is not None and chance("clip", text, picture.tobytes()) < self.accuracy else None
 
-    def classify(
+    def similarities(
         self, pictures: Sequence[np.ndarray], labels: Sequence[str], templates: Sequence[str] | None = None
     ) -> np.ndarray:
         scores = np.array([[chance(p.tobytes(), label) for label in labels] for p in pictures]) * 0.5
@@ -274,7 +274,7 @@ class FakeClip:
             text = self._text(picture)
             if text is not None:
                 scores[row, list(labels).index(text)] = 1.0
-        return scores / scores.sum(axis=1, keepdims=True)
+        return scores
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         return np.stack([np.eye(len(self.places), dtype=np.float32)[self.places[text]] for text in texts])
@@ -300,6 +300,10 @@ class FakeVQVAE:
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         grey = (codes.float() + 0.5) / self.codebook_size
         return grey.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None].expand(-1, 3, -1, -1)
+
+    def loss_terms(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        error = (images - self.decode(self.encode(images))).square().mean(dim=(1, 2, 3)).double()
+        return {"reconstruction": error, "codebook": 2 * error, "commitment": 3 * error}
 
 
 def write_log(path: Path, steps: int, metrics: Sequence[str]) -> None:

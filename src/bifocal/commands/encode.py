@@ -9,8 +9,10 @@ from torch import Tensor
 
 from bifocal import config, inference
 from bifocal.config import UserError
+from bifocal.data.fitting import fit_picture
 from bifocal.data.folder import FolderDataset
-from bifocal.data.pictures import SUFFIXES, read_picture, resize_whole, to_tensor
+from bifocal.data.own_sets import picture_files
+from bifocal.data.pictures import SUFFIXES, read_picture, to_tensor
 from bifocal.encoded import EncodedStore, encode_pictures, weights_fingerprint
 from bifocal.training.progress import Progress
 
@@ -22,10 +24,10 @@ def picture_keys(data: Path) -> list[str]:
     if any(data.glob("*.jsonl")):
         samples = FolderDataset(data).samples
         return list(dict.fromkeys(key for sample in samples for key in sample.pictures))
-    files = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = picture_files(data)
     if not files:
         raise UserError(f"{data} holds no samples.jsonl and no picture ({', '.join(sorted(SUFFIXES))})")
-    return [path.relative_to(data).as_posix() for path in files]
+    return files
 
 
 def encode_command(
@@ -38,7 +40,7 @@ def encode_command(
     device: str = "cpu",
     dtype: str = "auto",
 ) -> EncodedStore:
-    """Codes of a VQ-VAE, or features of a CLIP's ``layer``, for every picture, resized whole to the model's size."""
+    """Codes of a VQ-VAE, or features of a CLIP's ``layer``, for every picture, fitted to the model's size."""
     if batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {batch_size}")
     model = inference.load(run, device=device, dtype=dtype)
@@ -52,12 +54,13 @@ def encode_command(
             "weights": weights_fingerprint(model.model),
             "layer": None if codes else layer,
             "size": model.picture_size,
+            "fitting": config.to_dict(model.fitting),
             "files": [(key, file.st_size, file.st_mtime_ns) for key, file in zip(keys, files, strict=True)],
         }
     )
 
     def pixels(some: Sequence[str]) -> Tensor:
-        pictures = [resize_whole(read_picture(data / key), model.picture_size) for key in some]
+        pictures = [fit_picture(read_picture(data / key), model.picture_size, model.fitting) for key in some]
         return to_tensor(pictures).to(model.device)
 
     def encode(images: Tensor) -> Tensor:
@@ -72,6 +75,7 @@ def encode_command(
             pixels,
             encode,
             fingerprint=fingerprint,
+            encoder=weights_fingerprint(inference.load_model(run)[0]),
             codebook=model.codebook_size if isinstance(model, inference.VQVAE) else 0,
             batch_size=batch_size,
             progress=lambda done: progress.update(done),

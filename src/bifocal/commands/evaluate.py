@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,33 @@ from PIL import Image
 
 from bifocal import evaluation, inference
 from bifocal.commands.figures import reconstruction_page
-from bifocal.config import UserError
+from bifocal.commands.zero_shot_page import zero_shot_page
+from bifocal.config import UserError, fingerprint
 from bifocal.data.folder import FolderDataset
+from bifocal.data.own_sets import CaptionedFolder, ClassFolders, zero_shot_folder
 from bifocal.data.pictures import resize_whole
-from bifocal.data.sample import Dataset
+from bifocal.data.sample import Dataset, Sample
 from bifocal.data.scenes import World, WorldSettings
 from bifocal.data.scenes.dataset import SceneDataset
+from bifocal.data.templates import read_classes, read_templates
+from bifocal.encoded import weights_fingerprint
 from bifocal.evaluation.compare import Comparison, compare, load_predictions
-from bifocal.evaluation.results import Row
+from bifocal.evaluation.results import Row, prediction_path, read_predictions
 from bifocal.training.progress import Progress
 
 PREDICTIONS = "predictions"
+LABELLED = ("zero-shot", "linear-probe")  # tasks whose right answer is the name of a class
+# Tasks that are scored on the scenes of another: a reconstruction needs pictures only, and those may be any.
+LIKE = {"reconstruction": "captioning", "linear-probe": "zero-shot"}
+TAUGHT = 3_000  # scenes that a linear probe learns from
+NOVEL_CONCEPTS = "test-novel-concepts"
 SHOWN = 400  # pictures whose codes the page about a VQ-VAE counts
 # Samples of each task on a split of the scenes: enough for an interval of a few points.
 COUNTS = {
     "reconstruction": 500,
     "zero-shot": 600,
     "retrieval": 500,
+    "linear-probe": 600,
     "captioning": 300,
     "vqa": 1200,
     "grounding": 900,
@@ -37,17 +48,52 @@ COUNTS = {
 
 
 def dataset_of(
-    task: str, split: str, *, data: str | None, count: int | None, world: World | None = None
+    task: str,
+    split: str,
+    *,
+    data: str | None,
+    count: int | None,
+    world: World | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Dataset:
-    """The fixed evaluation set of a task: scenes of a split, or the samples of a folder."""
+    """The fixed evaluation set of a task: scenes of a split, or the samples of a folder.
+
+    ``names`` are those of class folders, by folder.
+    """
     if task not in COUNTS:
         raise UserError(f"there is no task {task!r}; choose from {', '.join(COUNTS)}")
     if data is not None:
-        return FolderDataset(data, None if task == "reconstruction" else task, split)
+        dataset = folder_of(task, split, data, names or {})
+        if count is not None:
+            dataset.samples = some_of(dataset.samples, count)
+        return dataset
     world = world or World(WorldSettings())
-    # a reconstruction needs pictures only, and those of captioning are any scenes
-    wanted = "captioning" if task == "reconstruction" else task
-    return SceneDataset(world, split, wanted, count or COUNTS[task])
+    return SceneDataset(world, split, LIKE.get(task, task), count or COUNTS[task])
+
+
+def folder_of(task: str, split: str, data: str, names: Mapping[str, str]) -> FolderDataset | ClassFolders:
+    """The samples that a folder has for a task."""
+    if task in LABELLED:
+        return zero_shot_folder(data, names, split)
+    if task == "retrieval":
+        return CaptionedFolder(data, split)
+    return FolderDataset(data, None if task == "reconstruction" else task, split)
+
+
+def taught_from(dataset: Dataset, train_data: str | None, names: Mapping[str, str]) -> Dataset | None:
+    """What a linear probe learns from: the named folder, the training scenes, or (None) the other folds of its set."""
+    if train_data is not None:
+        return zero_shot_folder(train_data, names, "train")
+    # concepts that are new in the test are in no training scene
+    if isinstance(dataset, SceneDataset) and dataset.split != NOVEL_CONCEPTS:
+        return SceneDataset(dataset.world, "train", "zero-shot", TAUGHT)
+    return None
+
+
+def some_of(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """``count`` of the samples, the same ones in every order of the same samples, in the order they came in."""
+    chosen = set(sorted((fingerprint(sample.id), sample.id) for sample in samples)[:count])
+    return [sample for sample in samples if (fingerprint(sample.id), sample.id) in chosen]
 
 
 def evaluate_command(
@@ -60,6 +106,10 @@ def evaluate_command(
     blank: bool = True,
     checker: Path | None = None,
     features: Path | None = None,
+    prior: Path | None = None,
+    classes: Path | None = None,
+    templates: str | None = None,
+    train_data: str | None = None,
     directory: Path | None = None,
     device: str = "cpu",
     dtype: str = "auto",
@@ -68,12 +118,28 @@ def evaluate_command(
 ) -> list[Row]:
     """Score a run on a task; its predictions are kept beside it, or under ``directory``.
 
-    A VQ-VAE evaluated by itself also gets a page, ``reconstruction.html`` in its run.
+    A VQ-VAE and a CLIP's zero-shot answers evaluated by themselves also get a page, ``reconstruction.html`` or
+    ``zero-shot.html`` in the run.
     """
-    model = inference.load(run, device=device, dtype=dtype)
-    dataset = dataset_of(task, split, data=data, count=count, world=world)
     options: dict[str, Any] = {}
+    names: Mapping[str, str] = {}
+    if task not in LABELLED and classes is not None:
+        raise UserError(f"--classes is for {' and '.join(LABELLED)}, and the task is {task}")
+    if task != "zero-shot" and templates is not None:
+        raise UserError(f"--templates is for zero-shot, and the task is {task}")
+    if task != "linear-probe" and train_data is not None:
+        raise UserError(f"--train-data is for linear-probe, and the task is {task}")
+    if classes is not None:
+        labels, names = read_classes(classes)
+        if task == "zero-shot":
+            options["labels"] = labels
+    if templates is not None:
+        options["templates"], options["templates_name"] = read_templates(templates), Path(templates).stem
+    model = inference.load(run, device=device, dtype=dtype)
+    dataset = dataset_of(task, split, data=data, count=count, world=world, names=names)
     directory = directory or run
+    if task == "linear-probe":
+        options["training"] = taught_from(dataset, train_data, names)
     if task == "text-to-image":
         if checker is None:
             raise UserError(
@@ -88,7 +154,12 @@ def evaluate_command(
         if not isinstance(clip, inference.CLIP):
             raise UserError(f"--features {features} is a {clip.kind}, and features come from a CLIP")
         options["features"] = clip
-    with Progress(f"{name or model.name} {task} {split}", total=len(dataset.samples)) as progress:
+    if prior is not None:
+        if task != "reconstruction":
+            raise UserError(f"--prior is for reconstruction, and the task is {task}")
+        options["prior"] = open_prior(prior, run, device=device, dtype=dtype)
+    total = len(dataset.samples) + len(training.samples if (training := options.get("training")) else ())
+    with Progress(f"{name or model.name} {task} {split}", total=total) as progress:
         rows = evaluation.evaluate(
             model,
             dataset,
@@ -103,7 +174,22 @@ def evaluate_command(
         keys = list(dict.fromkeys(key for sample in dataset.samples for key in sample.pictures))[:SHOWN]
         pictures = [resize_whole(dataset.picture(key), model.picture_size) for key in keys]
         print(f"wrote {reconstruction_page(model, pictures, rows, run)}", file=sys.stderr)
+    if directory == run and task == "zero-shot":
+        predictions = read_predictions(prediction_path(run, name or model.name, task, split))
+        print(f"wrote {zero_shot_page(dataset, predictions, rows, run)}", file=sys.stderr)
     return rows
+
+
+def open_prior(path: Path, run: Path, *, device: str, dtype: str) -> inference.Prior:
+    """A prior, refused if it is over the codes of another VQ-VAE than ``run``."""
+    prior = inference.load(path, device=device, dtype=dtype)
+    if not isinstance(prior, inference.Prior):
+        raise UserError(
+            f"--prior {path} is a {prior.kind}: train one with bifocal train prior --vision {run}"
+        )
+    if prior.encoder != weights_fingerprint(inference.load_model(run)[0]):
+        raise UserError(f"--prior {path} is over the codes of another VQ-VAE than {run}: train one for this")
+    return prior
 
 
 def save_drawing(directory: Path, name: str, picture: Image.Image) -> str:

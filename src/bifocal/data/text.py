@@ -102,6 +102,10 @@ class TextTokenizer:
         """As ``encode``, many at once."""
         return [item.ids for item in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def sequences(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text between the begin and the end token, as CLIP reads them: white space is one space."""
+        return [[self.bos, *ids, self.eos] for ids in self.encode_batch([" ".join(t.split()) for t in texts])]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text; coordinate bins keep their names, other special tokens leave no trace."""
         pieces: list[str] = []

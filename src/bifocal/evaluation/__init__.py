@@ -16,6 +16,7 @@ from bifocal.data.sample import Dataset
 from bifocal.evaluation import (
     captioning,
     grounding,
+    linear_probe,
     reasoning,
     reconstruction,
     retrieval,
@@ -28,14 +29,26 @@ from bifocal.evaluation.results import Prediction, Row, prediction_path, write_p
 
 TASKS: dict[str, ModuleType] = {
     module.TASK: module
-    for module in (reconstruction, zero_shot, retrieval, captioning, vqa, grounding, reasoning, text_to_image)
+    for module in (
+        reconstruction,
+        zero_shot,
+        retrieval,
+        linear_probe,
+        captioning,
+        vqa,
+        grounding,
+        reasoning,
+        text_to_image,
+    )
 }
 # The kind of model that each task is for.
-KINDS: dict[str, str] = {"reconstruction": "vqvae", "zero-shot": "clip", "retrieval": "clip"} | dict.fromkeys(
-    ("captioning", "vqa", "grounding", "reasoning", "text-to-image"), "vlm"
+KINDS: dict[str, str] = (
+    {"reconstruction": "vqvae"}
+    | dict.fromkeys(("zero-shot", "retrieval", "linear-probe"), "clip")
+    | dict.fromkeys(("captioning", "vqa", "grounding", "reasoning", "text-to-image"), "vlm")
 )
 # Where a blank picture makes no sense, or is asked about while predicting.
-WITHOUT_BLANK = ("reconstruction", "text-to-image")
+WITHOUT_BLANK = ("reconstruction", "linear-probe", "text-to-image")
 
 
 def evaluate(

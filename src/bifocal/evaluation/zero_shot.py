@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bifocal.config import UserError
+from bifocal.data.own_sets import ClassFolders
 from bifocal.data.sample import Dataset
 from bifocal.evaluation.asking import Progress, batches, look_up, right_answers
 from bifocal.evaluation.results import Prediction, Row
@@ -22,7 +23,7 @@ class Classifying(Protocol):
 
     name: str
 
-    def classify(
+    def similarities(
         self, pictures: Sequence[np.ndarray], labels: Sequence[str], templates: Sequence[str] | None = None
     ) -> Any: ...
 
@@ -32,6 +33,8 @@ def labels_of(dataset: Dataset) -> list[str]:
     world = getattr(dataset, "world", None)
     if world is not None:
         return [concept.name for concept in world.concepts]
+    if isinstance(dataset, ClassFolders):
+        return list(dict.fromkeys(dataset.labels.values()))
     return sorted({right_answers(sample)[0] for sample in dataset.samples})
 
 
@@ -41,14 +44,15 @@ def predict(
     *,
     blank: bool = False,
     progress: Progress | None = None,
-    batch_size: int = 256,  # the texts of all names are embedded again for every batch
+    batch_size: int = 256,
     labels: Sequence[str] | None = None,
     templates: Sequence[str] | None = None,
+    templates_name: str = "",
 ) -> list[Prediction]:
     """The best five names for each picture, and the ``rank`` of the right one, counted from 0.
 
-    ``labels`` are the names to choose from (see ``labels_of``); raises UserError for a sample whose name is
-    not among them.
+    ``labels`` are the names to choose from (see ``labels_of``), ``templates`` the sentences they are put into, and
+    ``templates_name`` what rows call those; raises UserError for a sample whose name is not among the labels.
     """
     names = list(labels) if labels is not None else labels_of(dataset)
     place = {name: position for position, name in enumerate(names)}
@@ -62,7 +66,7 @@ def predict(
                     f"which is not one of the {len(names)} names to choose from."
                 )
         pictures = [look_up(dataset, sample.pictures[0], blank=blank) for sample in samples]
-        scores = np.asarray(model.classify(pictures, names, templates), dtype=np.float64)  # (b,L)
+        scores = np.asarray(model.similarities(pictures, names, templates), dtype=np.float64)  # (b,L)
         truth = np.array([place[right_answers(sample)[0]] for sample in samples])
         places = ranks(scores, np.arange(len(names)) == truth[:, None])
         best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
@@ -78,23 +82,38 @@ def predict(
                 "rank": int(places[row]),
                 "top": [names[i] for i in best[row]],
                 "classes": len(names),
+                **({"templates": templates_name} if templates_name else {}),
             }
     return predictions
 
 
 def measure(predictions: Sequence[Prediction]) -> list[Measure]:
-    """Top-1, top-5 (undefined, and absent, below five classes) and mean recall over classes that occur."""
+    """Top-1, top-5 (undefined, and absent, below five classes) and mean recall over classes that occur.
+
+    These are acc1, acc5 and mean_per_class_recall of CLIP_benchmark, with ties resolved for the earlier name.
+    """
+    variant = f"templates={predictions[0]['templates']}" if "templates" in predictions[0] else ""
     places = np.array([p["rank"] for p in predictions])
     classes = np.array([p["classes"] for p in predictions], dtype=np.float64)
-    measures = [mean_measure("top1", places < 1, baseline=1 / classes, right_or_wrong=True)]
-    if classes.min() >= 5:
-        measures.append(mean_measure("top5", places < 5, baseline=5 / classes, right_or_wrong=True))
+    measures = [
+        mean_measure(f"top{k}", places < k, baseline=k / classes, variant=variant, right_or_wrong=True)
+        for k in (1, 5)
+        if classes.min() >= k
+    ]
+    return [*measures, class_recall(predictions, places < 1, 1 / classes, variant)]
+
+
+def class_recall(
+    predictions: Sequence[Prediction], right: np.ndarray, chance: np.ndarray, variant: str = ""
+) -> Measure:
+    """The mean over the classes that occur of the share that is ``right``; both arrays are (n,)."""
     names = {name: i for i, name in enumerate(sorted({p["answer"] for p in predictions}))}
     truth = np.array([names[p["answer"]] for p in predictions])
     count = np.eye(len(names))[truth]  # (n,L): one 1 a row; right ones and all, class by class
-    statistics = np.concatenate([count * (places < 1)[:, None], count], axis=1)
-    chance = np.concatenate([count / classes[:, None], count], axis=1)
-    return [*measures, Measure("mean_class_recall", statistics, _mean_class_recall, baseline=chance)]
+    statistics, baseline = (
+        np.concatenate([count * share[:, None], count], axis=1) for share in (right, chance)
+    )
+    return Measure("mean_class_recall", statistics, _mean_class_recall, baseline=baseline, variant=variant)
 
 
 def _mean_class_recall(summed: np.ndarray) -> np.ndarray:

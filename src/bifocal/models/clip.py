@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bifocal import distributed, losses
+from bifocal.data.fitting import Fitting
 from bifocal.data.patches import KeptPatches, between
 from bifocal.losses import Objective
 from bifocal.models.resnet import ModifiedResNet, ResNetConfig
@@ -24,7 +25,8 @@ class CLIPConfig:
     """Both towers and the width of the space they share.
 
     A ViT without ``visual_projection`` (SigLIP's) is in that space by itself; a ResNet is projected by its pooling.
-    ``logit_bias`` is what the sigmoid objective needs; the recipe sets it.
+    ``logit_bias`` is what the sigmoid objective needs; the recipe sets it. ``fitting`` is how pictures that are not
+    square were made so for the weights.
     """
 
     vision: VisionConfig | ResNetConfig = field(default_factory=VisionConfig)
@@ -32,6 +34,7 @@ class CLIPConfig:
     width: int = 128
     visual_projection: bool = True
     logit_bias: bool = False
+    fitting: Fitting = field(default_factory=Fitting)
 
     def __post_init__(self) -> None:
         if isinstance(self.vision, VisionConfig) and not self.visual_projection:

@@ -11,14 +11,17 @@ from torch import Tensor, nn
 from bifocal.models.blocks import Float32Embedding
 from bifocal.models.encoder import Activation, Encoder
 
+Pooling = Literal["first", "end", "highest", "last"]
+
 
 @dataclass(frozen=True)
 class TextConfig:
     """Sizes and manner of CLIP's text encoder.
 
     It reads in both directions or, if ``causal``, from left to right. A text is the vector of its first position, of
-    its first ``end`` token (OpenAI's), or of the last position of the context (SigLIP's). ``padding`` is the id that
-    is not attended to; none attends to every position. ``projection_bias`` is that of the projection behind it.
+    its first ``end`` token (OpenAI's), of its first token of the ``highest`` id (which is how OpenAI's finds its end
+    token where nobody said which id that is), or of the last position of the context (SigLIP's). ``padding`` is the id
+    that is not attended to; none attends to every position. ``projection_bias`` is that of the projection behind it.
     """
 
     vocabulary: int = 1024
@@ -28,7 +31,7 @@ class TextConfig:
     heads: int = 2
     mlp_ratio: float = 4.0
     causal: bool = False
-    pooling: Literal["first", "end", "last"] = "first"
+    pooling: Pooling = "first"
     end: int = 3
     padding: int | None = 0
     activation: Activation = "gelu"
@@ -94,14 +97,16 @@ class TextTransformer(nn.Module):
     def lengths(self, tokens_BT: Tensor) -> Tensor:
         """(B, T) -> (B,) int64: how many positions from the first on must be read for what is pooled."""
         config = self.config
-        if config.causal and config.pooling == "end":
-            return self._first_end(tokens_BT) + 1  # nothing behind the end token is seen
+        if config.causal and config.pooling in ("end", "highest"):
+            return self._end(tokens_BT) + 1  # nothing behind the end token is seen
         places = torch.arange(1, tokens_BT.shape[1] + 1, device=tokens_BT.device)
         if config.padding is None:
             return places[-1].expand(len(tokens_BT))
         return ((tokens_BT != config.padding) * places).amax(dim=1)
 
-    def _first_end(self, tokens_BT: Tensor) -> Tensor:
+    def _end(self, tokens_BT: Tensor) -> Tensor:
+        if self.config.pooling == "highest":
+            return tokens_BT.argmax(dim=1)
         ends = tokens_BT == self.config.end
         if not ends.any(dim=1).all():
             row = int((~ends.any(dim=1)).nonzero()[0])
@@ -112,8 +117,8 @@ class TextTransformer(nn.Module):
         config = self.config
         x = self.embeddings(tokens_BT).to(self.final_layer_norm.weight.dtype)
         bias = self._bias(tokens_BT, x.dtype)
-        if config.pooling == "end":
-            places_B = self._first_end(tokens_BT)
+        if config.pooling in ("end", "highest"):
+            places_B = self._end(tokens_BT)
         else:
             last = tokens_BT.shape[1] - 1
             places_B = torch.full_like(tokens_BT[:, 0], 0 if config.pooling == "first" else last)

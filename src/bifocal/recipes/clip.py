@@ -15,7 +15,8 @@ from bifocal.data.patches import KeptPatches, by_detail, drop_patches, inside, k
 from bifocal.data.pictures import to_tensor
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
-from bifocal.inference import CLIP, clip_tokens
+from bifocal.inference import CLIP, clip_tokens, load_model
+from bifocal.interop.clip_tokens import AnyTokenizer
 from bifocal.losses import Objective
 from bifocal.models.clip import CLIPBatch, CLIPConfig, CLIPModel, Regions, check_chunks
 from bifocal.models.precision import open_device
@@ -78,7 +79,7 @@ def contrastive_batch(
     split: str,
     first: int,
     size: int,
-    tokenizer: TextTokenizer,
+    tokenizer: AnyTokenizer,
     model: CLIPConfig,
     *,
     regions: bool,
@@ -87,7 +88,7 @@ def contrastive_batch(
     context = model.text.context
 
     def fits(text: str) -> bool:
-        return len(tokenizer.encode(text)) + 2 <= context
+        return len(tokenizer.sequences([text])[0]) <= context
 
     pairs = []
     for number in range(first, first + size):
@@ -135,13 +136,21 @@ def train_clip(
     init_from: str | None = None,
     show: Callable[[CLIP, int], None] | None = None,
 ) -> Outcome:
-    """Train into ``out``. ``show`` is given the model as it is and the step, at each validation."""
+    """Train into ``out``. A CLIP that begins as another (``begun_with``) keeps that one's tokenizer.
+
+    ``show`` is given the model as it is and the step, at each validation.
+    """
     device = open_device(recipe.train.device)
-    source = source_of(recipe.data, recipe.world, 0)
+    source = source_of(recipe.data, recipe.world, 0, recipe.model.fitting)
+    if init_from is None:
+        trained = TextTokenizer.train(source.texts(), size=recipe.text_tokens, box_bins=0)
+        tokenizer: AnyTokenizer = trained
+        text = replace(recipe.model.text, vocabulary=len(trained), end=trained.eos)
+    else:
+        begin, tokenizer = open_clip(init_from)
+        text = replace(recipe.model.text, vocabulary=begin.text.vocabulary, end=begin.text.end)
     open_run(out, "clip", recipe, resume=resume)
-    tokenizer = TextTokenizer.train(source.texts(), size=recipe.text_tokens, box_bins=0)
     size = recipe.batch_size
-    text = replace(recipe.model.text, vocabulary=len(tokenizer), end=tokenizer.eos)
     torch.manual_seed(recipe.train.seed)
     sigmoid = recipe.objective == "sigmoid"
     shape = replace(recipe.model, text=text, logit_bias=sigmoid)
@@ -182,6 +191,32 @@ def train_clip(
         else {"shown": lambda step: show(CLIP(model, tokenizer, out.name, device), step)},
         resume=resume,
         title="clip",
+    )
+
+
+def open_clip(path: str) -> tuple[CLIPConfig, AnyTokenizer]:
+    """What a CLIP to begin with is, and its tokenizer; ``UserError`` if it is none, or cannot read."""
+    model, tokenizer = load_model(path)
+    if not isinstance(model, CLIPModel):
+        raise UserError(f"--init-from {path} is no CLIP")
+    if tokenizer is None:
+        raise UserError(f"--init-from {path} has no tokenizer, and a CLIP learns from texts")
+    return model.config, tokenizer
+
+
+def begun_with(recipe: CLIPRecipe, init_from: str) -> CLIPRecipe:
+    """The recipe for a model of another's shape and manner, its size of pictures, and the objective its bias asks for.
+
+    The other may be a run or a directory that transformers or open_clip wrote.
+    """
+    begin, _ = open_clip(init_from)
+    resnet = isinstance(begin.vision, ResNetConfig)
+    return replace(
+        recipe,
+        model=begin,
+        objective="sigmoid" if begin.logit_bias else recipe.objective,
+        skip_flat=recipe.skip_flat and not resnet,
+        world=replace(recipe.world, picture_size=begin.vision.picture_size),
     )
 
 
@@ -252,7 +287,7 @@ def recipe_clip(scale: str, tower: str = "vit") -> CLIPRecipe:
                 optimizer=OptimizerSettings(kind="muon", warmup_steps=4),
             ),
         )
-    steps = {"quickstart": 280, "standard": 1000}[scale]
+    steps = {"quickstart": 330, "standard": 1000}[scale]
     return CLIPRecipe(
         train=TrainSettings(
             steps=steps,

@@ -12,8 +12,8 @@ from torch import nn
 
 from bifocal import artifacts, config, distributed, inference
 from bifocal.config import UserError
-from bifocal.data.text import TextTokenizer
-from bifocal.models.clip import CLIPModel
+from bifocal.interop.clip_tokens import AnyTokenizer
+from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.training.trainer import Outcome, TrainSettings, train
 
 RECIPE = "recipe.json"
@@ -22,7 +22,7 @@ RECIPE = "recipe.json"
 def open_run(out: Path, kind: str, recipe: Any, *, resume: bool) -> None:
     """Begin or continue a run: its recipe is written first, and a resumed one must be the same."""
     written = {"kind": kind, **config.to_dict(recipe)}
-    if resume and (out / RECIPE).exists():
+    if resume and begun(out):
         before = json.loads((out / RECIPE).read_text(encoding="utf-8"))
         if before != json.loads(json.dumps(written)):
             changed = [key for key in written if before.get(key) != json.loads(json.dumps(written[key]))]
@@ -36,9 +36,14 @@ def open_run(out: Path, kind: str, recipe: Any, *, resume: bool) -> None:
     artifacts.atomic_write_json(out / RECIPE, written)
 
 
+def begun(out: Path) -> bool:
+    """Whether a run was opened here."""
+    return (out / RECIPE).exists()
+
+
 def finished(out: Path) -> bool:
     """Whether a run's model is complete."""
-    return (out / inference.CONFIG).is_file() and (out / inference.WEIGHTS).is_file()
+    return inference.is_finished(out)
 
 
 def run(
@@ -50,7 +55,7 @@ def run(
     recipe: Any,
     samples_per_step: int,
     data_fingerprint: str,
-    tokenizer: TextTokenizer | None = None,
+    tokenizer: AnyTokenizer | None = None,
     validation: Callable[[], Mapping[str, float]] | None = None,
     probes: Mapping[str, Callable[[int], None]] | None = None,
     watch: Callable[[int, Mapping[str, float]], Sequence[str]] | None = None,
@@ -105,11 +110,24 @@ def start_from(model: nn.Module, init_from: str | None) -> None:
     other, _ = inference.load_model(init_from)
     if isinstance(other, CLIPModel) and isinstance(model, CLIPModel):
         other = other.at_picture_size(model.config.vision.picture_size)
+        refuse_other_manner(other.config, model.config, init_from)
     try:
         model.load_state_dict(other.state_dict())
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--init-from {init_from} is a model of another shape: {reason}") from None
+
+
+def refuse_other_manner(begin: CLIPConfig, wanted: CLIPConfig, init_from: str) -> None:
+    """Raise ``UserError`` where weights of one shape would be used in another way, such as with another GELU."""
+    one, other = (config.flatten(each) for each in (begin, wanted))
+    changed = [name for name in other if name in one and one[name] != other[name]]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"--init-from {init_from} has model.{name} {one[name]}, and this model is to have {other[name]}: with that "
+            "its weights would mean something else"
+        )
 
 
 @torch.no_grad()
