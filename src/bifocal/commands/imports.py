@@ -41,6 +41,11 @@ def import_data(
     if split is not None:
         samples = of_split(samples, split)
     samples = samples[:count]
+    silent = [sample.id for sample in samples if sample.task == "vqa" and not sample.question]
+    if silent:
+        raise UserError(
+            f'{len(silent)} questions have no words, such as "{silent[0]}": give the file of questions too'
+        )
     pictures = Pictures(documents, images or (files[0] if files[0].is_dir() else files[0].parent))
     names: dict[str, str] = {}
     for sample in samples:
