@@ -472,6 +472,40 @@ def table(place: Path) -> dict[str, Path]:
     return {"annotations": place / "own.csv", "pictures": place / "pictures"}
 
 
+def parquet(place: Path) -> dict[str, Path]:
+    """Three rows in two groups, two of them about the same picture, as bytes and as a structure of bytes and path."""
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    pictures = [draw(place / "drawn" / f"{number}.png", number).read_bytes() for number in (0, 1)]
+    rows = [
+        {
+            "image": {"bytes": pictures[0], "path": None},
+            "question": "what?",
+            "answer": "owl",
+            "caption": None,
+        },
+        {
+            "image": {"bytes": pictures[0], "path": "x.png"},
+            "question": None,
+            "answer": None,
+            "caption": ["an owl", "a bird"],
+        },
+        {
+            "image": {"bytes": pictures[1], "path": None},
+            "question": "how many?",
+            "answer": "2",
+            "caption": None,
+        },
+    ]
+    table = pyarrow.Table.from_pylist(rows)
+    (place / "data").mkdir(parents=True, exist_ok=True)
+    path = place / "data" / "train-00000.parquet"
+    with ParquetWriter(path, table.schema) as writer:
+        writer.write_table(table, row_group_size=2)
+    return {"annotations": path, "pictures": place / "data"}
+
+
 # format -> who writes it at toy size, and which of its files are the annotations
 WRITERS: dict[str, tuple[Callable[[Path], dict[str, Path]], tuple[str, ...]]] = {
     "vqav2": (vqav2, ("questions", "annotations")),
@@ -488,4 +522,5 @@ WRITERS: dict[str, tuple[Callable[[Path], dict[str, Path]], tuple[str, ...]]] = 
     "voc": (voc, ("annotations",)),
     "image-folder": (image_folder, ("annotations",)),
     "csv": (table, ("annotations",)),
+    "parquet": (parquet, ("annotations",)),
 }

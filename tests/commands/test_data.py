@@ -179,6 +179,10 @@ def refcoco_without(key: str) -> Callable[[Path], list[str | Path]]:
     return go
 
 
+def vqav2_without_questions(place: Path) -> list[str | Path]:
+    return ["vqav2", published.vqav2(place)["annotations"]]
+
+
 def turns(*values: tuple[str, str]) -> list[dict]:
     return [{"image": "0.png", "conversations": [{"from": who, "value": text} for who, text in values]}]
 
@@ -224,6 +228,7 @@ BROKEN = [
         content("own.csv", b"image,caption\n0.png,caf\xe9\n", "csv"),
         "Line 2 of {place}/own.csv is not UTF-8 text",
     ),
+    (vqav2_without_questions, '6 questions have no words, such as "1": give the file of questions too'),
     (content("x.json", b'{"images": [1, 2', "coco-captions"), "Line 1 of {place}/x.json is not JSON"),
     (written("x.json", {"images": []}, "vqav2"), "{place}/x.json is not of the format vqav2, which is VQA's"),
     (written("x.json", turns(("bot", "hi")), "llava"), 'Entry 1 of {place}/x.json: a turn is from "bot"'),

@@ -97,7 +97,7 @@ FINDINGS = [
     (picture("0.png", lambda data: b""), "picture", "more samples): The picture {folder}/0.png is empty", 4),
     (picture("0.png", lambda data: data[: len(data) // 2]), "picture", "{folder}/0.png is broken or cut off", 4),
     (picture("0.png", lambda data: b"<html>"), "picture", "{folder}/0.png is not a picture that can be read", 4),
-    (rewrite(lambda v: v[1].update(pictures=["../x.png"])), "picture", "the picture {folder}/../x.png lies outside", 1),
+    (rewrite(lambda v: v[1].update(pictures=["../x.png"])), "picture", "Line 2 of {file}: The picture", 1),
 ]  # fmt: skip
 
 

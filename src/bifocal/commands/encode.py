@@ -10,9 +10,9 @@ from torch import Tensor
 from bifocal import config, inference
 from bifocal.config import UserError
 from bifocal.data.fitting import fit_picture
-from bifocal.data.folder import FolderDataset
+from bifocal.data.folder import FolderDataset, PictureFiles
 from bifocal.data.own_sets import picture_files
-from bifocal.data.pictures import SUFFIXES, read_picture, to_tensor
+from bifocal.data.pictures import SUFFIXES, to_tensor
 from bifocal.encoded import EncodedStore, encode_pictures, weights_fingerprint
 from bifocal.training.progress import Progress
 
@@ -47,7 +47,7 @@ def encode_command(
     if not isinstance(model, inference.VQVAE | inference.CLIP):
         raise UserError(f"{run} is a {model.kind}: a VQ-VAE or a CLIP encodes pictures")
     keys = picture_keys(data)
-    files = [(data / key).stat() for key in keys]
+    files = PictureFiles(data)
     codes = isinstance(model, inference.VQVAE)
     fingerprint = config.fingerprint(
         {
@@ -55,12 +55,12 @@ def encode_command(
             "layer": None if codes else layer,
             "size": model.picture_size,
             "fitting": config.to_dict(model.fitting),
-            "files": [(key, file.st_size, file.st_mtime_ns) for key, file in zip(keys, files, strict=True)],
+            "files": [(key, *files.stamp(key)) for key in keys],
         }
     )
 
     def pixels(some: Sequence[str]) -> Tensor:
-        pictures = [fit_picture(read_picture(data / key), model.picture_size, model.fitting) for key in some]
+        pictures = [fit_picture(files.picture(key), model.picture_size, model.fitting) for key in some]
         return to_tensor(pictures).to(model.device)
 
     def encode(images: Tensor) -> Tensor:

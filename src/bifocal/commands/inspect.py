@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from bifocal.data.doctor import KINDS, Report, examine
 from bifocal.data.folder import FolderDataset
 from bifocal.data.sample import Box, Picture, Sample
 from bifocal.pages import Marked, Section, escape, page, picture_html
-from bifocal.training.progress import Progress
+from bifocal.training.progress import counted
 
 # ------------------------------------------------------------ check
 
@@ -25,14 +24,7 @@ def check_data(directories: Sequence[Path]) -> Report:
     """Look at everything in the folders, with progress."""
     if not directories:
         raise UserError("data check needs at least one folder of samples")
-    with contextlib.ExitStack() as stack:
-        bars: list[Progress] = []  # begun when it is known how many pictures there are
-
-        def update(done: int, total: int) -> None:
-            if not bars:
-                bars.append(stack.enter_context(Progress("check", total=total)))
-            bars[0].update(done)
-
+    with counted("check") as update:
         return examine(directories, update)
 
 

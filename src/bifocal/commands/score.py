@@ -12,7 +12,7 @@ from typing import Literal
 
 from bifocal.config import UserError
 from bifocal.data.dialects import DIALECTS
-from bifocal.data.formats import FORMATS, open_document, recognise
+from bifocal.data.formats import FORMATS, open_document, open_documents, recognise
 from bifocal.data.formats.base import Format, Given
 from bifocal.data.sample import Box, Sample
 from bifocal.evaluation import captioning, grounding, reasoning, vqa
@@ -68,16 +68,14 @@ def score_command(
     settings = settings or ScoreSettings()
     if not annotations:
         raise UserError("--annotations needs at least one file")
-    documents = [open_document(path) for path in annotations]
     if task in TASKS:
+        documents = [open_document(path) for path in annotations]
         form = recognise(documents, task)
     else:
         if task not in FORMATS or FORMATS[task].answers is None:
             raise UserError(f"There is no task {task!r} to score; there are {', '.join(TASKS)}.")
+        documents = open_documents(task, annotations)
         form = FORMATS[task]
-        strange = [document.path for document in documents if not form.recognises(document)]
-        if strange:
-            raise UserError(f"{strange[0]} is not of the format {task}, which is {form.files}.")
     samples = [sample for sample in form.samples(documents) if sample.task == (form.task or task)]
     if not samples:
         raise UserError(f"There are no samples of the task {task} in {annotations[0]}.")

@@ -15,9 +15,8 @@ from typing import Any
 
 from bifocal.config import UserError
 from bifocal.data.files import Entry, lines_of, parsed
-from bifocal.data.folder import sample_files
+from bifocal.data.folder import PictureFiles, sample_files
 from bifocal.data.likeness import Look, equal_pairs, look_at, near_pairs
-from bifocal.data.pictures import read_picture
 from bifocal.data.sample import Sample, sample_of
 
 Progress = Callable[[int, int], None]  # (pictures done, pictures in all)
@@ -26,6 +25,7 @@ Progress = Callable[[int, int], None]  # (pictures done, pictures in all)
 KINDS = {
     "line": "lines that are no sample",
     "id": "ids that come twice",
+    "shard": "shards that are damaged",
     "picture": "pictures missing or broken",
     "answer": "answers that are empty or cut off",
     "box": "boxes without an area",
@@ -192,18 +192,22 @@ def _texts(one: _Placed, found: Found) -> None:
 
 
 def _pictures(placed: Sequence[_Placed], report: Report, found: Found, progress: Progress | None) -> None:
+    files = {one.folder: PictureFiles(one.folder) for one in placed}
     shown: dict[Path, list[_Placed]] = {}
+    names: dict[Path, str] = {}
     for one in placed:
         for key in one.sample.pictures:
             shown.setdefault(one.folder / key, []).append(one)
+            names[one.folder / key] = key
     report.pictures = len(shown)
+    for folder, pictures in files.items():
+        for shard, sentence in pictures.damaged():
+            inside = [path for path in shown if path.is_relative_to(folder) and names[path] in shard]
+            found("shard", [one for path in inside for one in shown[path]], sentence)
     seen: list[tuple[Path, Look]] = []
     for number, (path, about) in enumerate(shown.items(), start=1):
-        folder = about[0].folder
         try:
-            if not path.resolve().is_relative_to(folder.resolve()):
-                raise UserError(f"the picture {path} lies outside {folder}")
-            seen.append((path, look_at(read_picture(path))))
+            seen.append((path, look_at(files[about[0].folder].picture(names[path]))))
         except UserError as error:
             found("picture", about, str(error).rstrip("."))
         if progress is not None:

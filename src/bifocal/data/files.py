@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from bifocal.config import UserError
 
@@ -25,13 +25,21 @@ class Entry(NamedTuple):
     value: Any
 
 
+class HeldPictures(Protocol):
+    """Pictures that a file of annotations holds itself, by name."""
+
+    def __contains__(self, name: str) -> bool: ...
+    def read(self, name: str) -> bytes: ...
+
+
 @dataclass(frozen=True)
 class Document:
-    """A file as JSON: one ``value``, or, where the file is JSON lines, the ``lines``."""
+    """A file as JSON: one ``value``, or, where the file is JSON lines or a table, the ``lines``."""
 
     path: Path
     value: Any = None
     lines: Sequence[Entry] | None = None
+    pictures: HeldPictures | None = None
 
     def entries(self) -> list[Entry]:
         """The lines, or the entries of the list that the file is; an object alone is a file of one line."""

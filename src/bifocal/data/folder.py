@@ -8,12 +8,58 @@ from pathlib import Path
 import numpy as np
 
 from bifocal.config import UserError
+from bifocal.data.files import read_bytes
 from bifocal.data.pictures import read_picture
 from bifocal.data.sample import Sample, read_samples
+from bifocal.data.shards import SHARDS, Shards
+
+
+class PictureFiles:
+    """The pictures of a folder by their names: files in it or, where the folder is packed, parts of its shards."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.shards = Shards(self.directory) if (self.directory / SHARDS).is_file() else None
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.shards if self.shards is not None else self._path(key).is_file()
+
+    def read(self, key: str) -> bytes:
+        """The bytes of a picture's file; raises ``UserError`` where there is none."""
+        if self.shards is None:
+            return read_bytes(self._path(key))
+        if key not in self.shards:
+            raise UserError(f"There is no picture {key} in the shards of {self.directory}.")
+        return self.shards.read(key)
+
+    def picture(self, key: str) -> np.ndarray:
+        """The pixels of a picture: (H, W, 3) uint8 RGB."""
+        if self.shards is None:
+            return read_picture(self._path(key))
+        return read_picture(self.read(key), f"{self.directory}/{key}")
+
+    def stamp(self, key: str) -> tuple[int | str, int]:
+        """What changes when the picture does: size and time of its file, or its place in a shard."""
+        if self.shards is not None:
+            return self.shards.place(key)
+        about = self._path(key).stat()
+        return about.st_size, about.st_mtime_ns
+
+    def damaged(self) -> list[tuple[set[str], str]]:
+        """The pictures of each shard that is not what was written, and a sentence about it."""
+        return [] if self.shards is None else self.shards.damaged()
+
+    def _path(self, key: str) -> Path:
+        path = self.directory / key
+        if not path.resolve().is_relative_to(self.directory.resolve()):
+            raise UserError(
+                f'The picture "{key}" lies outside {self.directory}; pictures are named relative to it.'
+            )
+        return path
 
 
 class FolderDataset:
-    """A directory with ``samples.jsonl`` (or a ``<task>.jsonl`` for each task) and picture files.
+    """A directory with ``samples.jsonl`` (or a ``<task>.jsonl`` for each task) and pictures, as files or in shards.
 
     The pictures of a sample are file names in the directory or in its subfolders. ``task`` keeps the samples
     of one task; ``split`` only gives the data set its name in results.
@@ -27,6 +73,7 @@ class FolderDataset:
         self.name = self.directory.resolve().name
         self.split = split
         files = sample_files(self.directory, task)
+        self.files = PictureFiles(self.directory)
         samples = [sample for file in files for sample in read_samples(file)]
         self.samples: Sequence[Sample] = [sample for sample in samples if task is None or sample.task == task]
         if not self.samples:
@@ -36,15 +83,7 @@ class FolderDataset:
 
     def picture(self, key: str) -> np.ndarray:
         """The pixels of a picture by its file name: (H, W, 3) uint8 RGB."""
-        return read_picture(self._path(key))
-
-    def _path(self, key: str) -> Path:
-        path = self.directory / key
-        if not path.resolve().is_relative_to(self.directory.resolve()):
-            raise UserError(
-                f'The picture "{key}" lies outside {self.directory}; pictures are named relative to it.'
-            )
-        return path
+        return self.files.picture(key)
 
     def _check(self) -> None:
         ids: set[str] = set()
@@ -55,7 +94,7 @@ class FolderDataset:
             ids.add(sample.id)
             for key in sample.pictures:
                 if key not in known:
-                    if not self._path(key).is_file():
+                    if key not in self.files:
                         raise UserError(
                             f'The picture "{key}" of sample "{sample.id}" is not in {self.directory}.'
                         )

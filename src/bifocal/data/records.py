@@ -80,3 +80,8 @@ def numbers(record: Mapping[str, Any], key: str, count: int) -> list[float]:
     if len(values) != count:
         raise UserError(f'"{key}" has {len(values)} numbers, not {count}')
     return values
+
+
+def part(record: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """An object inside the object."""
+    return dict(expect(required(record, key), dict, f'"{key}"'))

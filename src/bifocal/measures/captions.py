@@ -143,8 +143,10 @@ class CiderD:
         )  # (E,), (R,)
         picture = np.repeat(np.arange(len(references)), np.diff(self._first))  # (R,)
         # an n-gram counts once a picture, however many of its captions have it
-        pairs = np.unique(picture[self._row] * max(1, len(self._numbers)) + self._ngram)
-        frequency = np.bincount(pairs % max(1, len(self._numbers)), minlength=len(self._numbers))
+        size = max(1, len(self._numbers))
+        pairs = np.sort(picture[self._row] * size + self._ngram)
+        first = np.diff(pairs, prepend=-1) > 0
+        frequency = np.bincount(pairs[first] % size, minlength=len(self._numbers))
         self._unseen = math.log(len(references)) if references else 0.0
         self._idf = self._unseen - np.log(np.maximum(1, frequency))
         self._weight = count * self._idf[self._ngram]  # (E,)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -63,6 +65,20 @@ class Progress:
         """Say something that should not be missed, beside the bar."""
         if not self.quiet:
             self.bar.console.print(f"warning: {self.title}, {sentence}", markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def counted(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for what is called with (done, total), begun at the first call: only then the total is known."""
+    with contextlib.ExitStack() as stack:
+        bars: list[Progress] = []
+
+        def update(done: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(Progress(title, total=total)))
+            bars[0].update(done)
+
+        yield update
 
 
 def tensorboard(out: Path) -> SummaryWriter:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 import published
 from bifocal.config import UserError
-from bifocal.data.formats import FORMATS, open_document, read_samples_of, recognise
+from bifocal.data.formats import FORMATS, open_document, open_documents, recognise
 from bifocal.data.formats.base import pixel_box
 from bifocal.data.sample import Box, Picture, Sample, read_samples, write_samples
 
 EVERY = pytest.mark.parametrize("name", published.WRITERS)
+
+
+def read_samples_of(name: str, paths: list[Path]) -> list[Sample]:
+    return FORMATS[name].samples(open_documents(name, paths))
 
 
 def annotations(name: str, place: Path) -> list[Path]:
@@ -178,3 +183,36 @@ def test_a_box_may_leave_its_picture_by_a_pixel_of_rounding_and_no_more():
         pixel_box((0, 0, 12, 10), 10, 10)
     with pytest.raises(UserError, match="turned inside out"):
         pixel_box((5, 0, 3, 10), 10, 10)
+
+
+# ------------------------------------------------------------ Parquet
+
+
+def test_parquet_holds_its_pictures_and_names_them_by_their_content(tmp_path):
+    found = samples("parquet", tmp_path)
+    assert list(found) == ["vqa/1", "captioning/2", "vqa/3"]
+    assert found["vqa/1"].pictures == found["captioning/2"].pictures != found["vqa/3"].pictures
+    assert found["captioning/2"].references == ("an owl", "a bird")
+    (document,) = open_documents("parquet", [tmp_path / "data" / "train-00000.parquet"])
+    (name,) = found["vqa/3"].pictures
+    assert document.pictures is not None and name.endswith(".png")
+    assert document.pictures.read(name) == (tmp_path / "drawn" / "1.png").read_bytes()
+
+
+def test_parquet_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch):
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    files = published.parquet(tmp_path)
+    data = files["annotations"].read_bytes()
+    files["annotations"].write_bytes(data[:-20])
+    with pytest.raises(UserError, match=r"train-00000\.parquet is no Parquet file that can be read"):
+        open_document(files["annotations"])
+    write_table(pyarrow.Table.from_pylist([{"image": b"<html>", "caption": "x"}]), tmp_path / "x.parquet")
+    with pytest.raises(
+        UserError, match=r'Row 1 of .*x\.parquet: the column "image" holds bytes that are no picture'
+    ):
+        open_document(tmp_path / "x.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(UserError, match=r"x\.parquet needs the package pyarrow: pip install"):
+        open_document(tmp_path / "x.parquet")

@@ -16,6 +16,7 @@ from bifocal.data.formats import (
     llava,
     nlvr2,
     own,
+    parquet,
     refcoco,
     refcoco_lines,
     refcoco_mdetr,
@@ -25,13 +26,13 @@ from bifocal.data.formats import (
 )
 from bifocal.data.formats.base import Format, names_of
 from bifocal.data.formats.python2 import read_python2_pickle
-from bifocal.data.sample import Sample
 
 FORMATS: dict[str, Format] = {
     item.name: item
     for item in (
         rows.TABLE,
         rows.FOLDER,
+        parquet.FORMAT,
         coco_captions.FORMAT,
         karpathy.FORMAT,
         vqav2.FORMAT,
@@ -60,19 +61,20 @@ def open_document(path: str | Path) -> Document:
         return Document(path, lines=read_table(path))
     if suffix in (".p", ".pkl", ".pickle"):
         return Document(path, read_python2_pickle(path))
+    if suffix == ".parquet":
+        return parquet.open_parquet(path)
     if suffix == ".xml":
         return Document(path)
     return read_document(path)
 
 
-def read_samples_of(name: str, paths: Sequence[str | Path]) -> list[Sample]:
-    """The samples of files of a named format; raises UserError where a file is not of it."""
-    chosen = FORMATS[name]
+def open_documents(name: str, paths: Sequence[str | Path]) -> list[Document]:
+    """Files of a named format; raises UserError where one is not of it."""
     documents = [open_document(path) for path in paths]
     for document in documents:
-        if not chosen.recognises(document):
-            raise UserError(f"{document.path} is not of the format {name}, which is {chosen.files}.")
-    return chosen.samples(documents)
+        if not FORMATS[name].recognises(document):
+            raise UserError(f"{document.path} is not of the format {name}, which is {FORMATS[name].files}.")
+    return documents
 
 
 def recognise(documents: Sequence[Document], task: str) -> Format:

@@ -82,8 +82,13 @@ class _Row:
         return str(value).strip()
 
     def several(self, name: str) -> list[str]:
-        """The texts of a column that are divided by bars."""
-        return [text.strip() for text in self.cell(name).split(_BETWEEN) if text.strip()]
+        """The texts of a column that are divided by bars, or that are a list."""
+        value = self.record.get(name)
+        if isinstance(value, list):
+            texts = [str(expect(text, str, f'an entry of "{name}"')) for text in value]
+        else:
+            texts = self.cell(name).split(_BETWEEN)
+        return [text.strip() for text in texts if text.strip()]
 
     def answers(self, to: str) -> list[str]:
         """The right answers to a column that asks for one."""
