@@ -27,7 +27,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from bifocal.models.quantize import Codebook, QuantizerConfig, nearest_code
+from bifocal.models.nearest import nearest_code
+from bifocal.models.quantize import Codebook, QuantizerConfig
 
 Step = Callable[[Tensor], object]
 

@@ -113,10 +113,19 @@ def test_an_unknown_flag_is_refused_with_the_nearest_and_nothing_is_written(run,
         (["train", "vqvae", "--train.batch", "x"], "train.batch"),
         (["train", "vqvae", "--batch-size", "many"], "batch_size: expected an integer, got 'many'"),
         (["train", "vqvae", "--batch-size"], "--batch-size needs a value"),
+        (
+            ["train", "vqvae", "--model.picture-size", "128"],
+            "world.picture_size is 64 and model.picture_size 128",
+        ),
         (["train", "vqvae", "stray"], "unexpected word 'stray'"),
         (["train", "vqvae", "--steps", "0"], "train.steps must be at least 1, got 0"),
         (["train", "vqvae", "--steps", "3", "--train.steps", "4"], "--steps and --train.steps are the same"),
-        (["train", "vqvae", "--family", "discrete"], "--family and --vision are for vlm, not for vqvae"),
+        (["train", "vqvae", "--family", "discrete"], "--family is for vlm, not for vqvae"),
+        (["train", "clip", "--vision", "nowhere"], "--vision is for vlm and prior, not for clip"),
+        (
+            ["train", "prior", "--smoke"],
+            "a prior is over the codes of a VQ-VAE: name its run with --vision RUN",
+        ),
         (["train", "vqvae", "--tower", "resnet"], "--tower is for clip, not for vqvae"),
         (["train", "vlm", "--smoke"], "stands on a CLIP: name its run with --vision RUN"),
         (["train", "vlm", "--vision", "nowhere"], "nowhere is not a finished model"),
@@ -214,14 +223,29 @@ def test_evaluating_a_vqvae_leaves_a_page_about_it(run, smoke: Path, tmp_path: P
     assert ended.status == 0, ended.err
     html = (tmp_path / "vqvae" / "reconstruction.html").read_text()
     assert "reconstruction.html" in ended.err
-    assert html.count('<img src="data:image/png;base64,') == 3  # reconstructions, token maps, codebook
-    for title in ("Reconstructions", "Token maps", "The codebook", "PSNR"):
+    assert html.count('<img src="data:image/png;base64,') == 4  # reconstructions, histogram, tokens, codebook
+    for title in ("Reconstructions", "How often each code is used", "Token maps", "The codebook", "PSNR"):
         assert title in html
     with Image.open(tmp_path / "vqvae" / "figures" / "reconstructions.png") as sheet:
         assert sheet.size == (
             4 * (2 * 64 + 2) + 2,
             3 * (2 * 64 + 2) + 2,
         )  # four pictures, twice their size, in three rows
+
+
+def test_a_prior_is_trained_and_counts_bits(run, smoke: Path, tmp_path: Path) -> None:
+    from bifocal.evaluation.results import Row
+
+    data, prior = tiny.folder(tmp_path / "own", pictures=6), tmp_path / "prior"
+    words = ["train", "prior", "--smoke", "--vision", smoke / "vqvae", "--data", data, "--out", prior]
+    ended = run(*words, "--steps", "2", "--language.width", "32")
+    assert ended.status == 0, ended.err
+    words = ["evaluate", smoke / "vqvae", "--task", "reconstruction", "--data", data, "--json"]
+    ended = run(*words, "--prior", prior)
+    assert ended.status == 0, ended.err
+    rows = [Row.from_json(row) for row in json.loads(ended.out)["results"]]
+    (row,) = [row for row in rows if row.metric == "bits_per_dim"]
+    assert row.variant == "prior=prior" and row.n == 6 and row.low is not None
 
 
 def test_the_frechet_distance_names_its_features(run, smoke: Path, tmp_path: Path) -> None:

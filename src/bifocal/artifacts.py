@@ -41,7 +41,7 @@ _LIBRARIES = (
 
 
 @contextlib.contextmanager
-def write_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+def write_directory(path: str | Path, *, replace: bool = False, manifest: bool = True) -> Iterator[Path]:
     """Give a temporary directory to write into, which at the end of the block becomes `path`, whole.
 
     What an earlier, killed attempt left behind is removed first. If the block raises, `path` stays as it was.
@@ -49,6 +49,7 @@ def write_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path
     Args:
         path: the directory that is to be; its parents are made.
         replace: an existing `path` is kept until the new one is complete, then replaced.
+        manifest: write sizes and SHA-256; without one, files that are links to others are left as they are.
 
     Raises:
         UserError: if `path` exists and `replace` is false.
@@ -61,7 +62,8 @@ def write_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        write_manifest(temporary)
+        if manifest:
+            write_manifest(temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

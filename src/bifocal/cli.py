@@ -29,6 +29,39 @@ Task = Literal[
     "reasoning",
     "text-to-image",
 ]
+# A task, or the name of a benchmark's format where no other will do.
+ScoreTask = Literal[
+    "captioning",
+    "vqa",
+    "grounding",
+    "reasoning",
+    "coco-captions",
+    "karpathy",
+    "vqav2",
+    "gqa",
+    "clevr",
+    "nlvr2",
+    "refcoco",
+    "refcoco-mdetr",
+    "refcoco-lines",
+]
+ImportFormat = Literal[
+    "csv",
+    "image-folder",
+    "coco-captions",
+    "karpathy",
+    "vqav2",
+    "gqa",
+    "clevr",
+    "nlvr2",
+    "refcoco",
+    "refcoco-mdetr",
+    "refcoco-lines",
+    "llava",
+    "coco-detection",
+    "voc",
+    "samples",
+]
 Split = Literal["train", "validation", "test", "test-novel-pairs", "test-novel-concepts"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -57,7 +90,7 @@ def quickstart(
 
 
 def train(
-    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm"]],
+    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "prior"]],
     out: Path | None = None,
     family: Literal["discrete", "continuous"] | None = None,
     vision: str | None = None,
@@ -81,9 +114,9 @@ def train(
         model: which recipe.
         out: the run's directory (runs/MODEL if not given).
         family: of a vlm: image tokens (discrete) or CLIP features (continuous).
-        vision: the finished run of a vlm's image encoder.
+        vision: the finished run of a vlm's image encoder, or of the VQ-VAE whose codes a prior is over.
         tower: what a clip sees pictures with, a ViT if not given.
-        data: a folder of samples; the default scenes if not given.
+        data: a folder of samples (for a prior also what `bifocal encode` wrote); the default scenes if not given.
         init_from: start from the weights of a finished run of the same shape; a clip takes shape and tokenizer from
             it, and may start from a directory that transformers or open_clip wrote.
         scale: the size of the recipe.
@@ -126,6 +159,7 @@ def evaluate(
     blank: bool = True,
     checker: Path | None = None,
     features: Path | None = None,
+    prior: Path | None = None,
     classes: Path | None = None,
     templates: str | None = None,
     train_data: str | None = None,
@@ -146,6 +180,7 @@ def evaluate(
         blank: also put the same questions with blank pictures.
         checker: for text-to-image, the VLM that is asked about the drawings.
         features: for reconstruction, the CLIP in whose features the Fréchet distance is measured.
+        prior: for reconstruction, the prior over the codes by which their bits are counted.
         classes: for zero-shot, a file of names to choose from, one a line, or JSON {folder: name}.
         train_data: for linear-probe, the folder to learn from; without, the other folds of DATA, or training scenes.
         templates: for zero-shot, drawings, photos or name, or a file of sentences with {} for the name.
@@ -165,6 +200,7 @@ def evaluate(
         blank=blank,
         checker=checker,
         features=features,
+        prior=prior,
         classes=classes,
         templates=templates,
         train_data=train_data,
@@ -175,6 +211,43 @@ def evaluate(
         print(json.dumps({"results": [row.to_json() for row in rows]}))
     else:
         print_table(rows, title=f"{run.name}: {task} on {split}")
+
+
+def score(
+    predictions: tyro.conf.Positional[Path],
+    task: ScoreTask,
+    annotations: tuple[Path, ...],
+    split: str | None = None,
+    model: str | None = None,
+    dialect: Literal["plain", "paligemma", "qwen-vl", "florence-2", "kosmos-2"] = "plain",
+    tokenizer: Literal["simple", "ptb"] = "simple",
+    also: tuple[Literal["METEOR", "SPICE"], ...] = (),
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Score anyone's answers in a benchmark's results format, without a model.
+
+    Example: bifocal score results.json --task captioning --annotations captions_val2014.json
+
+    Args:
+        predictions: the answers, in the results format of the benchmark.
+        task: what was asked, or the name of a format.
+        annotations: the official files of truth, all that belong together.
+        split: score this one, where the annotations hold several.
+        model: whose answers they are, for the rows (by default the file's name).
+        dialect: how boxes are spelt, where they are spelt in words.
+        tokenizer: of captions; ptb is the official one and needs Java.
+        also: further scores of captions, which need Java and the PTB tokenizer.
+        json_output: print rows as JSON and nothing else.
+    """
+    from bifocal.commands.score import ScoreSettings, score_command
+    from bifocal.evaluation.results import print_table
+
+    settings = ScoreSettings(split=split, model=model, dialect=dialect, tokenizer=tokenizer, also=also)
+    rows = score_command(predictions, task, annotations, settings)
+    if json_output:
+        print(json.dumps({"results": [row.to_json() for row in rows]}))
+    else:
+        print_table(rows, title=f"{predictions.name}: {task}")
 
 
 def compare(
@@ -432,6 +505,7 @@ def import_(
     source: tyro.conf.Positional[Path],
     out: Path,
     picture_size: int | None = None,
+    legacy_beta: bool = False,
 ) -> None:
     """Read another tool's checkpoint: a CLIP of transformers or open_clip, a VQGAN, or the VQ part of a Chameleon.
 
@@ -441,10 +515,11 @@ def import_(
         source: a directory, or, for a VQGAN, a safetensors file.
         out: a new run's directory.
         picture_size: side in pixels, where a VQGAN does not say it.
+        legacy_beta: to go on training as taming-transformers does, with beta on the codebook term.
     """
     from bifocal.commands.exchange import import_command
 
-    import_command(source, out, picture_size)
+    import_command(source, out, picture_size, legacy_beta=legacy_beta)
     print(f"wrote {out}")
 
 
@@ -499,10 +574,80 @@ def data_scenes(
     )
 
 
+def data_import(
+    form: tyro.conf.Positional[ImportFormat],
+    files: tyro.conf.Positional[tuple[Path, ...]],
+    out: Path,
+    images: Path | None = None,
+    split: str | None = None,
+    count: int | None = None,
+) -> None:
+    """Turn a published data set, or a table of your own, into a folder that --data reads.
+
+    Example: bifocal data import csv pets.csv --images pictures --out pets
+
+    Args:
+        form: whose layout the files have.
+        files: annotations; all files that belong together.
+        out: a new folder.
+        images: where the pictures are, at any depth (by default beside the first file).
+        split: take this one, where the files hold several.
+        count: take the first samples only.
+    """
+    from bifocal.commands.data import import_data
+
+    import_data(form, files, out, images=images, split=split, count=count)
+
+
+def data_check(
+    folders: tyro.conf.Positional[tuple[Path, ...]],
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Find what is wrong with folders of samples; several folders are several splits.
+
+    Example: bifocal data check pets pets-test
+
+    Args:
+        folders: with samples.jsonl and pictures.
+        json_output: print the findings as JSON and nothing else.
+    """
+    from bifocal.commands.inspect import check_data, report_lines
+
+    report = check_data(folders)
+    print(json.dumps(report.to_json()) if json_output else "\n".join(report_lines(report)))
+    if report.survivors < report.samples:
+        lost = report.samples - report.survivors
+        raise config.UserError(f"{lost} of {report.samples} samples would not survive training or scoring")
+
+
+def data_show(
+    folder: tyro.conf.Positional[Path],
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    task: str | None = None,
+    count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 60,
+) -> None:
+    """Write a page with samples of a folder: pictures, boxes, questions and answers.
+
+    Example: bifocal data show pets -o pets.html
+
+    Args:
+        folder: with samples.jsonl and pictures.
+        output: an HTML file, complete in itself.
+        task: show samples of this task only.
+        count: how many samples, spread evenly over the folder.
+    """
+    from bifocal.commands.inspect import show_data
+
+    if count < 1:
+        raise config.UserError(f"-n must be at least 1, got {count}")
+    show_data(folder, output, task=task, count=count)
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "quickstart": quickstart,
     "train": train,
     "evaluate": evaluate,
+    "score": score,
     "compare": compare,
     "ask": ask,
     "draw": draw,
@@ -512,6 +657,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "import": import_,
     "export": export,
     "data scenes": data_scenes,
+    "data import": data_import,
+    "data check": data_check,
+    "data show": data_show,
 }
 
 

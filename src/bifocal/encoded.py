@@ -85,6 +85,7 @@ def encode_pictures(
     encode: Callable[[Tensor], Tensor],
     *,
     fingerprint: str,
+    encoder: str | None = None,
     codebook: int = 0,
     exact: bool = False,
     batch_size: int = 256,
@@ -92,9 +93,10 @@ def encode_pictures(
 ) -> EncodedStore:
     """Run a frozen encoder once over ``keys`` and store what it says; the directory appears when it is complete.
 
-    ``codebook`` is the number of codes of a discrete encoder: it decides how wide an integer a code takes. Features
-    are kept in bf16, or in float32 if ``exact``. What a killed attempt had done stays beside ``path`` and is gone on
-    with, if encoder and pictures are the same.
+    ``fingerprint`` names encoder, layer and pictures together, ``encoder`` the weights of the encoder alone, for who
+    does not have the pictures. ``codebook`` is the number of codes of a discrete encoder: it decides how wide an
+    integer a code takes. Features are kept in bf16, or in float32 if ``exact``. What a killed attempt had done stays
+    beside ``path`` and is gone on with, if encoder and pictures are the same.
     """
     if path.exists():
         return EncodedStore.open(path, fingerprint)
@@ -131,7 +133,7 @@ def encode_pictures(
             progress(start + len(some))
     assert values is not None
     values.flush()
-    about = {"fingerprint": fingerprint, "kind": kind, "pictures": len(keys)}
+    about = {"fingerprint": fingerprint, "encoder": encoder, "kind": kind, "pictures": len(keys)}
     artifacts.atomic_write_json(work / ABOUT, about)
     (work / KEYS).write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
     (work / DONE).unlink(missing_ok=True)

@@ -34,6 +34,7 @@ from bifocal.interop.clip_tokens import AnyTokenizer, read_tokenizer
 from bifocal.interop.vqgan import is_vqgan, read_vqgan
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.models.precision import fast_dtype, open_device, set_precision
+from bifocal.models.prior import PriorConfig, PriorModel
 from bifocal.models.vlm import VLM as VLMModel
 from bifocal.models.vlm import DiscretePath, VLMConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
@@ -98,6 +99,27 @@ class VQVAE(Loaded):
     def decode(self, codes: Tensor) -> Tensor:
         """(B, h, w) int64 codes -> (B, 3, H, W) float in [0, 1]."""
         return self.model.decode(codes.to(self.device))
+
+    def loss_terms(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) float in [0, 1] -> the reconstruction, codebook and commitment term of each, (B,) float64."""
+        return {name: value.cpu() for name, value in self.model.loss_terms(images.to(self.device)).items()}
+
+
+class Prior(Loaded):
+    """How likely the codes of a picture are."""
+
+    kind = "prior"
+    model: PriorModel
+
+    def __init__(self, model: PriorModel, name: str, device: torch.device) -> None:
+        super().__init__(name, device)
+        self.model = model
+        self.encoder = model.config.encoder
+
+    @torch.inference_mode()
+    def bits(self, codes: Tensor) -> Tensor:
+        """(B, h, w) int64 codes, or (B, h, w, depth), -> (B,) float64 bits that each picture takes, -log2 p(codes)."""
+        return self.model.bits(codes.to(self.device).flatten(1)).cpu()
 
 
 class CLIP(Loaded):
@@ -193,7 +215,7 @@ class VLM(Loaded):
         super().__init__(name, device)
         self.model, self.tokenizer = model, tokenizer
         self.family = model.config.family
-        self.template = Template(tokenizer, model.image_path.positions)
+        self.template = Template(tokenizer, model.image_path.positions, model.config.number_pictures)
         forbidden = torch.ones(len(tokenizer), dtype=torch.bool)
         first_text = max(tokenizer.special.values()) + 1 + len(tokenizer.boxes) + len(tokenizer.codes)
         forbidden[first_text:] = False
@@ -352,8 +374,18 @@ class VLM(Loaded):
         return Answer(text, boxes, (), "stop" if result.stopped else "length", tuple(result.logprobs))
 
 
-KINDS: dict[str, type] = {"bifocal-vqvae": VQVAEConfig, "bifocal-clip": CLIPConfig, "bifocal-vlm": VLMConfig}
-MODELS: dict[str, type] = {"bifocal-vqvae": VQVAEModel, "bifocal-clip": CLIPModel, "bifocal-vlm": VLMModel}
+KINDS: dict[str, type] = {
+    "bifocal-vqvae": VQVAEConfig,
+    "bifocal-clip": CLIPConfig,
+    "bifocal-vlm": VLMConfig,
+    "bifocal-prior": PriorConfig,
+}
+MODELS: dict[str, type] = {
+    "bifocal-vqvae": VQVAEModel,
+    "bifocal-clip": CLIPModel,
+    "bifocal-vlm": VLMModel,
+    "bifocal-prior": PriorModel,
+}
 
 
 def save(path: str | Path, model: nn.Module, tokenizer: AnyTokenizer | None = None) -> None:
@@ -434,8 +466,8 @@ def load_model(path: str | Path) -> tuple[nn.Module, AnyTokenizer | None]:
     return model.eval(), tokenizer
 
 
-def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> VQVAE | CLIP | VLM:
-    """Open a finished directory: a VQ-VAE, a CLIP or a VLM, ready to use.
+def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> VQVAE | CLIP | VLM | Prior:
+    """Open a finished directory: a VQ-VAE, a CLIP, a VLM or a prior over codes, ready to use.
 
     A CLIP may also be one that transformers or open_clip wrote; without a tokenizer it sees pictures, and says so where
     text is needed. ``dtype`` "auto" computes in bf16 where the machine is fast at it. Raises ``UserError`` for a
@@ -448,6 +480,8 @@ def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> VQVAE
     name = Path(path).resolve().name
     if isinstance(model, VQVAEModel):
         return VQVAE(model, name, place)
+    if isinstance(model, PriorModel):
+        return Prior(model, name, place)
     if isinstance(model, CLIPModel):
         return CLIP(model, tokenizer, name, place)
     if tokenizer is None:

@@ -6,7 +6,7 @@ import pytest
 
 import tiny
 from bifocal.config import UserError
-from bifocal.data.batch import RowBuilder, Template
+from bifocal.data.batch import RowBuilder, Template, encode_messages
 from bifocal.data.sample import Box, Message, Part, Picture, Sample
 
 WORDS = tiny.tokenizer()
@@ -37,6 +37,23 @@ def test_one_conversation_is_prefix_question_answer() -> None:
     assert arrays["segments"][0].tolist() == [0] * len(prefix) + [1] * (len(ask) + 1 + learnt)
     assert arrays["image_places"].tolist() == [[2, 3, 4]]
     assert builder.picture_keys == ["s-0"]
+
+
+def test_pictures_to_be_read_have_their_numbers_before_them_where_that_is_set() -> None:
+    builder = RowBuilder(Template(WORDS, picture_positions=3, number_pictures=True), 64)
+    builder.add_document([question("what?", "owl", pictures=2)])
+    first, second = WORDS.encode("1"), WORDS.encode("2")
+    prefix = [WORDS.bos, *first, *PICTURE, *second, *PICTURE]
+    tokens = builder.arrays()["tokens"]
+    assert tokens[0].tolist()[: len(prefix)] == prefix
+    assert (tokens.flatten()[builder.arrays()["image_places"]] == WORDS.image).all()
+
+
+def test_a_picture_that_is_drawn_has_no_number() -> None:
+    template = Template(WORDS, picture_positions=3, number_pictures=True)
+    drawn = (Message("user", ("draw an owl.",)), Message("assistant", (Picture(0),)))
+    assert encode_messages(drawn, template).tokens[-len(PICTURE) - 1 : -1] == PICTURE
+    assert WORDS.encode("1")[-1] not in encode_messages(drawn, template).tokens
 
 
 def test_conversations_share_their_pictures_and_restart_behind_them() -> None:

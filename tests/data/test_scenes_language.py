@@ -160,12 +160,21 @@ def test_texts_are_plain(world, samples):
 def test_boxes_are_answers_of_grounding_only_and_those_of_the_picture(world, samples):
     for sample in samples:
         boxes = [part for part in sample.messages[-1].parts if isinstance(part, Box)]
-        assert bool(boxes) == (sample.task == "grounding" or sample.slice == "list")
+        denial = sample.slice == "every" and sample.messages[-1].parts == ("none",)
+        assert bool(boxes) == ((sample.task == "grounding" and not denial) or sample.slice == "list")
         if boxes:
             real = {thing.box for thing in scenes_of(world, sample)[0].objects}
             assert set(boxes) <= real
-        if sample.task == "grounding":
+        if sample.task == "grounding" and sample.slice != "every":
             assert len(sample.messages[-1].parts) == 1
+
+
+def test_every_box_of_a_kind_is_asked_for_and_denied_alike(samples):
+    """Denials are as frequent as boxes, so that asking alone says nothing."""
+    answers = [sample.messages[-1].parts for sample in samples if sample.slice == "every"]
+    assert len(answers) > 100
+    assert 0.4 < sum(parts == ("none",) for parts in answers) / len(answers) < 0.6
+    assert any(len(parts) > 1 for parts in answers)
 
 
 def test_a_caption_names_every_object_with_its_count(world, samples):

@@ -301,6 +301,10 @@ class FakeVQVAE:
         grey = (codes.float() + 0.5) / self.codebook_size
         return grey.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None].expand(-1, 3, -1, -1)
 
+    def loss_terms(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        error = (images - self.decode(self.encode(images))).square().mean(dim=(1, 2, 3)).double()
+        return {"reconstruction": error, "codebook": 2 * error, "commitment": 3 * error}
+
 
 def write_log(path: Path, steps: int, metrics: Sequence[str]) -> None:
     """A log.jsonl of a run whose loss falls and whose other quantities rise."""

@@ -65,7 +65,7 @@ def test_corpus_metrics_have_paired_intervals_but_no_mcnemar():
         for name, accuracy in (("good", 1.0), ("bad", 0.2))
     ]
     rows = {row.metric: row for row in compare_task("captioning", "test", *sides)}
-    for metric in ("cider_d", "bleu_4", "objects_named"):
+    for metric in ("CIDEr-D", "BLEU-4", "objects_named"):
         assert rows[metric].difference == pytest.approx(rows[metric].a - rows[metric].b)
         assert rows[metric].low > 0
         assert rows[metric].p is None

@@ -19,7 +19,7 @@ def test_a_goal_is_reached_at_its_target_and_on_its_own_split_only():
         _row("vlm-continuous", "vqa", "accuracy", 0.65),
         _row("vlm-continuous", "vqa", "accuracy", 0.1, split="test-novel-pairs"),
         _row("vlm-continuous", "vqa", "accuracy", 0.1, slice="count"),
-        _row("vlm-discrete", "grounding", "acc@0.5", 0.9),
+        _row("vlm-discrete", "grounding", "Acc@0.5", 0.9),
         _row("clip", "zero-shot", "top1", 0.8499),
     ]
     verdicts = {v.goal.title: v.reached for v in judge(rows, QUICKSTART_GOALS)}
@@ -43,8 +43,8 @@ def test_the_gap_goal_takes_the_task_with_the_largest_gap():
     rows = [
         _row("vlm-continuous", "vqa", "accuracy", 0.9),
         _row("vlm-discrete", "vqa", "accuracy", 0.8),
-        _row("vlm-continuous", "grounding", "acc@0.5", 0.8),
-        _row("vlm-discrete", "grounding", "acc@0.5", 0.6),
+        _row("vlm-continuous", "grounding", "Acc@0.5", 0.8),
+        _row("vlm-discrete", "grounding", "Acc@0.5", 0.6),
     ]
     (verdict,) = judge(rows, [GAP_GOAL])
     assert verdict.reached is False and verdict.shown == "+20.0 points"

@@ -89,7 +89,7 @@ def test_a_broken_prediction_is_named_with_its_line(tmp_path):
         ("accuracy", 0.1, True, "+10.0 points"),
         ("accuracy", -0.1, True, "-10.0 points"),
         ("psnr", 21.34, False, "21.3 dB"),
-        ("cider_d", 1.2345, False, "1.234"),
+        ("CIDEr-D", 1.2345, False, "1.234"),
         ("perplexity", 812.345, False, "812.3"),
         ("accuracy", None, False, "–"),
     ],

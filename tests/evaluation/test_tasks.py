@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from bifocal.config import UserError
 from bifocal.data.sample import Message, Sample
@@ -198,10 +199,10 @@ def test_grounding_needs_half_an_overlap_and_counts_missing_boxes():
         for i, given in boxes.items()
     ]
     rows = _by_metric(grounding.score(predictions, model="m", split="test"))
-    assert rows["acc@0.5"].value == 0.5  # the second box of "c" does not count
-    assert rows["acc@0.5"].unparsed == 1
+    assert rows["Acc@0.5"].value == 0.5  # the second box of "c" does not count
+    assert rows["Acc@0.5"].unparsed == 1
     assert rows["mean_iou"].value == pytest.approx((1 + 0.6 + 1 / 3) / 4)
-    assert rows["acc@0.5"].baseline == 1.0  # all true boxes are alike, so one constant box is always right
+    assert rows["Acc@0.5"].baseline == 1.0  # all true boxes are alike, so one constant box is always right
 
 
 def test_the_constant_box_is_the_one_most_often_right():
@@ -251,11 +252,11 @@ def test_a_perfect_captioner_beats_the_constant_caption():
     )
     for metric in ("objects_named", "objects_precision", "counts_named"):
         assert rows[metric].value == 1.0
-    for metric in ("cider_d", "bleu_4", "rouge_l", "objects_named"):
+    for metric in ("CIDEr-D", "BLEU-4", "ROUGE-L", "objects_named"):
         assert rows[metric].value > rows[metric].baseline
         assert rows[metric].value > rows[metric].blank
-    assert rows["cider_d"].variant == "tokenizer=simple"
-    assert rows["cider_d"].low < rows["cider_d"].value < rows["cider_d"].high
+    assert rows["CIDEr-D"].variant == "tokenizer=simple"
+    assert rows["CIDEr-D"].low < rows["CIDEr-D"].value < rows["CIDEr-D"].high
 
 
 def test_captions_without_known_objects_are_scored_by_likeness_alone():
@@ -266,7 +267,7 @@ def test_captions_without_known_objects_are_scored_by_likeness_alone():
     rows = captioning.score(
         captioning.predict(FakeVLM("vlm", 1.0, dataset.shapes), dataset), model="m", split="test"
     )
-    assert {row.metric for row in rows} == {"cider_d", "bleu_4", "rouge_l"}
+    assert {row.metric for row in rows} == {"CIDEr-D", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L"}
 
 
 # ------------------------------------------------------------ CLIP
@@ -359,6 +360,49 @@ def test_reconstruction_scores_each_picture_once_and_the_codebook_over_all():
     assert rows["psnr"].value >= rows["psnr_of_mean_mse"].value
     assert rows["mse"].value < rows["mse"].baseline  # patches know more than one colour does
     assert rows["psnr"].blank is None
+    assert rows["commitment_term"].value == pytest.approx(3 * rows["mse"].value, rel=1e-6)
+    assert rows["codebook_term"].low < rows["codebook_term"].value < rows["codebook_term"].high
+
+
+class UniformPrior:
+    """Knows nothing of the codes but how many there are."""
+
+    name = "uniform"
+
+    def __init__(self, codebook_size: int) -> None:
+        self.codebook_size = codebook_size
+
+    def bits(self, codes: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(codes),), codes[0].numel() * np.log2(self.codebook_size), dtype=torch.float64)
+
+
+def test_bits_per_dimension_stand_beside_those_of_uniform_and_of_independent_codes():
+    dataset = FakeDataset("vqa", 12)
+    predictions = reconstruction.predict(FakeVQVAE(16), dataset, prior=UniformPrior(16))
+    rows = _by_metric(reconstruction.score(predictions, model="vqvae", split="test"))
+    uniform = 8 * 8 * 4 / (3 * 64 * 64)  # 64 codes of 4 bits
+    assert rows["bits_per_dim"].value == pytest.approx(uniform, rel=1e-12)
+    assert rows["bits_per_dim"].baseline == pytest.approx(uniform, rel=1e-12)
+    assert rows["bits_per_dim"].variant == "prior=uniform"
+    entropy = np.log2(rows["perplexity"].value)
+    assert rows["bits_per_dim_unigram"].value == pytest.approx(uniform * entropy / 4, rel=1e-12)
+    without = reconstruction.score(
+        reconstruction.predict(FakeVQVAE(16), dataset), model="vqvae", split="test"
+    )
+    assert "bits_per_dim" not in _by_metric(without) and "bits_per_dim_unigram" in _by_metric(without)
+
+
+def test_each_depth_of_residual_codes_has_a_codebook_of_its_own():
+    """Of four codes 0 and 1 evenly at the first depth, 2 alone at the second: usage 3 of 8, perplexities 2 and 1."""
+    codes = [[[0, 2], [1, 2]]]  # (1, 2, 2): two places of two codes
+    prediction = {"id": "a", "pictures": ["a"], "slice": "all", "mse": 0.1, "ssim": 0.5, "flat_mse": 0.1}
+    prediction |= {"flat_ssim": 0.5, "codes": codes, "codebook_size": 4, "dimensions": 12}
+    rows = _by_metric(reconstruction.score([prediction], model="m", split="test"))
+    assert rows["usage"].value == pytest.approx(3 / 8)
+    assert rows["perplexity"].value == pytest.approx(1.5)
+    # one bit at the first depth, none at the second, at two places
+    assert rows["bits_per_dim_unigram"].value == pytest.approx(2 / 12)
+    assert rows["bits_per_dim_unigram"].baseline == pytest.approx(4 * 2 / 12)
 
 
 def test_reconstruction_has_no_blank_pictures():

@@ -132,12 +132,30 @@ def test_taming_names_go_out_and_come_back(tmp_path: Path) -> None:
     } <= names
     assert {name for name in names if name.startswith("quantize.")} == {"quantize.embedding.weight"}
     assert "ch_mult: [1, 2, 2]" in (tmp_path / "out" / "config.yaml").read_text()
-    with pytest.raises(UserError, match="--picture-size"):
-        read_vqgan(tmp_path / "out")
-    back = read_vqgan(tmp_path / "out", 32)
+    loaded = bifocal.load(tmp_path / "out", dtype="float32")
+    assert isinstance(loaded, inference.VQVAE)
+    back = loaded.model
     assert back.config == model.config
     assert torch.equal(back.encode(pictures()), model.encode(pictures()))
     assert torch.equal(back(pictures())[0], model(pictures())[0])
+
+
+def test_tensors_alone_need_the_size_of_their_pictures(tmp_path: Path) -> None:
+    export_command(finished(ours(), tmp_path / "run"), "taming", tmp_path / "out")
+    (tmp_path / "out" / "config.yaml").unlink()
+    with pytest.raises(UserError, match="--picture-size"):
+        read_vqgan(tmp_path / "out")
+    assert read_vqgan(tmp_path / "out", 32).config == ours().config
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        bifocal.load(tmp_path / "out")
+
+
+def test_an_import_may_say_that_beta_stood_on_the_wrong_term(tmp_path: Path) -> None:
+    export_command(finished(ours(), tmp_path / "run"), "taming", tmp_path / "out")
+    for legacy in (False, True):
+        import_command(tmp_path / "out", tmp_path / str(legacy), 32, legacy_beta=legacy)
+        model, _ = inference.load_model(tmp_path / str(legacy))
+        assert isinstance(model, VQVAEModel) and model.config.quantizer.legacy_beta == legacy
 
 
 def test_a_decoder_that_taming_cannot_build_is_refused(tmp_path: Path) -> None:

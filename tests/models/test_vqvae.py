@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -150,6 +151,65 @@ def test_every_likelihood_trains_and_gives_pictures(likelihood: str) -> None:
     assert metrics["psnr"] == pytest.approx(-10 * error.log10().item(), abs=1e-3)  # the codebook did not move
 
 
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        QuantizerConfig(codes=8, width=4),
+        QuantizerConfig(codes=8, width=4, normalise=True),
+        QuantizerConfig(kind="residual", depth=2, codes=8, width=4),
+    ],
+    ids=["plain", "unit norm", "residual"],
+)
+def test_the_terms_of_single_pictures_average_to_those_of_the_loss(quantizer: QuantizerConfig) -> None:
+    torch.manual_seed(0)
+    model = VQVAEModel(VQVAEConfig(picture_size=16, likelihood="laplace", quantizer=quantizer))
+    images = torch.rand(5, 3, 16, 16) * torch.linspace(0.1, 1, 5)[:, None, None, None]
+    model.loss(images)
+    terms = model.eval().loss_terms(images)
+    _, _, metrics = model.loss(images)
+    for name, values in terms.items():
+        assert values.shape == (5,) and values.dtype == torch.float64
+        assert values.unique().numel() == 5
+        assert values.mean().item() == pytest.approx(metrics[name], rel=1e-5), name  # float32 sums
+
+
+WHOLE = {
+    "plain": QuantizerConfig(codes=8, width=4, restart_after=1),
+    "ema": QuantizerConfig(codes=8, width=4, update="ema", restart_after=1),
+    "residual": QuantizerConfig(kind="residual", depth=2, codes=8, width=4, restart_after=1),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_pictures_of_one_colour_leave_everything_finite(name: str) -> None:
+    torch.manual_seed(0)
+    model = VQVAEModel(VQVAEConfig(picture_size=16, quantizer=WHOLE[name])).train()
+    for colour in (0.0, 1.0, 0.3, 0.3):
+        total, _, metrics = model.loss(torch.full((2, 3, 16, 16), colour))
+        model.zero_grad()
+        total.backward()
+        assert all(math.isfinite(value) for value in metrics.values())
+        assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
+        model.after_step()
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_picture_that_is_not_finite_stops_at_the_loss(name: str) -> None:
+    """Its loss says so, by which the trainer skips the step, and codes and averages stay as they were."""
+    torch.manual_seed(0)
+    model = VQVAEModel(VQVAEConfig(picture_size=16, quantizer=WHOLE[name])).train()
+    model.loss(torch.rand(2, 3, 16, 16))
+    model.after_step()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    images = torch.rand(2, 3, 16, 16)
+    images[0, 0, 3, 3] = math.nan
+    total, _, _ = model.loss(images)
+    model.after_step()
+    assert not total.isfinite()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 def test_logit_laplace_is_the_published_density() -> None:
     """Against -log of p(x) = exp(-|logit x' - mu| / b) / (2 b x' (1 - x')), whose last factors no parameter moves."""
     torch.manual_seed(0)
@@ -162,10 +222,15 @@ def test_logit_laplace_is_the_published_density() -> None:
     torch.testing.assert_close(losses.reconstruction(outputs, images, "logit-laplace"), expected)
 
 
-def test_the_loss_and_its_gradients_are_those_of_the_lecture_in_float64() -> None:
-    """Every parameter, against the equation written out, with no code of ours but the networks."""
+@pytest.mark.parametrize("legacy", [False, True], ids=["lecture", "legacy"])
+def test_the_loss_and_its_gradients_are_those_of_the_equation_in_float64(legacy: bool) -> None:
+    """Every parameter, against the equation written out, with no code of ours but the networks.
+
+    The lecture's is |sg z_e - z_q|^2 + beta |z_e - sg z_q|^2; old checkpoints had beta on the first of the two.
+    """
     torch.manual_seed(0)
-    model = VQVAEModel(VQVAEConfig(picture_size=16, quantizer=QuantizerConfig(codes=8, width=4)))
+    quantizer = QuantizerConfig(codes=8, width=4, legacy_beta=legacy)
+    model = VQVAEModel(VQVAEConfig(picture_size=16, quantizer=quantizer))
     images = torch.rand(2, 3, 16, 16)
     model.loss(images)  # starts the codebook
     total, _, _ = model.loss(images)
@@ -178,8 +243,9 @@ def test_the_loss_and_its_gradients_are_those_of_the_lecture_in_float64() -> Non
     k = (z_e[..., None, :] - e).square().sum(dim=-1).argmin(dim=-1)
     z_q = e[k]
     x_hat = (model.decoder(model.post_quant_conv((z_e + (z_q - z_e).detach()).permute(0, 3, 1, 2))) + 1) / 2
-    terms = (x - x_hat).square().mean() + (z_e.detach() - z_q).square().mean()
-    expected = 2 * (terms + 0.25 * (z_e - z_q.detach()).square().mean())
+    codebook, commitment = (z_e.detach() - z_q).square().mean(), (z_e - z_q.detach()).square().mean()
+    weighted = 0.25 * codebook + commitment if legacy else codebook + 0.25 * commitment
+    expected = 2 * ((x - x_hat).square().mean() + weighted)
     expected.backward()
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}

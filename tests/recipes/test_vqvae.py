@@ -13,6 +13,7 @@ from bifocal import inference
 from bifocal.artifacts import read_json_lines
 from bifocal.config import UserError
 from bifocal.data.scenes import WorldSettings
+from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.vqvae import VQVAERecipe, feature_distance, recipe_vqvae, train_vqvae
 
 
@@ -29,7 +30,7 @@ def recipe(**changes: object) -> VQVAERecipe:
     smoke = recipe_vqvae("smoke")
     small = replace(smoke, batch_size=4, world=WorldSettings(picture_size=32), model=tiny.IMAGE_TOKENS)
     train = replace(smoke.train, steps=3, log_every=1, validate_every=3, checkpoint_every=3)
-    return replace(small, train=train, **changes)  # type: ignore[arg-type]
+    return replace(small, **{"train": train, **changes})  # type: ignore[arg-type]
 
 
 def test_the_distance_is_zero_between_equals_and_moves_the_other_picture_only() -> None:
@@ -55,6 +56,31 @@ def test_a_perceptual_term_is_logged_added_and_leaves_no_trace_in_the_model(
     assert not any("vision" in name for name in model.state_dict())
 
 
+def test_beta_on_the_wrong_term_is_for_runs_that_go_on_from_an_old_checkpoint(tmp_path: Path) -> None:
+    quantizer = replace(tiny.IMAGE_TOKENS.quantizer, legacy_beta=True)
+    legacy = recipe(model=replace(tiny.IMAGE_TOKENS, quantizer=quantizer))
+    modern, old = tmp_path / "modern", tmp_path / "old"
+    for place, config in ((modern, tiny.IMAGE_TOKENS), (old, legacy.model)):
+        place.mkdir()
+        inference.save(place, VQVAEModel(config))
+    for init_from in (None, str(modern)):
+        with pytest.raises(UserError, match=r"legacy_beta puts beta on the wrong term.*--init-from RUN"):
+            train_vqvae(legacy, tmp_path / "run", init_from=init_from)
+    assert not (tmp_path / "run").exists()
+    train_vqvae(legacy, tmp_path / "run", init_from=str(old))
+    first = next(row for row in read_json_lines(tmp_path / "run" / "log.jsonl") if row["phase"] == "train")
+    terms = first["reconstruction"] + 0.25 * first["codebook"] + first["commitment"]
+    assert first["loss"] == pytest.approx(terms, abs=5e-6)  # figures in the log are rounded to six decimals
+    # what was allowed to begin may be resumed; the other way round, an old checkpoint may go on with the mistake mended
+    train_vqvae(legacy, tmp_path / "run", resume=True)
+    train_vqvae(recipe(), tmp_path / "mended", init_from=str(old))
+
+
 def test_a_clip_for_pictures_of_another_size_is_refused(tmp_path: Path, clip: Path) -> None:
+    large = recipe(
+        perceptual=str(clip),
+        world=WorldSettings(picture_size=64),
+        model=replace(tiny.IMAGE_TOKENS, picture_size=64),
+    )
     with pytest.raises(UserError, match="takes pictures of 32 pixels, and these have 64"):
-        train_vqvae(recipe(perceptual=str(clip), world=WorldSettings(picture_size=64)), tmp_path / "run")
+        train_vqvae(large, tmp_path / "run")

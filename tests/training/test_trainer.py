@@ -45,6 +45,12 @@ def toy_vqvae(data: Path) -> VQVAERecipe:
     return VQVAERecipe(batch_size=2, data=str(data), world=WORLD, model=tiny.IMAGE_TOKENS, train=SETTINGS)
 
 
+def toy_moving_averages(data: Path) -> VQVAERecipe:
+    """A codebook that no gradient moves, some of whose codes restart after every step."""
+    quantizer = replace(tiny.IMAGE_TOKENS.quantizer, update="ema", restart_after=1)
+    return replace(toy_vqvae(data), model=replace(tiny.IMAGE_TOKENS, quantizer=quantizer))
+
+
 def toy_clip(data: Path) -> CLIPRecipe:
     text = TextConfig(width=32, layers=1, heads=2, context=24)
     model = CLIPConfig(vision=tiny.VISION, text=text, width=16)
@@ -70,6 +76,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, S
     data = tiny.folder(place / "data")
     starts: dict[str, Start] = {
         "vqvae": lambda out, **more: train_vqvae(toy_vqvae(data), out, **more),
+        "vqvae-ema": lambda out, **more: train_vqvae(toy_moving_averages(data), out, **more),
         "clip": lambda out, **more: train_clip(toy_clip(data), out, **more),
         "vlm-discrete": lambda out, **more: train_vlm(
             toy_vlm(data, "discrete", place / "vqvae"), out, **more
@@ -108,7 +115,7 @@ def figures(out: Path) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("name", ["vqvae", "clip", "vlm-discrete", "vlm-continuous"])
+@pytest.mark.parametrize("name", ["vqvae", "vqvae-ema", "clip", "vlm-discrete", "vlm-continuous"])
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     name: str,
     trained: dict[str, tuple[Path, Start]],
@@ -124,6 +131,19 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert figures(out) == figures(whole)
     assert [row["step"] for row in figures(out) if row["phase"] == "train"] == [1, 2, 3, 4]
+
+
+def test_moving_averages_are_part_of_what_is_saved(trained: dict[str, tuple[Path, Start]]) -> None:
+    found = checkpoint.load(trained["vqvae-ema"][0] / "checkpoints")
+    assert found is not None
+    codes, sums, counts = (
+        found.model_tensors[f"quantize.{name}"]
+        for name in ("embedding.weight", "average_sums", "average_counts")
+    )
+    assert counts.unique().numel() > 1
+    alive = counts != 1  # a code that has just restarted stands on its vector
+    smoothed = (counts + 1e-5) / (counts.sum() + len(counts) * 1e-5) * counts.sum()
+    torch.testing.assert_close(codes[alive], (sums / smoothed[:, None])[alive], rtol=1e-5, atol=1e-6)
 
 
 def test_a_finished_run_holds_what_the_contract_names(trained: dict[str, tuple[Path, Start]]) -> None:

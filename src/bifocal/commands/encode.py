@@ -75,6 +75,7 @@ def encode_command(
             pixels,
             encode,
             fingerprint=fingerprint,
+            encoder=weights_fingerprint(inference.load_model(run)[0]),
             codebook=model.codebook_size if isinstance(model, inference.VQVAE) else 0,
             batch_size=batch_size,
             progress=lambda done: progress.update(done),

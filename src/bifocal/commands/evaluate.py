@@ -21,6 +21,7 @@ from bifocal.data.sample import Dataset, Sample
 from bifocal.data.scenes import World, WorldSettings
 from bifocal.data.scenes.dataset import SceneDataset
 from bifocal.data.templates import read_classes, read_templates
+from bifocal.encoded import weights_fingerprint
 from bifocal.evaluation.compare import Comparison, compare, load_predictions
 from bifocal.evaluation.results import Row, prediction_path, read_predictions
 from bifocal.training.progress import Progress
@@ -105,6 +106,7 @@ def evaluate_command(
     blank: bool = True,
     checker: Path | None = None,
     features: Path | None = None,
+    prior: Path | None = None,
     classes: Path | None = None,
     templates: str | None = None,
     train_data: str | None = None,
@@ -152,6 +154,10 @@ def evaluate_command(
         if not isinstance(clip, inference.CLIP):
             raise UserError(f"--features {features} is a {clip.kind}, and features come from a CLIP")
         options["features"] = clip
+    if prior is not None:
+        if task != "reconstruction":
+            raise UserError(f"--prior is for reconstruction, and the task is {task}")
+        options["prior"] = open_prior(prior, run, device=device, dtype=dtype)
     total = len(dataset.samples) + len(training.samples if (training := options.get("training")) else ())
     with Progress(f"{name or model.name} {task} {split}", total=total) as progress:
         rows = evaluation.evaluate(
@@ -172,6 +178,18 @@ def evaluate_command(
         predictions = read_predictions(prediction_path(run, name or model.name, task, split))
         print(f"wrote {zero_shot_page(dataset, predictions, rows, run)}", file=sys.stderr)
     return rows
+
+
+def open_prior(path: Path, run: Path, *, device: str, dtype: str) -> inference.Prior:
+    """A prior, refused if it is over the codes of another VQ-VAE than ``run``."""
+    prior = inference.load(path, device=device, dtype=dtype)
+    if not isinstance(prior, inference.Prior):
+        raise UserError(
+            f"--prior {path} is a {prior.kind}: train one with bifocal train prior --vision {run}"
+        )
+    if prior.encoder != weights_fingerprint(inference.load_model(run)[0]):
+        raise UserError(f"--prior {path} is over the codes of another VQ-VAE than {run}: train one for this")
+    return prior
 
 
 def save_drawing(directory: Path, name: str, picture: Image.Image) -> str:

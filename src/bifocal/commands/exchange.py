@@ -13,17 +13,20 @@ from bifocal.models.clip import CLIPModel
 from bifocal.models.vqvae import VQVAEModel
 
 
-def import_command(source: Path, out: Path, picture_size: int | None = None) -> None:
+def import_command(
+    source: Path, out: Path, picture_size: int | None = None, *, legacy_beta: bool = False
+) -> None:
     """Read another tool's checkpoint and write it as a finished run."""
     if not source.exists():
         raise UserError(f"there is no {source} to import")
     layout = layout_in(source)
     if layout is None:
-        model: CLIPModel | VQVAEModel = read_vqgan(source, picture_size)
+        model: CLIPModel | VQVAEModel = read_vqgan(source, picture_size, legacy_beta=legacy_beta)
         tokenizer = None
-    elif picture_size is not None:
+    elif picture_size is not None or legacy_beta:
         raise UserError(
-            f"{source} is a CLIP, which says itself what size its pictures have: leave out --picture-size"
+            f"{source} is a CLIP, which has no codebook and says itself what size its pictures have: leave out "
+            "--picture-size and --legacy-beta"
         )
     else:
         model, tokenizer = read_clip(source, layout)

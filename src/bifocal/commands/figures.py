@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from bifocal.data.pictures import to_pictures, to_tensor
 from bifocal.evaluation.report import figures_html, scores_table
 from bifocal.evaluation.results import Row
 from bifocal.inference import VQVAE
+from bifocal.measures import CodebookMeter
 from bifocal.models.vqvae import VQVAEModel
 from bifocal.pages import Section, page
 
@@ -77,10 +79,43 @@ def vqvae_figures(vqvae: VQVAE, pictures: Sequence[np.ndarray], folder: Path) ->
             "section": "vqvae",
         }
     ]
+    index.append(histogram_figure(vqvae, codes, folder))
     if codes.ndim == 3:  # residual codes have no patch of their own
         index += [token_maps(vqvae, images, codes, folder), codebook_figure(vqvae, codes, folder)]
     artifacts.atomic_write_json(folder / "index.json", index)
     return index
+
+
+def histogram_figure(vqvae: VQVAE, codes: Tensor, folder: Path) -> dict[str, str]:
+    """How often each code stands in the pictures, the most used first; residual codes have a line for each depth."""
+    figure = Figure(figsize=(7, 3))
+    axes = figure.add_subplot()
+    depths = codes.unbind(-1) if codes.ndim == 4 else (codes,)
+    for depth, part in enumerate(depths, start=1):
+        meter = CodebookMeter(vqvae.codebook_size)
+        meter.update(part)
+        counts = np.sort(meter.histogram)[::-1]
+        name = f"depth {depth}: " if len(depths) > 1 else ""
+        label = f"{name}{meter.usage:.1%} of the codes in use, perplexity {meter.perplexity:,.0f}"
+        # a code that does not occur has no place on a logarithmic axis
+        axes.plot(np.arange(1, len(counts) + 1)[counts > 0], counts[counts > 0], label=label)
+    even = depths[0].numel() / vqvae.codebook_size
+    axes.axhline(even, color="#999999", linewidth=0.9, linestyle="--", label="all codes equally often")
+    axes.set_yscale("log")
+    axes.set_xlim(0, vqvae.codebook_size)
+    axes.set_xlabel("codes, the most used first", fontsize=8)
+    axes.set_ylabel("times", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    figure.savefig(folder / "histogram.png", dpi=110)
+    return {
+        "file": "histogram.png",
+        "title": "How often each code is used",
+        "caption": f"In the {len(codes)} pictures counted, {depths[0].numel():,} places.",
+        "section": "vqvae",
+    }
 
 
 def code_patches(vqvae: VQVAE, codes_N: Tensor) -> list[np.ndarray]:

@@ -9,10 +9,11 @@ from typing import Any
 
 from bifocal.config import UserError, apply_overrides
 from bifocal.recipes.clip import begun_with, recipe_clip, train_clip
+from bifocal.recipes.prior import recipe_prior, train_prior
 from bifocal.recipes.vlm import recipe_vlm, train_vlm
 from bifocal.recipes.vqvae import recipe_vqvae, train_vqvae
 
-MODELS = ("vqvae", "clip", "vlm")
+MODELS = ("vqvae", "clip", "vlm", "prior")
 
 
 def train_command(
@@ -36,8 +37,10 @@ def train_command(
     """Train one model into ``out``; common settings have flags of their own, the rest are dotted overrides."""
     if model not in MODELS:
         raise UserError(f"there is no recipe {model!r}; choose from {', '.join(MODELS)}")
-    if model != "vlm" and (family is not None or vision is not None):
-        raise UserError(f"--family and --vision are for vlm, not for {model}")
+    if model != "vlm" and family is not None:
+        raise UserError(f"--family is for vlm, not for {model}")
+    if model not in ("vlm", "prior") and vision is not None:
+        raise UserError(f"--vision is for vlm and prior, not for {model}")
     if model != "clip" and tower is not None:
         raise UserError(f"--tower is for clip, not for {model}")
     flags = {
@@ -61,8 +64,13 @@ def train_command(
             contrastive = begun_with(contrastive, init_from)
         contrastive = apply_overrides(contrastive, settings)
         train_clip(contrastive, out, resume=resume, init_from=init_from)
+    elif model == "prior":
+        prior = replace(apply_overrides(recipe_prior(scale), settings), vision=vision or "")
+        train_prior(prior, out, resume=resume, init_from=init_from)
     else:
         chosen = recipe_vlm(scale, "discrete" if family == "discrete" else "continuous")
+        if data is not None:  # the stages are made for the kinds of question that scenes have
+            chosen = replace(chosen, stages=())
         recipe: Any = replace(apply_overrides(chosen, settings), vision=vision or "")
         train_vlm(recipe, out, resume=resume, init_from=init_from)
     print(f"finished: {out}")

@@ -24,7 +24,11 @@ class Template:
 
     tokenizer: TextTokenizer
     picture_positions: int
-    max_tokens: int = 1024
+    number_pictures: bool = False
+
+    def number(self, index: int) -> list[int]:
+        """What stands before a picture that is to be read: its number, so that its patches can tell whose they are."""
+        return self.tokenizer.encode(str(index + 1)) if self.number_pictures else []
 
     def picture(self) -> list[int]:
         """begin, N placeholders, end."""
@@ -81,6 +85,8 @@ def encode_messages(messages: Sequence[Message], template: Template, *, shared: 
             elif isinstance(part, Picture):
                 if part.index < shared:
                     continue
+                if not answer:
+                    segment.add(template.number(part.index), False)
                 segment.pictures.append((len(segment.tokens) + 1, part.index))
                 segment.add(template.picture(), answer)
             else:
@@ -94,6 +100,7 @@ def encode_prefix(pictures: int, template: Template) -> Segment:
     prefix = Segment()
     prefix.add([template.tokenizer.bos], False)
     for index in range(pictures):
+        prefix.add(template.number(index), False)
         prefix.pictures.append((len(prefix.tokens) + 1, index))
         prefix.add(template.picture(), False)
     return prefix

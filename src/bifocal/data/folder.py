@@ -26,11 +26,7 @@ class FolderDataset:
         self.directory = Path(directory)
         self.name = self.directory.resolve().name
         self.split = split
-        if not self.directory.is_dir():
-            raise UserError(
-                f"There is no directory {self.directory}; it should hold samples.jsonl and the pictures."
-            )
-        files = _sample_files(self.directory, task)
+        files = sample_files(self.directory, task)
         samples = [sample for file in files for sample in read_samples(file)]
         self.samples: Sequence[Sample] = [sample for sample in samples if task is None or sample.task == task]
         if not self.samples:
@@ -66,7 +62,10 @@ class FolderDataset:
                     known.add(key)
 
 
-def _sample_files(directory: Path, task: str | None) -> list[Path]:
+def sample_files(directory: Path, task: str | None = None) -> list[Path]:
+    """The files of samples in a directory; raises ``UserError`` where there is none."""
+    if not directory.is_dir():
+        raise UserError(f"There is no directory {directory}; it should hold samples.jsonl and the pictures.")
     together = directory / "samples.jsonl"
     if together.is_file():
         return [together]

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from bifocal.config import UserError
+from bifocal.data.files import Entry, lines_of, parsed
+from bifocal.data.records import expect, items, text, texts
 
 
 class Box(NamedTuple):
@@ -68,6 +70,11 @@ class Sample:
         return tuple(part for message in self.messages[self._answer_at() :] for part in message.parts)
 
     @property
+    def answer_text(self) -> str:
+        """The words of the answer; pictures and boxes are left out."""
+        return "".join(part for part in self.answer if isinstance(part, str)).strip()
+
+    @property
     def question(self) -> str:
         """The text of the user's last message; pictures and boxes are left out."""
         asked = [message for message in self.messages if message.role == "user"]
@@ -104,24 +111,24 @@ class Sample:
         ``slice``, ``references`` and ``facts`` may be left out, a message's content may be plain text, and an
         image without an index is the next picture. Raises ``UserError`` that says what is missing or wrong.
         """
-        record = _expect(data, dict, "a sample")
+        record = expect(data, dict, "a sample")
         unknown = record.keys() - _SAMPLE_KEYS
         if unknown:
             raise UserError(f"a sample has no {', '.join(sorted(unknown))}; it has {', '.join(_SAMPLE_KEYS)}")
-        pictures = tuple(_texts(record, "pictures"))
+        pictures = tuple(texts(record, "pictures")) if "pictures" in record else ()
         reader = _MessageReader(len(pictures))
-        messages = tuple(reader.message(message) for message in _list(record, "messages"))
+        messages = tuple(reader.message(message) for message in items(record, "messages"))
         if not messages:
             raise UserError('"messages" is empty; a sample has at least one message')
         facts = record.get("facts")
         return Sample(
-            id=_text(record, "id"),
-            task=_text(record, "task"),
-            slice=_text(record, "slice") if "slice" in record else "all",
+            id=text(record, "id"),
+            task=text(record, "task"),
+            slice=text(record, "slice") if "slice" in record else "all",
             pictures=pictures,
             messages=messages,
-            references=tuple(_texts(record, "references")),
-            facts=None if facts is None else _expect(facts, dict, '"facts"'),
+            references=tuple(texts(record, "references")) if "references" in record else (),
+            facts=None if facts is None else expect(facts, dict, '"facts"'),
         )
 
 
@@ -153,22 +160,16 @@ def read_samples(path: str | Path) -> list[Sample]:
 
     Raises ``UserError`` naming the file and the line for one that is no sample.
     """
-    samples = []
+    return [sample_of(line) for line in lines_of(path)]
+
+
+def sample_of(line: Entry) -> Sample:
+    """The sample that a line of a file is; raises ``UserError`` naming the file and the line."""
+    where, value = parsed(line)
     try:
-        with Path(path).open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    try:
-                        samples.append(Sample.from_json(json.loads(line)))
-                    except json.JSONDecodeError as error:
-                        raise UserError(f"Line {number} of {path} is not JSON: {error.msg}.") from error
-                    except UnicodeDecodeError as error:
-                        raise UserError(f"Line {number} of {path} is not UTF-8 text.") from error
-                    except UserError as error:
-                        raise UserError(f"Line {number} of {path} is not a sample: {error}.") from error
-    except OSError as error:
-        raise UserError(f"The samples in {path} cannot be read: {error.strerror or error}.") from error
-    return samples
+        return Sample.from_json(value)
+    except UserError as error:
+        raise UserError(f"{where} is not a sample: {error}.") from error
 
 
 def write_samples(path: str | Path, samples: Iterable[Sample]) -> None:
@@ -204,20 +205,20 @@ class _MessageReader:
         self._next = 0
 
     def message(self, data: Any) -> Message:
-        record = _expect(data, dict, "a message")
-        role = _text(record, "role")
+        record = expect(data, dict, "a message")
+        role = text(record, "role")
         if role not in _ROLES:
             raise UserError(f'the role "{role}" of a message is none of {", ".join(_ROLES)}')
         content = record.get("content")
         if isinstance(content, str):
             return Message(role, (content,))
-        return Message(role, tuple(self._part(part) for part in _list(record, "content")))
+        return Message(role, tuple(self._part(part) for part in items(record, "content")))
 
     def _part(self, data: Any) -> Part:
-        record = _expect(data, dict, "a part of a message")
+        record = expect(data, dict, "a part of a message")
         kind = record.get("type")
         if kind == "text":
-            return _text(record, "text")
+            return text(record, "text")
         if kind == "image":
             index = record.get("index", self._next)
             if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < self._pictures:
@@ -243,30 +244,3 @@ def _box(value: Any) -> Box:
     if box.x1 > box.x2 or box.y1 > box.y2:
         raise UserError(f"the box {value!r} is turned inside out; x1 is left of x2 and y1 above y2")
     return box
-
-
-def _expect(value: Any, kind: type, what: str) -> Any:
-    if not isinstance(value, kind):
-        names: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
-        raise UserError(f"{what} is not {names[kind]}")
-    return value
-
-
-def _text(record: Mapping[str, Any], key: str) -> str:
-    if key not in record:
-        raise UserError(f'"{key}" is missing')
-    return str(_expect(record[key], str, f'"{key}"'))
-
-
-def _list(record: Mapping[str, Any], key: str) -> list[Any]:
-    if key not in record:
-        raise UserError(f'"{key}" is missing')
-    return list(_expect(record[key], list, f'"{key}"'))
-
-
-def _texts(record: Mapping[str, Any], key: str) -> list[str]:
-    return (
-        [str(_expect(text, str, f'an entry of "{key}"')) for text in _list(record, key)]
-        if key in record
-        else []
-    )

@@ -85,25 +85,31 @@ def ask_all(
         if len(answers) != len(samples):
             raise RuntimeError(f"{model.name} gave {len(answers)} answers to {len(samples)} questions.")
         for position, sample, answer in zip(chosen, samples, answers, strict=True):
-            predictions[position] = _prediction(sample, answer)
+            predictions[position] = prediction_of(sample, answer.text.strip(), answer.boxes)
+            predictions[position]["finish_reason"] = answer.finish_reason
     return predictions
 
 
 def right_answers(sample: Sample) -> list[str]:
     """All right answers as text: the references, or else the text of the conversation's last turn."""
-    if sample.references:
-        return list(sample.references)
-    return ["".join(part for part in sample.messages[-1].parts if isinstance(part, str)).strip()]
+    return list(sample.references) or [sample.answer_text]
 
 
-def _prediction(sample: Sample, answer: GivenAnswer) -> dict[str, Any]:
-    return {
+def prediction_of(sample: Sample, text: str, boxes: Sequence[Sequence[float]] = ()) -> Prediction:
+    """An answer beside what it is an answer to. What a benchmark's own rules need travels along as ``facts``."""
+    facts: dict[str, Any] = dict(sample.facts or {})
+    prediction: Prediction = {
         "id": sample.id,
         "pictures": list(sample.pictures),
         "slice": sample.slice,
         "question": sample.question,
-        "prediction": answer.text.strip(),
-        "answer": right_answers(sample)[0],
-        "boxes": [[float(edge) for edge in box] for box in answer.boxes],
-        "finish_reason": answer.finish_reason,
+        "prediction": text,
+        "answer": sample.answer_text or right_answers(sample)[0],
+        "boxes": [[float(edge) for edge in box] for box in boxes],
     }
+    if "benchmark" in facts:
+        prediction["facts"] = facts
+    for key in ("slices", "group"):
+        if key in facts:
+            prediction[key] = facts[key]
+    return prediction

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from bifocal.data.sample import Dataset
+from bifocal.data.sample import Dataset, Sample
 from bifocal.evaluation.asking import Answering, Progress, ask_all, right_answers
 from bifocal.evaluation.results import Prediction, Row
-from bifocal.evaluation.scoring import Measure, mean_measure, score_rows
-from bifocal.measures import CiderD, bleu_from_statistics, bleu_statistics, rouge_l
+from bifocal.evaluation.scoring import Measure, score_rows, with_count
+from bifocal.measures import CiderD, bleu_from_statistics, bleu_statistics, rouge_l, simple_tokens
 
 TASK = "captioning"
-VARIANT = "tokenizer=simple"
 
 Reader = Callable[[str], Mapping[str, int]]  # caption -> {name of a concept: how many it says there are}
 
@@ -55,48 +55,54 @@ def predict(
         model, dataset, blank=blank, progress=progress, batch_size=batch_size, max_new_tokens=max_new_tokens
     )
     for prediction, sample in zip(predictions, dataset.samples, strict=True):
-        prediction["references"] = right_answers(sample)
-        prediction["unparsed"] = not prediction["prediction"]
-        facts: Mapping[str, Any] = sample.facts or {}
-        if reader is not None and "objects" in facts:
-            prediction["objects"] = dict(facts["objects"])
-            prediction["said"] = dict(reader(prediction["prediction"]))
-            prediction["reference_said"] = dict(reader(prediction["references"][0]))
-            prediction["correct"] = prediction["said"] == prediction["objects"]
+        judge(prediction, sample, reader)
     return predictions
 
 
-def measure(predictions: Sequence[Prediction]) -> list[Measure]:
-    """CIDEr-D, BLEU-4, ROUGE-L and, where known, objects named, their precision, and counts named.
+def judge(prediction: Prediction, sample: Sample, reader: Reader | None = None) -> None:
+    """Add ``references`` and ``unparsed`` (an empty caption), and what was ``said`` where there is a reader for it."""
+    prediction["references"] = right_answers(sample)
+    prediction["unparsed"] = not prediction["prediction"].strip()
+    facts: Mapping[str, Any] = sample.facts or {}
+    if reader is not None and "objects" in facts:
+        prediction["objects"] = dict(facts["objects"])
+        prediction["said"] = dict(reader(prediction["prediction"]))
+        prediction["reference_said"] = dict(reader(prediction["references"][0]))
+        prediction["correct"] = prediction["said"] == prediction["objects"]
 
-    The IDF of CIDEr-D comes from all references given here and stays fixed while resampling and in slices.
-    The baseline gives every picture the most frequent first reference: the best caption without a look, or
-    near it.
+
+def measure(predictions: Sequence[Prediction]) -> list[Measure]:
+    """CIDEr-D, BLEU-1..4, ROUGE-L and, where known, objects named, their precision, and counts named.
+
+    Predictions with ``ptb`` (caption and references as the PTB tokenizer split them, see ``evaluation.java``) are
+    scored on those tokens. The IDF of CIDEr-D comes from all references given here and stays fixed while resampling
+    and in slices. The baseline gives every picture the most frequent first reference, which is the best caption
+    without a look, or near it; where no caption comes twice there is none.
     """
-    references = [p["references"] for p in predictions]
-    captions = [p["prediction"] for p in predictions]
+    ptb = all("ptb" in p for p in predictions)
+    tokenize = str.split if ptb else simple_tokens
+    variant = f"tokenizer={'ptb' if ptb else 'simple'}"
+    captions = [p["ptb"][0] if ptb else p["prediction"] for p in predictions]
+    references = [p["ptb"][1] if ptb else p["references"] for p in predictions]
     counts = Counter(group[0] for group in references)
     constant = min(counts, key=lambda text: (-counts[text], text))
-    cider = CiderD(references)
-    everywhere = [constant] * len(predictions)
+    cider = CiderD(references, tokenize)
 
-    def bleu_rows(texts: Sequence[str]) -> np.ndarray:
-        return np.stack([bleu_statistics(t, r) for t, r in zip(texts, references, strict=True)])
+    def statistics(texts: Sequence[str]) -> dict[str, np.ndarray]:
+        pairs = list(zip(texts, references, strict=True))
+        return {
+            "CIDEr-D": with_count(cider.scores(texts)),
+            "BLEU": np.stack([bleu_statistics(text, group, tokenize) for text, group in pairs]),
+            "ROUGE-L": with_count([rouge_l(text, group, tokenize) for text, group in pairs]),
+        }
 
-    def rouge_rows(texts: Sequence[str]) -> list[float]:
-        return [rouge_l(t, r) for t, r in zip(texts, references, strict=True)]
-
-    measures = [
-        mean_measure("cider_d", cider.scores(captions), baseline=cider.scores(everywhere), variant=VARIANT),
-        Measure(
-            "bleu_4",
-            bleu_rows(captions),
-            bleu_from_statistics,
-            baseline=bleu_rows(everywhere),
-            variant=VARIANT,
-        ),
-        mean_measure("rouge_l", rouge_rows(captions), baseline=rouge_rows(everywhere), variant=VARIANT),
-    ]
+    ours = statistics(captions)
+    base = statistics([constant] * len(predictions)) if counts[constant] > 1 else {}
+    measures = [Measure("CIDEr-D", ours["CIDEr-D"], baseline=base.get("CIDEr-D"), variant=variant)]
+    for n in (1, 2, 3, 4):
+        of_n = functools.partial(bleu_from_statistics, n=n)
+        measures.append(Measure(f"BLEU-{n}", ours["BLEU"], of_n, baseline=base.get("BLEU"), variant=variant))
+    measures.append(Measure("ROUGE-L", ours["ROUGE-L"], baseline=base.get("ROUGE-L"), variant=variant))
     if not all("said" in p for p in predictions):
         return measures
     said = [p["said"] for p in predictions]

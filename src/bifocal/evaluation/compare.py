@@ -65,6 +65,7 @@ class Difference:
     split: str
     slice: str
     metric: str
+    variant: str
     n: int
     a: float | None
     a_low: float | None
@@ -113,14 +114,13 @@ def compare_task(task: str, split: str, a: Sequence[Prediction], b: Sequence[Pre
         return []
     ours, theirs = [x for x, _ in pairs], [y for _, y in pairs]
     groups = groups_of(ours)
-    of_b = {measure.metric: measure for measure in MEASURING[task](theirs)}
-    measures = [
-        (measure, of_b[measure.metric]) for measure in MEASURING[task](ours) if measure.metric in of_b
-    ]
+    of_b = {measure.name: measure for measure in MEASURING[task](theirs)}
+    measures = [(measure, of_b[measure.name]) for measure in MEASURING[task](ours) if measure.name in of_b]
     return [
         _difference(task, split, name, chosen, groups, *both)
         for name, chosen in slices(ours).items()
         for both in measures
+        if name == "all" or both[0].sliced
     ]
 
 
@@ -146,6 +146,7 @@ def _difference(
         split,
         name,
         a.metric,
+        a.variant,
         len(chosen),
         *(at_a[0], at_a[1], at_a[2]),
         *(at_b[0], at_b[1], at_b[2]),
@@ -213,6 +214,7 @@ def print_comparison(
         table.add_column(column)
     for column in (comparison.a, comparison.b, "difference", "95% interval", "p", "n"):
         table.add_column(column, justify="right")
+    read_twice = {(r.task, r.metric) for r in comparison.differences if r.variant == "sane"}
     previous: tuple[str, str] | None = None
     for row in comparison.differences:
         if row.slice != "all" and not every_slice:
@@ -225,7 +227,7 @@ def print_comparison(
         table.add_row(
             *(block if block != previous else ("", "")),
             row.slice,
-            metric_title(row.metric),
+            metric_title(row.metric) + (f", {row.variant}" if (row.task, row.metric) in read_twice else ""),
             format_value(row.metric, row.a),
             format_value(row.metric, row.b),
             f"[{style}]{difference}[/]" if style else difference,

@@ -106,7 +106,7 @@ QUICKSTART_GOALS: tuple[Goal, ...] = (
     _at_least("vqvae", "reconstruction", "psnr", 20.0),
     _at_least("clip", "zero-shot", "top1", 0.85),
     _at_least(CONTINUOUS, "vqa", "accuracy", 0.65),
-    _at_least(CONTINUOUS, "grounding", "acc@0.5", 0.50),
+    _at_least(CONTINUOUS, "grounding", "Acc@0.5", 0.50),
     _at_least(CONTINUOUS, "reasoning", "accuracy", 0.62),
     _at_least(CONTINUOUS, "captioning", "objects_named", 0.75),
     BLANK_GOAL,
@@ -114,7 +114,7 @@ QUICKSTART_GOALS: tuple[Goal, ...] = (
 STANDARD_GOALS: tuple[Goal, ...] = (
     *QUICKSTART_GOALS[:3],
     _at_least(CONTINUOUS, "vqa", "accuracy", 0.85),
-    _at_least(CONTINUOUS, "grounding", "acc@0.5", 0.80),
+    _at_least(CONTINUOUS, "grounding", "Acc@0.5", 0.80),
     _at_least(CONTINUOUS, "reasoning", "accuracy", 0.80),
     _at_least(CONTINUOUS, "captioning", "objects_named", 0.90),
     _at_least(CONTINUOUS, "captioning", "counts_named", 0.80),

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bifocal.config import UserError
 from bifocal.data.boxes import iou
-from bifocal.data.sample import Box, Dataset
+from bifocal.data.sample import Dataset, Sample
 from bifocal.evaluation.asking import Answering, Progress, ask_all
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.evaluation.scoring import Measure, mean_measure, score_rows
@@ -36,18 +37,36 @@ def predict(
         model, dataset, blank=blank, progress=progress, batch_size=batch_size, max_new_tokens=max_new_tokens
     )
     for prediction, sample in zip(predictions, dataset.samples, strict=True):
-        prediction["true_boxes"] = [[float(edge) for edge in box] for box in sample.boxes]
-        prediction["iou"] = overlap(prediction)
-        prediction["correct"] = prediction["iou"] >= THRESHOLD
-        prediction["unparsed"] = not prediction["boxes"]
+        judge(prediction, sample)
     return predictions
 
 
+def judge(prediction: Prediction, sample: Sample) -> None:
+    """Add ``true_boxes``, ``iou``, ``correct`` and ``unparsed`` (no box in the answer)."""
+    prediction["true_boxes"] = [[float(edge) for edge in box] for box in sample.boxes]
+    if not prediction["true_boxes"]:
+        raise UserError(f"Sample {sample.id} has no box in its answer, and grounding needs one.")
+    prediction["iou"] = overlap(prediction)
+    prediction["correct"] = prediction["iou"] >= THRESHOLD
+    prediction["unparsed"] = not prediction["boxes"]
+
+
 def overlap(prediction: Prediction) -> float:
-    """IoU of the first predicted box with the true one; 0 without a box."""
+    """IoU of the first predicted box with the true one; 0 without a box.
+
+    Where the picture's size is known it is that of the boxes in pixels, to a millionth of one, as RefCOCO asks: the
+    division by the size would else leave an overlap of exactly one half a little above or below it.
+    """
     if not prediction["boxes"]:
         return 0.0
-    return float(iou(Box(*prediction["boxes"][0]), Box(*prediction["true_boxes"][0])))
+    size = prediction.get("facts", {}).get("size")
+    boxes = prediction["boxes"][0], prediction["true_boxes"][0]
+    return iou(*boxes) if size is None else iou(*(in_pixels(box, size) for box in boxes))
+
+
+def in_pixels(box: Sequence[float], size: Sequence[int]) -> list[float]:
+    """A normalised box as x1, y1, x2, y2 in pixels of a picture of this width and height."""
+    return [round(edge * side, 6) for edge, side in zip(box, (*size, *size), strict=True)]
 
 
 def constant_overlaps(boxes: np.ndarray) -> np.ndarray:
@@ -78,7 +97,7 @@ def measure(predictions: Sequence[Prediction]) -> list[Measure]:
     for name in set(names.tolist()):
         constant[names == name] = constant_overlaps(boxes[names == name])
     return [
-        mean_measure("acc@0.5", overlaps >= THRESHOLD, baseline=constant >= THRESHOLD, right_or_wrong=True),
+        mean_measure("Acc@0.5", overlaps >= THRESHOLD, baseline=constant >= THRESHOLD, right_or_wrong=True),
         mean_measure("mean_iou", overlaps, baseline=constant),
     ]
 

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bifocal.data.sample import Dataset
+from bifocal.data.sample import Dataset, Sample
 from bifocal.evaluation.asking import Answering, Progress, ask_all
+from bifocal.evaluation.benchmarks import official_measuring
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.evaluation.scoring import Measure, majority, mean_measure, score_rows
-from bifocal.measures import normalize_answer
+from bifocal.measures import verdict
 
 TASK = "reasoning"
-
-_VERDICTS = {
-    "true": "true",
-    "yes": "true",
-    "correct": "true",
-    "false": "false",
-    "no": "false",
-    "incorrect": "false",
-}
-
-
-def verdict(text: str) -> str | None:
-    """ "true" or "false" by the answer's first word, else None: "Yes, it is." -> "true"."""
-    words = normalize_answer(text).split()
-    return _VERDICTS.get(words[0]) if words else None
 
 
 def predict(
@@ -41,15 +27,26 @@ def predict(
     predictions = ask_all(
         model, dataset, blank=blank, progress=progress, batch_size=batch_size, max_new_tokens=max_new_tokens
     )
-    for prediction in predictions:
-        said = verdict(prediction["prediction"])
-        prediction["correct"] = said is not None and said == verdict(prediction["answer"])
-        prediction["unparsed"] = said is None
+    for prediction, sample in zip(predictions, dataset.samples, strict=True):
+        judge(prediction, sample)
     return predictions
 
 
+def judge(prediction: Prediction, sample: Sample) -> None:
+    """Add ``correct``, and ``unparsed`` where the answer is neither true nor false."""
+    said = verdict(prediction["prediction"])
+    prediction["correct"] = said is not None and said == verdict(prediction["answer"])
+    prediction["unparsed"] = said is None
+
+
 def measure(predictions: Sequence[Prediction]) -> list[Measure]:
-    """Accuracy, what is neither true nor false being wrong; the baseline is each slice's majority."""
+    """Accuracy, what is neither true nor false being wrong; the baseline is each slice's majority.
+
+    Statements of a benchmark are scored by its own rules (see ``evaluation.benchmarks``).
+    """
+    official = official_measuring(predictions)
+    if official is not None:
+        return official(predictions)
     truth = [verdict(p["answer"]) or "" for p in predictions]
     said = [verdict(p["prediction"]) for p in predictions]
     correct = [s is not None and s == t for s, t in zip(said, truth, strict=True)]

@@ -1,4 +1,4 @@
-"""Reconstruction: what a VQ-VAE loses on the way through its codes, and how many codes it uses."""
+"""Reconstruction: what a VQ-VAE loses on the way through its codes, how many codes it uses, and the bits they take."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from bifocal.data.sample import Dataset
 from bifocal.evaluation.asking import Progress
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.evaluation.scoring import Measure, mean_measure, score_rows, with_count
+from bifocal.evaluation.statistics import Combine
 from bifocal.measures import CodebookMeter, FeatureMeter, frechet_distance, mean_squared_error, psnr, ssim
 
 TASK = "reconstruction"
+TERMS = ("reconstruction_term", "codebook_term", "commitment_term")
 
 
 class Describing(Protocol):
@@ -25,6 +27,14 @@ class Describing(Protocol):
     name: str
 
     def embed_images(self, pictures: Sequence[np.ndarray]) -> torch.Tensor: ...
+
+
+class Predicting(Protocol):
+    """What this task needs of a prior over codes."""
+
+    name: str
+
+    def bits(self, codes: torch.Tensor) -> torch.Tensor: ...
 
 
 class Reconstructing(Protocol):
@@ -36,6 +46,7 @@ class Reconstructing(Protocol):
 
     def encode(self, images: torch.Tensor) -> torch.Tensor: ...
     def decode(self, codes: torch.Tensor) -> torch.Tensor: ...
+    def loss_terms(self, images: torch.Tensor) -> dict[str, torch.Tensor]: ...
 
 
 def predict(
@@ -45,13 +56,15 @@ def predict(
     blank: bool = False,
     progress: Progress | None = None,
     features: Describing | None = None,
+    prior: Predicting | None = None,
     batch_size: int = 64,
 ) -> list[Prediction]:
-    """Errors and codes of every distinct picture of the data set, at the model's own picture size.
+    """Errors, loss terms and codes of every distinct picture of the data set, at the model's own picture size.
 
     Beside each error stands that of a flat picture of the same mean colour, which is what knowing nothing but
     the colour would give. There is no reconstruction of a blank picture worth scoring: raises UserError for
-    ``blank``. With a model of ``features``, what it says of original, reconstruction and flat picture is kept too.
+    ``blank``. With a model of ``features``, what it says of original, reconstruction and flat picture is kept too; with
+    a ``prior``, the bits that it gives the codes of each picture.
     """
     if blank:
         raise UserError("Reconstruction has no blank pictures: the picture is what is to be reconstructed.")
@@ -70,40 +83,45 @@ def predict(
             "flat_mse": mean_squared_error(original, flat).tolist(),
             "flat_ssim": ssim(original, flat).tolist(),
             "codes": codes.cpu().tolist(),
+            **{f"{name}_term": value.tolist() for name, value in model.loss_terms(original).items()},
         }
+        if prior is not None:
+            columns["prior_bits"] = prior.bits(codes).tolist()
         if features is not None:
             seen = {"original": original, "decoded": decoded, "flat": flat}
             for what, pictures in seen.items():
                 columns[f"{what}_features"] = features.embed_images(to_pictures(pictures)).tolist()
         for i, key in enumerate(chosen):
             values = {name: column[i] for name, column in columns.items()}
-            predictions.append(
-                {"id": key, "pictures": [key], "slice": "all", **values, "codebook_size": model.codebook_size}
-            )
+            about = {"codebook_size": model.codebook_size, "dimensions": original[i].numel()}
+            predictions.append({"id": key, "pictures": [key], "slice": "all", **values, **about})
             if features is not None:
                 predictions[-1]["features"] = features.name
+            if prior is not None:
+                predictions[-1]["prior"] = prior.name
         if progress is not None:
             progress(start + len(chosen), len(keys))
     return predictions
 
 
 def measure(predictions: Sequence[Prediction]) -> list[Measure]:
-    """Errors and likeness, and the codebook's usage and perplexity over the whole set.
+    """Errors and likeness, the three terms of the loss, and the codebook's usage and perplexity over the whole set.
 
     ``psnr`` is the mean over pictures; ``psnr_of_mean_mse`` is that of the mean error, never higher. Usage
     and perplexity have no interval: a resample of pictures misses rare codes, so its usage is always lower. Nor has the
-    Fréchet distance of features, which is biased upwards in small samples.
+    Fréchet distance of features, which is biased upwards in small samples. Of residual codes usage and perplexity are
+    means over the depths.
     """
     mse, flat = (np.array([p[name] for p in predictions]) for name in ("mse", "flat_mse"))
-    size = predictions[0]["codebook_size"]
-    used = np.stack([np.bincount(np.ravel(p["codes"]), minlength=size) for p in predictions])  # (n,K)
+    used = code_counts(predictions)
     in_space = "pixels=[0,1]"
     of_mean = mean_measure("mse", mse, baseline=flat)
 
-    def codebook(summed: np.ndarray) -> CodebookMeter:
-        meter = CodebookMeter(size)
-        meter.histogram += summed.astype(np.int64)
-        return meter
+    def of_codebooks(name: str) -> Combine:
+        def mean(summed: np.ndarray) -> np.ndarray:
+            return np.asarray(np.mean([getattr(meter, name) for meter in meters_of(summed, predictions)]))
+
+        return mean
 
     measures = [
         mean_measure("psnr", psnr(mse), baseline=psnr(flat), variant=in_space),
@@ -121,11 +139,70 @@ def measure(predictions: Sequence[Prediction]) -> list[Measure]:
             variant=in_space,
         ),
         mean_measure("mse", mse, baseline=flat, variant=in_space),
-        Measure("usage", used, lambda summed: np.asarray(codebook(summed).usage), resampled=False),
-        Measure("perplexity", used, lambda summed: np.asarray(codebook(summed).perplexity), resampled=False),
+        Measure("usage", used, of_codebooks("usage"), resampled=False),
+        Measure("perplexity", used, of_codebooks("perplexity"), resampled=False),
     ]
+    # predictions kept by earlier versions have neither terms nor dimensions
+    measures += [
+        mean_measure(name, [p[name] for p in predictions]) for name in TERMS if name in predictions[0]
+    ]
+    if "dimensions" in predictions[0]:
+        measures += rates(predictions, used)
     if "features" in predictions[0]:
         measures.append(frechet(predictions))
+    return measures
+
+
+def code_counts(predictions: Sequence[Prediction]) -> np.ndarray:
+    """How often each code stands in each picture: (n, K), or (n, depth * K) of residual codes."""
+    size = predictions[0]["codebook_size"]
+    depth = depth_of(predictions[0])
+    rows = []
+    for prediction in predictions:
+        codes = np.asarray(prediction["codes"]).reshape(-1, depth) + np.arange(depth) * size
+        rows.append(np.bincount(codes.ravel(), minlength=depth * size))
+    return np.stack(rows)
+
+
+def depth_of(prediction: Prediction) -> int:
+    """How many codes stand at a place: maps are (h, w), or (h, w, depth) of residual codes."""
+    shape = np.shape(prediction["codes"])
+    return shape[2] if len(shape) == 3 else 1
+
+
+def meters_of(counts: np.ndarray, predictions: Sequence[Prediction]) -> list[CodebookMeter]:
+    """A meter for each depth, filled with summed counts (depth * K,)."""
+    size = predictions[0]["codebook_size"]
+    meters = []
+    for part in counts.reshape(-1, size):
+        meters.append(CodebookMeter(size))
+        meters[-1].histogram += part.astype(np.int64)
+    return meters
+
+
+def rates(predictions: Sequence[Prediction], used: np.ndarray) -> list[Measure]:
+    """Bits of the codes over the numbers in a picture, 3 * H * W; the baseline is log2 K bits for every code.
+
+    "unigram" is the entropy of the codes as they are distributed over this set, each taken by itself: like perplexity
+    it belongs to the set and has no interval. With a prior there is also -log2 p(codes) of each picture. None of this
+    counts what the reconstruction loses.
+    """
+    dimensions = np.array([p["dimensions"] for p in predictions], dtype=np.float64)
+    codes = np.array([np.size(p["codes"]) for p in predictions])
+    uniform = codes * np.log2(predictions[0]["codebook_size"]) / dimensions
+    of_a_code = np.mean([np.log2(meter.perplexity) for meter in meters_of(used.sum(axis=0), predictions)])
+    measures = [
+        Measure(
+            "bits_per_dim_unigram",
+            with_count(codes * of_a_code / dimensions),
+            baseline=with_count(uniform),
+            resampled=False,
+        )
+    ]
+    if "prior" in predictions[0]:
+        bits = np.array([p["prior_bits"] for p in predictions]) / dimensions
+        variant = f"prior={predictions[0]['prior']}"
+        measures.append(mean_measure("bits_per_dim", bits, baseline=uniform, variant=variant))
     return measures
 
 

@@ -29,10 +29,10 @@ SPLIT = "test"  # the split of the headlines and the examples; all others stand 
 COMPARED = (
     ("captioning", "objects_named"),
     ("captioning", "counts_named"),
-    ("captioning", "cider_d"),
-    ("captioning", "bleu_4"),
+    ("captioning", "CIDEr-D"),
+    ("captioning", "BLEU-4"),
     ("vqa", "accuracy"),
-    ("grounding", "acc@0.5"),
+    ("grounding", "Acc@0.5"),
     ("reasoning", "accuracy"),
 )
 # Whose learning curves share a plot, with a line about each.
@@ -236,7 +236,7 @@ def _goals(found: Findings, goals: Sequence[Goal]) -> str:
 
 def _kinds(found: Findings) -> str:
     body = ""
-    for task, metric in (("vqa", "accuracy"), ("grounding", "acc@0.5"), ("reasoning", "accuracy")):
+    for task, metric in (("vqa", "accuracy"), ("grounding", "Acc@0.5"), ("reasoning", "accuracy")):
         names = sorted(
             {
                 r.slice

@@ -76,7 +76,7 @@ def number(value: float) -> float | None:
 
 
 class Metric(NamedTuple):
-    """How a metric is called and written: ``unit`` is "rate", "dB" or "number"."""
+    """How a metric is called and written: ``unit`` is "rate", "dB", "bits" or "number"."""
 
     title: str
     unit: str = "rate"
@@ -91,6 +91,11 @@ METRICS: dict[str, Metric] = {
     "frechet": Metric("Fréchet distance", "number", False),
     "usage": Metric("codebook usage"),
     "perplexity": Metric("codebook perplexity", "number"),
+    "reconstruction_term": Metric("loss: reconstruction term", "number", False),
+    "codebook_term": Metric("loss: codebook term", "number", False),
+    "commitment_term": Metric("loss: commitment term, without beta", "number", False),
+    "bits_per_dim_unigram": Metric("bits per dimension, unigram entropy", "bits", False),
+    "bits_per_dim": Metric("bits per dimension, learned prior", "bits", False),
     "top1": Metric("top-1 accuracy"),
     "top5": Metric("top-5 accuracy"),
     "mean_class_recall": Metric("mean per-class recall"),
@@ -98,14 +103,20 @@ METRICS: dict[str, Metric] = {
     **{f"text_to_image_recall@{k}": Metric(f"text to image, recall@{k}") for k in (1, 5, 10)},
     "top1_1_shots": Metric("top-1 accuracy, 1 label a class"),
     **{f"top1_{k}_shots": Metric(f"top-1 accuracy, {k} labels a class") for k in (2, 4, 8, 16)},
-    "cider_d": Metric("CIDEr-D", "number"),
-    "bleu_4": Metric("BLEU-4", "number"),
-    "rouge_l": Metric("ROUGE-L", "number"),
+    "CIDEr-D": Metric("CIDEr-D", "number"),
+    **{f"BLEU-{n}": Metric(f"BLEU-{n}", "number") for n in (1, 2, 3, 4)},
+    "ROUGE-L": Metric("ROUGE-L", "number"),
+    "METEOR": Metric("METEOR", "number"),
+    "SPICE": Metric("SPICE", "number"),
     "objects_named": Metric("objects named"),
     "objects_precision": Metric("precision of objects named"),
     "counts_named": Metric("counts named"),
     "accuracy": Metric("accuracy"),
-    "acc@0.5": Metric("Acc@0.5"),
+    "consistency": Metric("consistency"),
+    "validity": Metric("validity"),
+    "plausibility": Metric("plausibility"),
+    "distribution": Metric("distribution", "number", False),
+    "Acc@0.5": Metric("Acc@0.5"),
     "mean_iou": Metric("mean IoU", "number"),
     "objects_found": Metric("prompted objects found"),
     "prompts_complete": Metric("prompts with every object found"),
@@ -122,7 +133,7 @@ HEADLINES: dict[str, str] = {
     "linear-probe": "top1",
     "captioning": "objects_named",
     "vqa": "accuracy",
-    "grounding": "acc@0.5",
+    "grounding": "Acc@0.5",
     "reasoning": "accuracy",
     "text-to-image": "objects_found",
 }
@@ -143,6 +154,8 @@ def format_value(metric: str, value: float | None, *, sign: bool = False) -> str
         return f"{100 * value:+.1f} points" if sign else f"{100 * value:.1f}%"
     if unit == "dB":
         return f"{value:{plus}.1f} dB"
+    if unit == "bits":
+        return f"{value:{plus}.4f}"
     return (
         f"{value:{plus}.1f}"
         if abs(value) >= 100
@@ -213,28 +226,46 @@ def read_predictions(path: str | Path) -> list[Prediction]:
 
 
 def print_table(rows: Sequence[Row], console: Console | None = None, *, title: str = "Results") -> None:
-    """Print rows as a table, the model and task named once for each block."""
+    """Print rows as a table. What is the same in all of them stands in the title, what is in none is left out."""
+    shown = [_cells(row) for row in rows]
+    names = [column for column in _NAMING if len({cells[column] for cells in shown}) > 1]
+    shared = [cells[column] for cells in shown[:1] for column in _NAMING if column not in names]
+    title = ", ".join([title, *(text for text in shared if text and text not in title)])
+    numbers = [column for column in _NUMBERS if any(cells[column] != "–" for cells in shown)]
     table = Table(title=title, title_justify="left", header_style="bold")
-    for column in ("model", "task", "split", "slice", "metric"):
+    for column in (*names, "slice", "metric"):
         table.add_column(column)
-    for column in ("value", "95% interval", "baseline", "blank", "n", "unparsed"):
-        table.add_column(column, justify="right")
+    for column in numbers:
+        table.add_column(column, justify="right", no_wrap=column == "value")
     previous: tuple[str, ...] = ()
-    for row in rows:
+    for row, cells in zip(rows, shown, strict=True):
         block = (row.model, row.task, row.split)
         if previous and block != previous:
             table.add_section()
-        names = block if block != previous else ("", "", "")
-        table.add_row(
-            *names,
-            row.slice,
-            metric_title(row.metric),
-            format_value(row.metric, row.value),
-            format_interval(row.metric, row.low, row.high),
-            format_value(row.metric, row.baseline),
-            format_value(row.metric, row.blank),
-            str(row.n),
-            "–" if row.unparsed is None else str(row.unparsed),
-        )
+        if block == previous:  # named once for each block
+            cells |= dict.fromkeys(("model", "task", "split"), "")
+        table.add_row(*(cells[column] for column in (*names, "slice", "metric", *numbers)))
         previous = block
     (console or Console()).print(table)
+
+
+_NAMING = ("model", "task", "split", "variant")
+_NUMBERS = ("value", "95% interval", "baseline", "blank", "n", "unparsed")
+
+
+def _cells(row: Row) -> dict[str, str]:
+    uncomputed = row.value is None and row.n == 0
+    return {
+        "model": row.model,
+        "task": row.task,
+        "split": row.split,
+        "slice": row.slice,
+        "metric": metric_title(row.metric),
+        "variant": row.variant,
+        "value": "not computed" if uncomputed else format_value(row.metric, row.value),
+        "95% interval": format_interval(row.metric, row.low, row.high),
+        "baseline": format_value(row.metric, row.baseline),
+        "blank": format_value(row.metric, row.blank),
+        "n": str(row.n),
+        "unparsed": "–" if row.unparsed is None else str(row.unparsed),
+    }

@@ -15,7 +15,7 @@ import numpy as np
 
 from bifocal.config import UserError
 from bifocal.evaluation.results import Prediction, Row, number
-from bifocal.evaluation.statistics import Combine, Interval, corpus_interval, ratio
+from bifocal.evaluation.statistics import Combine, Interval, corpus_intervals, ratio
 
 # A score is withheld when more than this share of the requests failed: what is left may be the easy part.
 MOST_FAILURES = 0.01
@@ -28,7 +28,8 @@ class Measure:
     ``baseline`` holds the same statistics for an answer given without looking at the picture.
     ``right_or_wrong`` says that the first statistic is 1 or 0 a sample, so that McNemar's test applies.
     ``resampled`` is False where a bootstrap is biased (codebook usage counts rare codes that a resample
-    misses).
+    misses). ``denominator`` (n,) says for how much each sample counts in the number of things scored, where that is
+    not the number of samples. ``sliced`` is False for a score that only the whole set has.
     """
 
     metric: str
@@ -38,6 +39,17 @@ class Measure:
     variant: str = ""
     right_or_wrong: bool = False
     resampled: bool = True
+    denominator: np.ndarray | None = None
+    sliced: bool = True
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """What tells this measure from the others of its task."""
+        return self.metric, self.variant
+
+    def count(self, chosen: np.ndarray) -> int:
+        """How many things the score of the samples at these positions is about."""
+        return len(chosen) if self.denominator is None else int(self.denominator[chosen].sum())
 
     def value(self, chosen: np.ndarray) -> float:
         """The score of the samples at these positions."""
@@ -45,9 +57,23 @@ class Measure:
 
     def interval(self, chosen: np.ndarray, groups: Sequence[tuple[str, ...]]) -> Interval:
         """The score of the samples at these positions, with its interval."""
-        if not self.resampled:
-            return Interval(self.value(chosen), np.nan, np.nan)
-        return corpus_interval(self.statistics[chosen], self.combine, [groups[i] for i in chosen])
+        return intervals([self], chosen, groups)[0]
+
+
+def intervals(
+    measures: Sequence[Measure], chosen: np.ndarray, groups: Sequence[tuple[str, ...]]
+) -> list[Interval]:
+    """The score of the samples at these positions with its interval, for every measure, on the same draws."""
+    drawn = [measure for measure in measures if measure.resampled]
+    found = iter(
+        corpus_intervals(
+            [(measure.statistics[chosen], measure.combine) for measure in drawn], [groups[i] for i in chosen]
+        )
+    )
+    return [
+        next(found) if measure.resampled else Interval(measure.value(chosen), np.nan, np.nan)
+        for measure in measures
+    ]
 
 
 Measuring = Callable[[Sequence[Prediction]], list[Measure]]
@@ -85,17 +111,32 @@ def majority(predictions: Sequence[Prediction], answers: Sequence[str]) -> np.nd
     return np.array([best[p["slice"]] == a for p, a in zip(predictions, answers, strict=True)], dtype=bool)
 
 
+def parts_of(prediction: Prediction) -> Sequence[str]:
+    """The slices that a sample is in: its ``slices`` where it has several, else its ``slice``."""
+    parts: Sequence[str] = prediction.get("slices") or (prediction["slice"],)
+    return parts
+
+
 def slices(predictions: Sequence[Prediction]) -> dict[str, np.ndarray]:
     """Positions of all samples under "all", then of each slice by the alphabet; one that holds all adds nothing."""
-    names = np.array([prediction["slice"] for prediction in predictions])
-    parts = {name: np.flatnonzero(names == name) for name in sorted(set(names.tolist())) if name != "all"}
-    parts = {name: chosen for name, chosen in parts.items() if len(chosen) < len(predictions)}
+    places: dict[str, list[int]] = {}
+    for position, prediction in enumerate(predictions):
+        for name in parts_of(prediction):
+            places.setdefault(name, []).append(position)
+    parts = {
+        name: np.array(places[name])
+        for name in sorted(places)
+        if name != "all" and len(places[name]) < len(predictions)
+    }
     return {"all": np.arange(len(predictions)), **parts}
 
 
 def groups_of(predictions: Sequence[Prediction]) -> list[tuple[str, ...]]:
-    """What is resampled together: the pictures of each sample."""
-    return [tuple(prediction["pictures"]) for prediction in predictions]
+    """What is resampled together: the pictures of each sample, or the ``group`` of samples that it belongs to."""
+    return [
+        (prediction["group"],) if "group" in prediction else tuple(prediction["pictures"])
+        for prediction in predictions
+    ]
 
 
 def same_samples(a: Sequence[Prediction], b: Sequence[Prediction], what: str) -> list[Prediction]:
@@ -135,7 +176,8 @@ def score_rows(
     """
     if not predictions:
         raise UserError(f"There are no predictions to score for {task} on {split}.")
-    failed = Counter(p["slice"] for p in predictions if p.get("failed"))
+    failures = [p for p in predictions if p.get("failed")]
+    failed = Counter(name for p in failures for name in parts_of(p) if name != "all")
     answered = [p for p in predictions if not p.get("failed")]
     if not answered:
         raise UserError(f"Every one of the {len(predictions)} requests for {task} on {split} failed.")
@@ -148,15 +190,18 @@ def score_rows(
                 f"Some requests for {task} with blank pictures failed; ask those again before scoring."
             )
         kept = [b for p, b in zip(predictions, matched, strict=True) if not p.get("failed")]
-        by_name = {measure.metric: measure for measure in measuring(kept)}
-        blank_measures = [by_name.get(measure.metric) for measure in measures]
+        by_name = {measure.name: measure for measure in measuring(kept)}
+        blank_measures = [by_name.get(measure.name) for measure in measures]
     groups = groups_of(answered)
     rows = []
     for name, chosen in slices(answered).items():
-        failures = failed.total() if name == "all" else failed[name]
-        withheld = failures > MOST_FAILURES * (failures + len(chosen))
-        for measure, blank_measure in zip(measures, blank_measures, strict=True):
-            value, low, high = measure.interval(chosen, groups)
+        missing = len(failures) if name == "all" else failed[name]
+        withheld = missing > MOST_FAILURES * (missing + len(chosen))
+        kept_measures = [
+            both for both in zip(measures, blank_measures, strict=True) if name == "all" or both[0].sliced
+        ]
+        bounds = intervals([measure for measure, _ in kept_measures], chosen, groups)
+        for (measure, blank_measure), (value, low, high) in zip(kept_measures, bounds, strict=True):
             base = np.nan
             if measure.baseline is not None:
                 base = float(measure.combine(measure.baseline[chosen].sum(axis=0)))
@@ -171,12 +216,12 @@ def score_rows(
                     value=None if withheld else number(value),
                     low=None if withheld else number(low),
                     high=None if withheld else number(high),
-                    n=len(chosen),
+                    n=measure.count(chosen),
                     baseline=number(base),
                     blank=number(blank_measure.value(chosen)) if blank_measure is not None else None,
                     unparsed=_count(answered, chosen, "unparsed", True),
                     truncated=_count(answered, chosen, "finish_reason", "length"),
-                    failed=failures,
+                    failed=missing,
                 )
             )
     return rows

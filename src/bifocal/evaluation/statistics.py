@@ -83,14 +83,31 @@ def corpus_interval(
     score that is the same in every group (all right, all wrong) gets an interval of width zero: the bootstrap
     cannot see what the sample does not hold.
     """
-    statistics = np.asarray(statistics, dtype=np.float64)
-    if len(statistics) == 0:
-        return Interval(np.nan, np.nan, np.nan)
-    value = float(combine(statistics.sum(axis=0)))
-    if len(set(group_codes(groups).tolist())) < 2:
-        return Interval(value, np.nan, np.nan)
-    scores = combine(resampled_sums(statistics, groups, seed=seed, resamples=resamples))
-    return Interval(value, *percentiles(scores))
+    return corpus_intervals([(statistics, combine)], groups, seed=seed, resamples=resamples)[0]
+
+
+def corpus_intervals(
+    scores: Sequence[tuple[np.ndarray, Combine]],
+    groups: Sequence[Hashable],
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> list[Interval]:
+    """``corpus_interval`` of several scores of the same n samples, on the same draws, which are made once for all."""
+    parts = [np.asarray(statistics, dtype=np.float64) for statistics, _ in scores]
+    combines = [combine for _, combine in scores]
+    if not parts or len(parts[0]) == 0:
+        return [Interval(np.nan, np.nan, np.nan)] * len(parts)
+    values = [float(combine(part.sum(axis=0))) for part, combine in zip(parts, combines, strict=True)]
+    if group_codes(groups).max() == 0:
+        return [Interval(value, np.nan, np.nan) for value in values]
+    sums = resampled_sums(np.concatenate(parts, axis=1), groups, seed=seed, resamples=resamples)
+    ends = np.cumsum([part.shape[1] for part in parts])[:-1]
+    drawn = np.split(sums, ends, axis=1)
+    return [
+        Interval(value, *percentiles(combine(some)))
+        for value, combine, some in zip(values, combines, drawn, strict=True)
+    ]
 
 
 def percentiles(scores: np.ndarray) -> tuple[float, float]:

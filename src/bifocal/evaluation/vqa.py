@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bifocal.data.sample import Dataset
+from bifocal.data.sample import Dataset, Sample
 from bifocal.evaluation.asking import Answering, Progress, ask_all, right_answers
+from bifocal.evaluation.benchmarks import official_measuring
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.evaluation.scoring import Measure, majority, mean_measure, score_rows
 from bifocal.measures import exact_match, normalize_answer
@@ -27,14 +28,25 @@ def predict(
         model, dataset, blank=blank, progress=progress, batch_size=batch_size, max_new_tokens=max_new_tokens
     )
     for prediction, sample in zip(predictions, dataset.samples, strict=True):
-        prediction["references"] = right_answers(sample)
-        prediction["correct"] = exact_match(prediction["prediction"], prediction["references"])
-        prediction["unparsed"] = not prediction["prediction"]
+        judge(prediction, sample)
     return predictions
 
 
+def judge(prediction: Prediction, sample: Sample) -> None:
+    """Add ``references``, ``unparsed`` (an empty answer) and ``correct`` (equal to a reference after normalisation)."""
+    prediction["references"] = right_answers(sample)
+    prediction["correct"] = exact_match(prediction["prediction"], prediction["references"])
+    prediction["unparsed"] = not prediction["prediction"].strip()
+
+
 def measure(predictions: Sequence[Prediction]) -> list[Measure]:
-    """Accuracy; the baseline gives each kind of question its most frequent answer among those asked here."""
+    """Accuracy; the baseline gives each kind of question its most frequent answer among those asked here.
+
+    Questions of a benchmark are scored by its own rules (see ``evaluation.benchmarks``).
+    """
+    official = official_measuring(predictions)
+    if official is not None:
+        return official(predictions)
     correct = [exact_match(p["prediction"], p["references"]) for p in predictions]
     baseline = majority(predictions, [normalize_answer(p["answer"]) for p in predictions])
     return [

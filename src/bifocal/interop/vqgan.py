@@ -23,7 +23,7 @@ from bifocal.interop.weights import WEIGHTS, read_tensors, refuse_pickle, weight
 from bifocal.models.quantize import Codebook, QuantizerConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 
-CONFIG, DECODER = "config.json", "image_decoder.safetensors"
+CONFIG, TAMING, DECODER = "config.json", "config.yaml", "image_decoder.safetensors"
 PREFIXES = (
     "model.vqmodel.",
     "vqmodel.",
@@ -37,15 +37,18 @@ OLD_NAMES |= {"double_z": "double_latent", "z_channels": "latent_channels"}
 
 
 def is_vqgan(path: Path) -> bool:
-    """Whether a directory says that it is a Chameleon, or its VQ part alone."""
+    """Whether a directory says that it is a Chameleon, its VQ part alone, or a VQGAN of taming-transformers."""
+    if "taming.models.vqgan" in _taming_config(path):
+        return (path / WEIGHTS).is_file()
     return says(path / CONFIG).get("model_type") in CHAMELEON
 
 
-def read_vqgan(path: Path, picture_size: int | None = None) -> VQVAEModel:
+def read_vqgan(path: Path, picture_size: int | None = None, *, legacy_beta: bool = False) -> VQVAEModel:
     """A tokenizer from a directory or a safetensors file, with its decoder where there is one.
 
-    ``picture_size`` is needed only where no configuration says it. Raises ``UserError`` for what is no such tokenizer,
-    or one of a kind that this library does not have.
+    ``picture_size`` is needed only where no configuration says it. ``legacy_beta`` says that it was trained with beta
+    on the codebook term, which no file says and which matters only if training goes on. Raises ``UserError`` for what
+    is no such tokenizer, or one of a kind that this library does not have.
     """
     about: dict[str, Any] = {}
     if path.is_dir() and (path / CONFIG).is_file():
@@ -56,12 +59,13 @@ def read_vqgan(path: Path, picture_size: int | None = None) -> VQVAEModel:
         raise UserError(
             f"{path} has double_latent (a mean and a variance for each latent), which is not supported"
         )
-    size = picture_size or about.get("resolution")
+    resolution = re.search(r"^\s*resolution:\s*(\d+)\s*$", _taming_config(path), re.MULTILINE)
+    size = picture_size or about.get("resolution") or (resolution and resolution[1])
     if size is None:
         raise UserError(f"{path} does not say what size its pictures have: name it with --picture-size")
     tensors = _ours(_read_tensors(path), path)
     try:
-        model = VQVAEModel(config_of(tensors, int(size)))
+        model = VQVAEModel(config_of(tensors, int(size), legacy_beta=legacy_beta))
         codebook = tensors["quantize.embedding.weight"].float()
         state = {
             "quantize.initialised": torch.ones((), dtype=torch.bool),
@@ -76,7 +80,18 @@ def read_vqgan(path: Path, picture_size: int | None = None) -> VQVAEModel:
     return model.eval()
 
 
-def config_of(tensors: Mapping[str, Tensor], picture_size: int) -> VQVAEConfig:
+def _taming_config(path: Path) -> str:
+    """The text of the configuration that taming-transformers keeps beside a checkpoint; empty where there is none.
+
+    All that is taken from it stands on lines of its own, so no YAML reader is needed.
+    """
+    try:
+        return (path / TAMING).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def config_of(tensors: Mapping[str, Tensor], picture_size: int, *, legacy_beta: bool = False) -> VQVAEConfig:
     """The sizes that tensors of these names have."""
     levels = _count(tensors, r"encoder\.down\.(\d+)\.")
     base = len(tensors["encoder.conv_in.weight"])
@@ -98,7 +113,7 @@ def config_of(tensors: Mapping[str, Tensor], picture_size: int) -> VQVAEConfig:
             level for level in range(levels) if f"encoder.down.{level}.attn.0.norm.weight" in tensors
         ),
         latent_channels=len(tensors["encoder.conv_out.weight"]),
-        quantizer=QuantizerConfig(codes=codes, width=width),
+        quantizer=QuantizerConfig(codes=codes, width=width, legacy_beta=legacy_beta),
     )
 
 
@@ -209,7 +224,7 @@ def write_taming(model: VQVAEModel, path: Path) -> None:
     lines += ["    ddconfig:", *(f"      {name}: {json.dumps(value)}" for name, value in shape.items())]
     lines += ["    lossconfig:", "      target: taming.modules.losses.DummyLoss"]
     with artifacts.write_directory(path) as work:
-        (work / "config.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (work / TAMING).write_text("\n".join(lines) + "\n", encoding="utf-8")
         save_file(tensors, str(work / WEIGHTS), metadata={"format": "pt"})
 
 

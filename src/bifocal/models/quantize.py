@@ -8,54 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bifocal import distributed, losses
-
-SCORE_BYTES = 64 * 2**20  # the distance matrix is made in pieces of at most this size
-
-
-def nearest_code(vectors_ND: Tensor, codebook_KD: Tensor) -> Tensor:
-    """Index (N,) int64 of the code nearest to each vector: argmin_k |z - e_k|^2 (lecture slide "Codebook").
-
-    |z|^2 is the same for every code, so the argmin of the distance is the argmax of z.e - |e|^2 / 2. Computed in
-    float32 whatever the autocast, in pieces, so that memory stays bounded; of equal codes the lowest index wins.
-    """
-    with torch.autocast(vectors_ND.device.type, enabled=False):
-        codebook_KD = codebook_KD.float()
-        half_norms_K = codebook_KD.square().sum(dim=1) / 2
-        rows = max(1, SCORE_BYTES // (4 * len(codebook_KD)))
-        pieces = [
-            torch.addmm(half_norms_K, piece, codebook_KD.T, beta=-1).argmax(dim=1)
-            for piece in vectors_ND.float().split(rows)
-        ]
-        if not pieces:
-            return torch.empty(0, dtype=torch.int64, device=vectors_ND.device)
-        first_K = first_of_equal_rows(codebook_KD)
-        codes_N = torch.cat(pieces)
-        return codes_N if first_K is None else first_K[codes_N]
-
-
-def first_of_equal_rows(table_KD: Tensor) -> Tensor | None:
-    """(K,) index of the first row equal to each row, or None where all rows differ.
-
-    A product may round equal columns differently, depending on where in a tile they stand, so that a tie between
-    equal codes would be decided by chance.
-    """
-    weights_D = torch.arange(1, table_KD.shape[1] + 1, dtype=torch.float64, device=table_KD.device).sqrt()
-    keys_K, order_K = (table_KD.double() * weights_D).sum(dim=1).sort(stable=True)
-    suspects = keys_K[1:] == keys_K[:-1]
-    if not suspects.any():
-        return None
-    rows_KD = table_KD[order_K]
-    new_K = F.pad(~(suspects & (rows_KD[1:] == rows_KD[:-1]).all(dim=1)), (1, 0), value=True)
-    first_K = torch.empty_like(order_K)
-    first_K[order_K] = order_K[new_K][new_K.cumsum(0) - 1]
-    return first_K
+from bifocal.models.nearest import nearest
 
 
 @dataclass(frozen=True)
@@ -67,7 +27,8 @@ class QuantizerConfig:
     their product and its width their number). ``update`` "gradient" is the lecture's three-term loss; "ema" replaces
     the codebook term by moving averages of the encoder outputs assigned to each code. ``normalise`` puts vectors and
     codes on the unit sphere. ``estimator`` is how the gradient passes the argmin. A code of a codebook unused for
-    ``restart_after`` steps restarts at an encoder output; 0 is never.
+    ``restart_after`` steps restarts at an encoder output; 0 is never. ``legacy_beta`` has ``beta`` on the codebook term
+    instead of the commitment, as taming-transformers and Chameleon had it by mistake.
     """
 
     kind: Literal["codebook", "simvq", "residual", "fsq"] = "codebook"
@@ -81,6 +42,7 @@ class QuantizerConfig:
     restart_after: int = 50
     depth: int = 1
     levels: tuple[int, ...] = ()
+    legacy_beta: bool = False
 
     def __post_init__(self) -> None:
         if self.codes < 1 or self.width < 1:
@@ -105,6 +67,10 @@ class QuantizerConfig:
         if self.kind in ("simvq", "fsq") and (self.update == "ema" or self.normalise):
             raise ValueError(
                 f'a quantizer of kind "{self.kind}" has neither an EMA update nor unit-norm codes'
+            )
+        if self.legacy_beta and (self.kind != "codebook" or self.update == "ema"):
+            raise ValueError(
+                "quantizer.legacy_beta is for a codebook that gradients move, as in old checkpoints"
             )
         if self.kind == "fsq" and self.estimator != "straight-through":
             raise ValueError('a quantizer of kind "fsq" rounds, and passes gradients straight through')
@@ -161,6 +127,42 @@ def pass_gradient(encoded: Tensor, quantised: Tensor, estimator: str) -> Tensor:
     return losses.straight_through(encoded, quantised)
 
 
+class LookUpFunction(torch.autograd.Function):
+    """The code of each vector, straight through, with both loss terms: one pass over the vectors each way.
+
+    (N, D) vectors, (K, D) codebook, codes (N,) and squared distances (N,) as ``nearest`` finds them -> the quantised
+    vectors (N, D), and the codebook and the commitment term, which are one value with two gradients (``losses``).
+    """
+
+    @staticmethod
+    def forward(
+        context: Any, vectors_ND: Tensor, codebook_KD: Tensor, codes_N: Tensor, squared_N: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        quantised_ND = codebook_KD.index_select(0, codes_N)
+        context.save_for_backward(vectors_ND, quantised_ND, codes_N)
+        context.codebook_size = len(codebook_KD)
+        context.set_materialize_grads(False)
+        error = (squared_N.sum(dtype=torch.float64) / vectors_ND.numel()).float()
+        return quantised_ND, error, error.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        context: Any, passed_ND: Tensor | None, to_codebook: Tensor | None, to_vectors: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        vectors_ND, quantised_ND, codes_N = context.saved_tensors
+        towards_vectors, towards_codebook = passed_ND, None
+        if to_codebook is not None and context.needs_input_grad[1]:
+            difference_ND = (quantised_ND - vectors_ND).mul_(2 * to_codebook / vectors_ND.numel())
+            towards_codebook = difference_ND.new_zeros(context.codebook_size, vectors_ND.shape[1])
+            towards_codebook.index_add_(0, codes_N, difference_ND)
+        if to_vectors is not None and context.needs_input_grad[0]:
+            towards_vectors = (vectors_ND - quantised_ND).mul_(2 * to_vectors / vectors_ND.numel())
+            if passed_ND is not None:
+                towards_vectors.add_(passed_ND)
+        return towards_vectors, towards_codebook, None, None
+
+
 class Codebook(Quantizer):
     """A codebook of K vectors (van den Oord et al. 2017), in its variants.
 
@@ -189,7 +191,7 @@ class Codebook(Quantizer):
         self.register_buffer("idle_steps", torch.zeros(config.codes))
         self.register_buffer("average_counts", torch.ones(config.codes))
         self.register_buffer("average_sums", torch.zeros(config.codes, config.width))
-        self._pending: tuple[Tensor, Tensor, Tensor] | None = None
+        self._pending: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def codebook(self) -> Tensor:
         """(K, D) codes as they are compared with vectors."""
@@ -204,18 +206,20 @@ class Codebook(Quantizer):
         if self.training and not self.initialised:
             self._start_from(flat_ND.detach())
         codebook_KD = self.codebook()
-        codes_N = nearest_code(flat_ND.detach(), codebook_KD.detach())
-        quantised_ND = F.embedding(codes_N, codebook_KD)
+        codes_N, squared_N = nearest(flat_ND.detach(), codebook_KD.detach())
+        quantised_ND, codebook_loss, commitment_loss = LookUpFunction.apply(
+            flat_ND, codebook_KD, codes_N, squared_N
+        )
+        if self.config.estimator == "rotation":
+            quantised_ND = losses.rotation(flat_ND, quantised_ND.detach())
         counts_K = torch.bincount(codes_N, minlength=self.config.codes)
         if self.training:
-            self._pending = (flat_ND.detach(), codes_N, counts_K)
-        codebook_loss = losses.codebook_loss(flat_ND, quantised_ND)
-        passed_ND = pass_gradient(flat_ND, quantised_ND, self.config.estimator)
+            self._pending = (flat_ND.detach(), codes_N, counts_K, commitment_loss.detach())
         return Quantised(
             codes=codes_N.view(vectors.shape[:-1]),
-            vectors=passed_ND.view(vectors.shape),
+            vectors=quantised_ND.view(vectors.shape),
             codebook_loss=codebook_loss if self.config.update == "gradient" else flat_ND.new_zeros(()),
-            commitment_loss=losses.commitment_loss(flat_ND, quantised_ND),
+            commitment_loss=commitment_loss,
             counts=counts_K,
         )
 
@@ -253,19 +257,21 @@ class Codebook(Quantizer):
         """
         if self._pending is None:
             return
-        vectors_ND, codes_N, counts = self._pending
+        vectors_ND, codes_N, counts, error = self._pending
         self._pending = None
         counts_K = distributed.all_reduce_sum(counts.float())
-        finite = distributed.all_reduce_sum(vectors_ND.sum()).isfinite()
-        if not finite:
+        if not distributed.all_reduce_sum(error).isfinite():
             return
         if self.config.update == "ema":
-            sums_KD = torch.zeros_like(self.average_sums).index_add_(0, codes_N, vectors_ND)
-            self.average_counts.lerp_(counts_K, 1 - self.config.decay)
-            self.average_sums.lerp_(distributed.all_reduce_sum(sums_KD), 1 - self.config.decay)
+            new = 1 - self.config.decay
+            self.average_counts.lerp_(counts_K, new)
+            # each rank brings its share of what was and its own vectors, so that one sum over ranks is the average
+            self.average_sums.mul_(self.config.decay / distributed.world_size())
+            self.average_sums.index_add_(0, codes_N, vectors_ND, alpha=new)
+            self.average_sums.copy_(distributed.all_reduce_sum(self.average_sums))
             total = self.average_counts.sum()
             smoothed_K = (self.average_counts + 1e-5) / (total + self.config.codes * 1e-5) * total
-            self.embedding.weight.copy_(self.average_sums / smoothed_K[:, None])
+            torch.div(self.average_sums, smoothed_K[:, None], out=self.embedding.weight)
         self.idle_steps.add_(1).masked_fill_(counts_K > 0, 0)
         if self.config.restart_after and self.config.kind != "simvq":
             dead = (self.idle_steps >= self.config.restart_after).nonzero().squeeze(1)
@@ -278,9 +284,7 @@ class Codebook(Quantizer):
         Average and count are reset with the code, or the average would pull it back.
         """
         everyone_ND = distributed.gather_with_gradient(vectors_ND)
-        codebook_KD = self.codebook()
-        nearest_ND = F.embedding(nearest_code(everyone_ND, codebook_KD), codebook_KD)
-        distance_N = (everyone_ND - nearest_ND).square().sum(dim=1).clamp_min(1e-12)
+        distance_N = nearest(everyone_ND, self.codebook())[1].clamp_min(1e-12)
         chosen = torch.multinomial(distance_N, len(dead), replacement=True)
         start_ND = everyone_ND[distributed.from_first_rank(chosen)]
         self.embedding.weight[dead] = start_ND

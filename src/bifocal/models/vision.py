@@ -99,6 +99,9 @@ def resize_positions(weight_TD: Tensor, side: int) -> Tensor:
     return torch.cat([first_CD, grid_1DHW[0].flatten(1).T])
 
 
+TOGETHER = 64  # pictures that go through the layers at once on a CPU, whose caches hold no more
+
+
 class VisionEmbeddings(nn.Module):
     """Patches as vectors, a class token before them, learned positions that start as a code of row and column."""
 
@@ -211,7 +214,8 @@ class VisionTransformer(nn.Module):
         """
         x_BTD = self.embed(images_BCHW)
         if kept is None:
-            yield self.pre_layrnorm(x_BTD), None, None
+            for part_BTD in x_BTD.split(TOGETHER) if x_BTD.device.type == "cpu" else [x_BTD]:
+                yield self.pre_layrnorm(part_BTD), None, None
             return
         for part_BTD, group in zip(x_BTD.split(pictures_in(kept)), kept, strict=True):
             places_BT = group.places if self.first == 0 else F.pad(group.places + 1, (1, 0))

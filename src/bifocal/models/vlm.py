@@ -21,7 +21,10 @@ from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 
 @dataclass(frozen=True)
 class VLMConfig:
-    """A decoder and one of two image paths. ``first_code`` and ``first_box`` are token ids; runs are contiguous."""
+    """A decoder and one of two image paths. ``first_code`` and ``first_box`` are token ids; runs are contiguous.
+
+    With ``number_pictures`` every picture that is read has its number before it, 1 for the first.
+    """
 
     family: Literal["discrete", "continuous"] = "continuous"
     language: LanguageConfig = field(default_factory=LanguageConfig)
@@ -32,6 +35,7 @@ class VLMConfig:
     first_box: int = 0
     box_bins: int = 64
     box_spread: float = 1.0
+    number_pictures: bool = False
 
 
 @dataclass

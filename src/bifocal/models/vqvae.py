@@ -385,15 +385,17 @@ class VQVAEModel(nn.Module):
     def loss(self, images_BCHW: Tensor) -> tuple[Tensor, int, dict[str, float]]:
         """The three terms of the lecture, summed over pictures: reconstruction + codebook + beta * commitment.
 
-        With ``perceptual`` its weighted distance is a fourth.
+        With ``legacy_beta`` beta stands before the codebook term. With ``perceptual`` its weighted distance is a
+        fourth.
 
         Each term is a mean over its entries, so that none depends on the size of the picture or the width of a code.
         """
         quantised = self.quantize(self._latents(images_BCHW))
         outputs = self._outputs(quantised.vectors)
         reconstruction = losses.reconstruction(outputs, images_BCHW, self.config.likelihood)
-        beta = self.config.quantizer.beta
-        total = reconstruction + quantised.codebook_loss + beta * quantised.commitment_loss
+        settings = self.config.quantizer
+        pull, commit = (settings.beta, 1.0) if settings.legacy_beta else (1.0, settings.beta)
+        total = reconstruction + pull * quantised.codebook_loss + commit * quantised.commitment_loss
         pixels_BCHW = self._pixels(outputs)
         error = F.mse_loss(pixels_BCHW.detach(), images_BCHW)
         metrics = {
@@ -410,6 +412,19 @@ class VQVAEModel(nn.Module):
             total = total + weight * apart
             metrics["perceptual"] = apart.item()
         return total * len(images_BCHW), len(images_BCHW), metrics
+
+    @torch.no_grad()
+    def loss_terms(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """(B,) float64 of each of the three terms, without beta, of every picture by itself."""
+        each = [self.quantize(one) for one in self._latents(images_BCHW).split(1)]
+        outputs = self._outputs(torch.cat([quantised.vectors for quantised in each]))
+        pairs = zip(outputs.split(1), images_BCHW.split(1), strict=True)
+        terms = {
+            "reconstruction": [losses.reconstruction(*pair, self.config.likelihood) for pair in pairs],
+            "codebook": [quantised.codebook_loss for quantised in each],
+            "commitment": [quantised.commitment_loss for quantised in each],
+        }
+        return {name: torch.stack(values).double() for name, values in terms.items()}
 
     def after_step(self) -> None:
         """Let the codebook move its averages and restart dead codes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from bifocal.data.patches import KeptPatches, by_detail, drop_patches, inside, k
 from bifocal.data.pictures import to_tensor
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
-from bifocal.inference import clip_tokens, load_model
+from bifocal.inference import CLIP, clip_tokens, load_model
 from bifocal.interop.clip_tokens import AnyTokenizer
 from bifocal.losses import Objective
 from bifocal.models.clip import CLIPBatch, CLIPConfig, CLIPModel, Regions, check_chunks
@@ -129,9 +129,17 @@ def _numbered(texts: Sequence[str]) -> Tensor:
 
 
 def train_clip(
-    recipe: CLIPRecipe, out: Path, *, resume: bool = False, init_from: str | None = None
+    recipe: CLIPRecipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    init_from: str | None = None,
+    show: Callable[[CLIP, int], None] | None = None,
 ) -> Outcome:
-    """Train into ``out``. A CLIP that begins as another (``begun_with``) keeps that one's tokenizer."""
+    """Train into ``out``. A CLIP that begins as another (``begun_with``) keeps that one's tokenizer.
+
+    ``show`` is given the model as it is and the step, at each validation.
+    """
     device = open_device(recipe.train.device)
     source = source_of(recipe.data, recipe.world, 0, recipe.model.fitting)
     if init_from is None:
@@ -178,6 +186,9 @@ def train_clip(
         data_fingerprint=source.fingerprint,
         tokenizer=tokenizer,
         validation=lambda: mean_loss(model, held_out),
+        probes={}
+        if show is None
+        else {"shown": lambda step: show(CLIP(model, tokenizer, out.name, device), step)},
         resume=resume,
         title="clip",
     )
@@ -276,7 +287,7 @@ def recipe_clip(scale: str, tower: str = "vit") -> CLIPRecipe:
                 optimizer=OptimizerSettings(kind="muon", warmup_steps=4),
             ),
         )
-    steps = {"quickstart": 280, "standard": 1000}[scale]
+    steps = {"quickstart": 330, "standard": 1000}[scale]
     return CLIPRecipe(
         train=TrainSettings(
             steps=steps,

@@ -22,7 +22,7 @@ RECIPE = "recipe.json"
 def open_run(out: Path, kind: str, recipe: Any, *, resume: bool) -> None:
     """Begin or continue a run: its recipe is written first, and a resumed one must be the same."""
     written = {"kind": kind, **config.to_dict(recipe)}
-    if resume and (out / RECIPE).exists():
+    if resume and begun(out):
         before = json.loads((out / RECIPE).read_text(encoding="utf-8"))
         if before != json.loads(json.dumps(written)):
             changed = [key for key in written if before.get(key) != json.loads(json.dumps(written[key]))]
@@ -34,6 +34,11 @@ def open_run(out: Path, kind: str, recipe: Any, *, resume: bool) -> None:
     artifacts.refuse_overwrite(out)
     out.mkdir(parents=True, exist_ok=True)
     artifacts.atomic_write_json(out / RECIPE, written)
+
+
+def begun(out: Path) -> bool:
+    """Whether a run was opened here."""
+    return (out / RECIPE).exists()
 
 
 def finished(out: Path) -> bool:

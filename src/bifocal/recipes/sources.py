@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -61,9 +61,17 @@ class Source(Protocol):
         ...
 
     def document(
-        self, split: str, number: int, rng: random.Random, tasks: Mapping[str, float]
+        self,
+        split: str,
+        number: int,
+        rng: random.Random,
+        tasks: Mapping[str, float],
+        kinds: Mapping[str, float] | None = None,
     ) -> list[Sample]:
-        """Samples about one document's pictures, of the tasks named, in random order; more than fit in a row."""
+        """Samples about one document's pictures, of the tasks named, in random order; more than fit in a row.
+
+        ``kinds`` are slices of samples, with how many times as often as otherwise they are to come.
+        """
         ...
 
     def pixels(self, key: str) -> np.ndarray:
@@ -107,11 +115,21 @@ class SceneSource:
         return tuple(scene.key for scene in self.world.scenes(split, number))
 
     def document(
-        self, split: str, number: int, rng: random.Random, tasks: Mapping[str, float]
+        self,
+        split: str,
+        number: int,
+        rng: random.Random,
+        tasks: Mapping[str, float],
+        kinds: Mapping[str, float] | None = None,
     ) -> list[Sample]:
-        scenes = self.world.scenes(split, number)
         return samples_for(
-            scenes, rng, world=self.world, tasks=dict(tasks), count=self.samples_per_document, split=split
+            self.world.scenes(split, number),
+            rng,
+            world=self.world,
+            tasks=dict(tasks),
+            count=self.samples_per_document,
+            split=split,
+            kinds=kinds,
         )
 
     def pixels(self, key: str) -> np.ndarray:
@@ -134,34 +152,43 @@ class FolderSource:
         for split, other in (("validation", "train"), ("train", "validation")):
             if not self.groups[split]:
                 self.groups[split] = self.groups[other][:1]
+        # conversations without a picture are for the VLM alone
+        self.pictured = {
+            split: [keys for keys in some if keys] or [keys for keys in groups if keys][:1]
+            for split, some in self.groups.items()
+        }
+        if not self.pictured["train"]:
+            raise UserError(f"the samples of {self.dataset.name} have no pictures")
         self.samples = groups
         self.fingerprint = fingerprint([sample.id for sample in self.dataset.samples])
 
     def texts(self) -> list[str]:
-        return [
-            part
-            for sample in self.dataset.samples
-            for message in sample.messages
-            for part in message.parts
-            if isinstance(part, str)
+        samples = self.dataset.samples
+        said = [part for sample in samples for message in sample.messages for part in message.parts]
+        return [part for part in said if isinstance(part, str)] + [
+            text for sample in samples for text in sample.references[1:]
         ]
 
     def _keys(self, split: str, number: int) -> tuple[str, ...]:
         groups = self.groups[split]
         return groups[number % len(groups)]
 
+    def _pictured(self, split: str, number: int) -> tuple[str, ...]:
+        groups = self.pictured[split]
+        return groups[number % len(groups)]
+
     def picture(self, split: str, number: int) -> np.ndarray:
-        keys = self._keys(split, number)
+        keys = self._pictured(split, number)
         return self.pixels(keys[number % len(keys)])
 
     def pair(self, split: str, number: int, attempt: int) -> Pair:
         rng = random.Random(f"pair/{split}/{number}/{attempt}")
-        keys = self._keys(split, number)
+        keys = self._pictured(split, number)
         captions = [
             text
             for sample in self.samples[keys]
             if sample.task in ("captioning", "retrieval", "zero-shot") and len(sample.pictures) == 1
-            for text in (sample.references or (answer_text(sample),))
+            for text in (sample.references or (sample.answer_text,))
         ]
         if not captions:
             raise UserError(
@@ -176,18 +203,30 @@ class FolderSource:
         return self._keys(split, number)
 
     def document(
-        self, split: str, number: int, rng: random.Random, tasks: Mapping[str, float]
+        self,
+        split: str,
+        number: int,
+        rng: random.Random,
+        tasks: Mapping[str, float],
+        kinds: Mapping[str, float] | None = None,
     ) -> list[Sample]:
-        samples = [sample for sample in self.samples[self._keys(split, number)] if sample.task in tasks]
-        return rng.sample(samples, len(samples))
+        group = self.samples[self._keys(split, number)]
+        samples = [another_caption(sample, rng) for sample in group if sample.task in tasks]
+        if not kinds:
+            return rng.sample(samples, len(samples))
+        # a random order in which the first is drawn by weight, then the next (Efraimidis & Spirakis 2006)
+        return sorted(samples, key=lambda sample: -(rng.random() ** (1 / kinds.get(sample.slice, 1.0))))
 
     def pixels(self, key: str) -> np.ndarray:
         return fit_picture(self.dataset.picture(key), self.size, self.fitting)
 
 
-def answer_text(sample: Sample) -> str:
-    """The words of the assistant's last turn."""
-    return "".join(part for part in sample.messages[-1].parts if isinstance(part, str))
+def another_caption(sample: Sample, rng: random.Random) -> Sample:
+    """The sample with one of its captions as the answer, where it is a caption and has several."""
+    if sample.task != "captioning" or len(sample.references) < 2 or len(sample.messages) != 2:
+        return sample
+    answer = Message("assistant", (rng.choice(sample.references),))
+    return replace(sample, messages=(sample.messages[0], answer))
 
 
 def drawing_sample(sample: Sample, *, blank: bool) -> Sample:

@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from bifocal import config
 from bifocal.config import UserError
 from bifocal.data.batch import RowBuilder, Template
-from bifocal.data.pictures import to_tensor
 from bifocal.data.sample import Sample
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
-from bifocal.encoded import EncodedStore, encode_pictures, weights_fingerprint
+from bifocal.encoded import EncodedStore
 from bifocal.inference import load_model
 from bifocal.models.clip import CLIPModel
 from bifocal.models.language import LanguageConfig
 from bifocal.models.precision import fast_dtype, open_device, set_precision
 from bifocal.models.vision import VisionConfig
-from bifocal.models.vlm import VLM, ContinuousPath, DiscretePath, ImagePath, Rows, VLMConfig
+from bifocal.models.vlm import VLM, ContinuousPath, DiscretePath, Rows, VLMConfig
 from bifocal.models.vqvae import VQVAEModel
+from bifocal.recipes.curriculum import SCENE_STAGES, Stage, TaskWeights, stage_at
+from bifocal.recipes.encoding import ENCODED, encode_split
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import Source, drawing_sample, shuffled, source_of
 from bifocal.training.optimizer import OptimizerSettings
-from bifocal.training.progress import Progress
 from bifocal.training.trainer import Outcome, TrainSettings
 
 DRAWING = "text-to-image"
@@ -38,19 +36,11 @@ HELD_OUT_ROWS = 32
 
 
 @dataclass(frozen=True)
-class TaskWeights:
-    """How often each task is asked about a picture; ``drawing`` is the share of rows in which a discrete VLM draws."""
-
-    captioning: float = 3.0
-    vqa: float = 6.0
-    grounding: float = 2.0
-    reasoning: float = 2.0
-    drawing: float = 0.15
-
-
-@dataclass(frozen=True)
 class VLMRecipe:
-    """A decoder on the frozen encoder of another run: ``vision`` is a VQ-VAE (discrete) or a CLIP (continuous)."""
+    """A decoder on the frozen encoder of another run: ``vision`` is a VQ-VAE (discrete) or a CLIP (continuous).
+
+    ``tasks`` says how often each task is asked, ``stages`` where that changes on the way.
+    """
 
     family: Literal["discrete", "continuous"] = "continuous"
     vision: str = ""
@@ -60,11 +50,13 @@ class VLMRecipe:
     text_tokens: int = 1024
     box_bins: int = 64
     box_spread: float = 1.0
+    number_pictures: bool = True
     feature_layer: int = -1
     drop_prompt: float = 0.1
     data: str | None = None
     world: WorldSettings = field(default_factory=WorldSettings)
     tasks: TaskWeights = field(default_factory=TaskWeights)
+    stages: tuple[Stage, ...] = ()
     language: LanguageConfig = field(default_factory=LanguageConfig)
     train: TrainSettings = field(default_factory=TrainSettings)
 
@@ -80,6 +72,7 @@ def build(recipe: VLMRecipe, tokenizer: TextTokenizer, encoder: CLIPModel | VQVA
         first_box=tokenizer.boxes.start,
         box_bins=len(tokenizer.boxes),
         box_spread=recipe.box_spread,
+        number_pictures=recipe.number_pictures,
     )
     if isinstance(encoder, CLIPModel):
         assert isinstance(encoder.config.vision, VisionConfig)
@@ -116,30 +109,32 @@ class Packer:
         self, recipe: VLMRecipe, source: Source, template: Template, stores: Mapping[str, EncodedStore]
     ) -> None:
         self.recipe, self.source, self.template, self.stores = recipe, source, template, stores
-        weights = {item.name: getattr(recipe.tasks, item.name) for item in fields(recipe.tasks)}
-        drawing = weights.pop("drawing")
-        self.reading = {name: weight for name, weight in weights.items() if weight > 0}
-        self.drawing_rows = round(recipe.batch_size * drawing) if recipe.family == "discrete" else 0
 
     def rows(self, split: str, step: int, size: int) -> Rows:
-        """``size`` rows; in a discrete model the last of them hold drawings."""
-        rng = random.Random(f"{self.recipe.train.seed}/{split}/{step}")
-        drawing = min(self.drawing_rows, size - 1)
+        """``size`` rows; in a discrete model the last of them hold drawings. Stages are for training alone."""
+        recipe = self.recipe
+        rng = random.Random(f"{recipe.train.seed}/{split}/{step}")
+        stage = stage_at(recipe.stages, step, recipe.train.steps) if split == "train" else None
+        tasks, kinds = (recipe.tasks, {}) if stage is None else (stage.tasks, stage.kinds)
+        reading = tasks.reading()
+        drawing = (
+            min(round(recipe.batch_size * tasks.drawing), size - 1) if recipe.family == "discrete" else 0
+        )
         count = self.source.documents(split)
-        builder = RowBuilder(self.template, self.recipe.row_length)
+        builder = RowBuilder(self.template, recipe.row_length)
         number = step * size * 4  # room for the several drawings of a row
         misses = 0
         while len(builder.rows) < size - drawing:
             samples = self.source.document(
-                split, shuffled(number, count, self.recipe.train.seed), rng, self.reading
+                split, shuffled(number, count, recipe.train.seed), rng, reading, kinds
             )
             number += 1
             # a document begins a row, or joins the last one if both are short (a user's own data)
             misses = 0 if builder.add_document(samples) else misses + 1
             if misses > count:
-                raise UserError(f"the data have no {split} sample of {', '.join(self.reading)}")
+                raise UserError(f"the data have no {split} sample of {', '.join(reading)}")
         while drawing:
-            sample = self._drawing(split, shuffled(number, count, self.recipe.train.seed), rng)
+            sample = self._drawing(split, shuffled(number, count, recipe.train.seed), rng)
             number += 1
             if sample is None:
                 misses += 1
@@ -169,38 +164,6 @@ class Packer:
         return drawing_sample(samples[0], blank=rng.random() < self.recipe.drop_prompt)
 
 
-def encode_split(
-    recipe: VLMRecipe, image_path: ImagePath, source: Source, split: str, place: Path
-) -> EncodedStore:
-    """Run the frozen encoder once over the pictures of a split, or open what an earlier run of it left."""
-    keys = list(
-        dict.fromkeys(key for n in range(source.documents(split)) for key in source.document_keys(split, n))
-    )
-    device = open_device(recipe.train.device)
-    frozen = config.fingerprint(
-        {
-            "source": source.fingerprint,
-            "split": split,
-            "layer": recipe.feature_layer if recipe.family == "continuous" else None,
-            "weights": weights_fingerprint(image_path.frozen),
-        }
-    )
-
-    def pixels(some: Sequence[str]) -> Tensor:
-        return to_tensor([source.pixels(key) for key in some]).to(device)
-
-    with Progress(f"encode {split}", total=len(keys)) as progress:
-        return encode_pictures(
-            place,
-            keys,
-            pixels,
-            image_path.encode,
-            fingerprint=frozen,
-            codebook=image_path.vqmodel.config.quantizer.codes if isinstance(image_path, DiscretePath) else 0,
-            progress=lambda done: progress.update(done),
-        )
-
-
 def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: str | None = None) -> Outcome:
     """Train into ``out``; the encoded pictures are kept in ``out/encoded``."""
     device = open_device(recipe.train.device)
@@ -208,7 +171,7 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
     source = source_of(recipe.data, recipe.world, recipe.episodes)
     open_run(out, "vlm", recipe, resume=resume)
     codes = encoder.config.quantizer.codes if isinstance(encoder, VQVAEModel) else 0
-    tokenizer = TextTokenizer.train(
+    tokenizer = tokenizer_of(init_from) or TextTokenizer.train(
         source.texts(), size=recipe.text_tokens, codes=codes, box_bins=recipe.box_bins
     )
     torch.manual_seed(recipe.train.seed)
@@ -218,11 +181,23 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
     # a copy, because the finished model keeps the encoder's weights unrounded
     encoding = copy.deepcopy(model.image_path)
     set_precision(encoding, fast_dtype(device, recipe.train.dtype))
+    discrete = isinstance(encoding, DiscretePath)
     stores = {
-        split: encode_split(recipe, encoding, source, split, out / "encoded" / split)
+        split: encode_split(
+            source,
+            split,
+            out / ENCODED / split,
+            encoding.frozen,
+            encoding.encode,
+            device=device,
+            layer=None if discrete else recipe.feature_layer,
+            codebook=codes,
+        )
         for split in ("train", "validation")
     }
-    packer = Packer(recipe, source, Template(tokenizer, model.image_path.positions), stores)
+    packer = Packer(
+        recipe, source, Template(tokenizer, model.image_path.positions, recipe.number_pictures), stores
+    )
     held_out = [move(packer.rows("validation", 0, min(HELD_OUT_ROWS, recipe.batch_size)), device)]
     return run(
         model,
@@ -237,6 +212,12 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
         resume=resume,
         title=f"vlm-{recipe.family}",
     )
+
+
+def tokenizer_of(init_from: str | None) -> TextTokenizer | None:
+    """The tokenizer of the VLM that training starts from: its weights mean nothing with other tokens."""
+    tokenizer = None if init_from is None else load_model(init_from)[1]
+    return tokenizer if isinstance(tokenizer, TextTokenizer) else None
 
 
 def move(rows: Rows, device: torch.device) -> Rows:
@@ -264,17 +245,20 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
                 optimizer=OptimizerSettings(kind="muon", learning_rate=2e-3, warmup_steps=4),
             ),
         )
-    # in the quickstart the discrete model has half the time: its drawings cost more to evaluate than answers do
-    steps, episodes = {
-        ("quickstart", "continuous"): (240, 8_000),
-        ("quickstart", "discrete"): (80, 4_000),
-        ("standard", "continuous"): (1300, 40_000),
-        ("standard", "discrete"): (1000, 30_000),
+    # The discrete model has a small part of the quickstart: its drawings cost more to evaluate than answers do. It
+    # does not get as far there as to find things, which is what the later stages build on.
+    steps, episodes, stages = {
+        ("quickstart", "continuous"): (550, 8_000, SCENE_STAGES),
+        ("quickstart", "discrete"): (110, 4_000, ()),
+        ("standard", "continuous"): (2800, 40_000, SCENE_STAGES),
+        ("standard", "discrete"): (2200, 30_000, SCENE_STAGES),
     }[scale, family]
     return VLMRecipe(
         family=family,
         episodes=episodes,
-        language=LanguageConfig(qk_norm=True),
+        # a decoder of twice the parameters learns more in a step and less in a minute, with so few tokens to see
+        language=LanguageConfig(width=192, layers=4, heads=3, kv_heads=3, hidden=512, qk_norm=True),
+        stages=stages,
         train=TrainSettings(
             steps=steps,
             validate_every=max(40, steps // 12),

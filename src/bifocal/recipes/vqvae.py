@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bifocal import distributed
 from bifocal.config import UserError
 from bifocal.data.pictures import to_tensor
 from bifocal.data.scenes import WorldSettings
@@ -18,7 +19,7 @@ from bifocal.inference import load_model
 from bifocal.models.clip import CLIPModel, PictureTower
 from bifocal.models.precision import fast_dtype, open_device, set_precision
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
-from bifocal.recipes.runs import mean_loss, open_run, run, start_from
+from bifocal.recipes.runs import begun, mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import source_of
 from bifocal.training.alarms import CodebookAlarms
 from bifocal.training.optimizer import OptimizerSettings
@@ -40,6 +41,13 @@ class VQVAERecipe:
     model: VQVAEConfig = field(default_factory=VQVAEConfig)
     train: TrainSettings = field(default_factory=TrainSettings)
 
+    def __post_init__(self) -> None:
+        if self.world.picture_size != self.model.picture_size:
+            raise ValueError(
+                f"world.picture_size is {self.world.picture_size} and model.picture_size {self.model.picture_size}: "
+                "give both the same size"
+            )
+
 
 def train_vqvae(
     recipe: VQVAERecipe,
@@ -51,6 +59,8 @@ def train_vqvae(
 ) -> Outcome:
     """Train into ``out``. ``show`` is given the model, some validation pictures and the step, at each validation."""
     device = open_device(recipe.train.device)
+    if recipe.model.quantizer.legacy_beta and not (resume and begun(out)):
+        refuse_legacy_beta(init_from)
     source = source_of(recipe.data, recipe.world, 0)
     open_run(out, "vqvae", recipe, resume=resume)
     size = recipe.batch_size
@@ -69,6 +79,8 @@ def train_vqvae(
         clip = open_clip(recipe.perceptual, recipe.world.picture_size)
         set_precision(clip.to(device), fast_dtype(device, recipe.train.dtype))
         model.perceptual = (functools.partial(feature_distance, clip.vision_model), recipe.perceptual_weight)
+    if recipe.model.quantizer.update == "ema" and distributed.is_main():
+        print("vqvae: moving averages stand for the codebook term, which is 0 in the log", flush=True)
     return run(
         model,
         recipe.train,
@@ -86,6 +98,18 @@ def train_vqvae(
         probes={} if show is None else {"pictures": lambda step: show(model, held_out[0][:16], step)},
         resume=resume,
         title="vqvae",
+    )
+
+
+def refuse_legacy_beta(init_from: str | None) -> None:
+    """Beta on the codebook term is a mistake that only a model which was trained with it may go on with."""
+    if init_from is not None:
+        model, _ = load_model(init_from)
+        if isinstance(model, VQVAEModel) and model.config.quantizer.legacy_beta:
+            return
+    raise UserError(
+        "quantizer.legacy_beta puts beta on the wrong term, for old checkpoints only: leave it out, or go on from a "
+        "checkpoint imported with --legacy-beta (--init-from RUN)"
     )
 
 
@@ -124,7 +148,7 @@ def recipe_vqvae(scale: str) -> VQVAERecipe:
                 optimizer=OptimizerSettings(kind="muon", learning_rate=2e-3, warmup_steps=4),
             ),
         )
-    steps = {"quickstart": 740, "standard": 1400}[scale]
+    steps = {"quickstart": 760, "standard": 1400}[scale]
     return VQVAERecipe(
         batch_size=16,
         train=TrainSettings(

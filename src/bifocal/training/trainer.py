@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bifocal import artifacts, distributed
 from bifocal.config import UserError
-from bifocal.models.precision import fast_dtype, open_device
+from bifocal.models.precision import fast_dtype, float32_names, open_device
 from bifocal.training import checkpoint
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings, learning_rate_share
 from bifocal.training.progress import Progress, tensorboard
@@ -108,7 +108,7 @@ def train(
     dtype = fast_dtype(device, settings.dtype)
     model.to(device)
     optimizer = MasterOptimizer(model, settings.optimizer, dtype)
-    buffers = dict(model.named_buffers())
+    buffers = {**dict(model.named_buffers()), **moved_without_gradient(model)}
     checkpoints, log_file = out / "checkpoints", out / "log.jsonl"
     about = about or {}
     start, spent, skipped = 0, 0.0, 0
@@ -217,6 +217,21 @@ def train(
     optimizer.finish()
     model.eval()
     return Outcome(steps=settings.steps, seconds=seconds(), log=log)
+
+
+def moved_without_gradient(model: nn.Module) -> dict[str, Tensor]:
+    """Weights that no optimizer steps but the model may change after a step: an EMA codebook.
+
+    A checkpoint must hold them; what is frozen for good is loaded from the run that it comes from.
+    """
+    if not hasattr(model, "after_step"):
+        return {}
+    kept = float32_names(model)
+    return {
+        name: weight.detach()
+        for name, weight in model.named_parameters()
+        if name in kept and not weight.requires_grad
+    }
 
 
 def finish_step(model: nn.Module, optimizer: MasterOptimizer) -> None:

@@ -38,6 +38,7 @@ SHARES = {
     "pair-which": 0.25,
     "pair-both": 0.05,
     "pair-count": 0.25,
+    "every": 0.5,
     "single": 0.5,
     "pair": 0.5,
 }

@@ -47,16 +47,18 @@ def samples_for(
     tasks: Mapping[str, float] | Iterable[str],
     count: int,
     split: str,
+    kinds: Mapping[str, float] | None = None,
 ) -> list[Sample]:
     """``count`` varied samples about the one to three scenes of an episode, for training.
 
-    ``tasks`` are names of ``TASKS``, with weights where it is a mapping. Questions and statements are about all of
-    the pictures together; the other tasks about one of them. Answers are kept about even (see ``Speaker``). Fewer
-    than ``count`` come back where the pictures do not give more: a lone novel concept in a training split is only
-    named and described, no statement is made about three pictures, and a question is never asked twice. Raises
-    ``UserError`` for an unknown task.
+    ``tasks`` are names of ``TASKS``, with weights where it is a mapping; ``kinds`` says of some kinds of question,
+    expression or statement ("exists", "every", "pair") how many times as often as otherwise they are to come.
+    Questions and statements are about all of the pictures together; the other tasks about one of them. Answers are
+    kept about even (see ``Speaker``). Fewer than ``count`` come back where the pictures do not give more: a lone
+    novel concept in a training split is only named and described, no statement is made about three pictures, and a
+    question is never asked twice. Raises ``UserError`` for an unknown task or kind.
     """
-    return speaker_of(world).samples(scenes, rng, tasks, count, split)
+    return speaker_of(world).samples(scenes, rng, tasks, count, split, kinds)
 
 
 def clip_caption(scene: Scene, rng: random_module.Random) -> str:

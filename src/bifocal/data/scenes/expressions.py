@@ -22,6 +22,8 @@ from bifocal.data.scenes.words import (
 )
 
 FIND = ("find %s.", "point to %s.", "box: %s", "draw a box around %s.")
+EVERY = ("find every %s.", "box every %s.", "find each %s.")
+NOTHING = "none"
 _CLAUSES = ("that is", "which is")
 _TILE_CLAUSES = ("that is on", "which is on", "that stands on", "standing on")
 _NEXT_TO = {  # as they follow a noun
@@ -189,6 +191,26 @@ def described(view: View, random: Random, lexicon: Lexicon) -> Draft | None:
         elif not complete:
             return None
     return None if told < 2 else _draft("refcocog", view, index, phrase, random)
+
+
+def every(view: View, random: Random, lexicon: Lexicon) -> Draft | None:
+    """ "find every owl." -> its boxes from left to right, or "none"; at times of a category, which is never absent."""
+    name = view.pick_name(random)
+    concept = lexicon.by_name[name]
+    noun, members = name, view.members[name]
+    if random() < 0.5:
+        absent = lexicon.absent(view.members, concept, random)
+        if absent is None:
+            return None
+        name = noun = absent.name
+        members = []
+    elif concept.category in lexicon.countable and random() < 0.2:
+        noun, members = category_noun(concept.category), view.families[concept.category]
+    boxes = tuple(view.objects[i].box for i in sorted(members, key=view.xs.__getitem__))
+    group = "" if noun == name else "category"
+    return Draft(
+        "every", pick(EVERY, random) % noun, boxes or (NOTHING,), group, "some" if boxes else NOTHING, (name,)
+    )
 
 
 def _draft(flavour: str, view: View, index: int, words: str, random: Random) -> Draft:

@@ -13,7 +13,7 @@ from bifocal.data.sample import Message, Part, Picture, Sample
 from bifocal.data.scenes import captions, pair_statements, statements
 from bifocal.data.scenes.balance import SHARES, Draft, Tally, acceptance
 from bifocal.data.scenes.compose import World
-from bifocal.data.scenes.expressions import FLAVOURS
+from bifocal.data.scenes.expressions import FLAVOURS, every
 from bifocal.data.scenes.facts import View
 from bifocal.data.scenes.questions import MANY_KINDS, SINGLE_KINDS, WHAT_SINGLE
 from bifocal.data.scenes.scene import Scene
@@ -43,6 +43,8 @@ STATEMENT_DRAWS: dict[str, Draw] = {
     "pair": pair_statements.about_pair,
 }
 EXPRESSION_DRAWS: dict[str, Draw] = {name: _of_one(draw) for name, draw in FLAVOURS.items()}
+# Training alone also asks for all of a kind: a denial then costs as much as a box, and not one bit.
+FINDING_DRAWS: dict[str, Draw] = {**EXPRESSION_DRAWS, "every": _of_one(every)}
 
 
 def objects_of(view: View) -> dict[str, int]:
@@ -54,11 +56,21 @@ class _Mix:
     """Some draws, each with how often to choose it."""
 
     def __init__(self, draws: Mapping[str, Draw], weights: Mapping[str, float]) -> None:
+        self.named, self.weights = draws, weights
         self.draws = tuple(draws.values())
         self.cumulative = tuple(accumulate(weights[name] for name in draws))
 
+    def favouring(self, kinds: Mapping[str, float]) -> _Mix:
+        """The same draws, those of ``kinds`` so many times as often for each of the others."""
+        return _Mix(
+            self.named, {name: weight * kinds.get(name, 1.0) for name, weight in self.weights.items()}
+        )
+
     def choose(self, random: Random) -> Draw:
         return self.draws[bisect(self.cumulative, random() * self.cumulative[-1])]
+
+
+Mixes = dict[tuple[str, int], _Mix]
 
 
 class Speaker:
@@ -71,7 +83,8 @@ class Speaker:
 
     def __init__(self, world: World) -> None:
         self.lexicon = Lexicon(world.concepts, {concept.name for concept in world.novel_concepts})
-        self._draws: dict[tuple[str, int], _Mix] = {}
+        self._draws: Mixes = {}
+        self._favoured: dict[tuple[tuple[str, float], ...], Mixes] = {}
         self._rates: dict[tuple[str, str, str], float] = {}
         self._calibrate(world)
 
@@ -80,7 +93,7 @@ class Speaker:
         singles = {name: draw for name, draw in QUESTION_DRAWS.items() if name in SINGLE_KINDS}
         plans: list[tuple[str, int, Mapping[str, Draw], int, int]] = [
             ("vqa", 1, singles, 600, 6),
-            ("grounding", 1, EXPRESSION_DRAWS, 600, 6),
+            ("grounding", 1, FINDING_DRAWS, 600, 6),
             ("reasoning", 1, {"single": STATEMENT_DRAWS["single"]}, 600, 40),
             ("vqa", 2, MANY_KINDS, 400, 8),
             ("reasoning", 2, {"pair": STATEMENT_DRAWS["pair"]}, 400, 50),
@@ -116,9 +129,24 @@ class Speaker:
     def _rate(self, draft: Draft) -> float:
         return self._rates.get((draft.slice, draft.group, draft.label), 1.0)
 
-    def draft(self, task: str, views: Sequence[View], random: Random) -> Draft | None:
+    def _mixes(self, kinds: Mapping[str, float]) -> Mixes:
+        """What is asked how often, with the kinds favoured that the caller wants more often."""
+        if not kinds:
+            return self._draws
+        unknown = kinds.keys() - {name for mix in self._draws.values() for name in mix.named}
+        if unknown:
+            known = ", ".join(dict.fromkeys(name for mix in self._draws.values() for name in mix.named))
+            raise UserError(
+                f'There is no kind "{min(unknown)}" of question about scenes; choose from {known}.'
+            )
+        key = tuple(sorted(kinds.items()))
+        if key not in self._favoured:
+            self._favoured[key] = {place: mix.favouring(kinds) for place, mix in self._draws.items()}
+        return self._favoured[key]
+
+    def draft(self, task: str, views: Sequence[View], random: Random, mixes: Mixes) -> Draft | None:
         """One random question of a task, thinned to even answers; None where this draw found nothing."""
-        mix = self._draws.get((task, len(views)))
+        mix = mixes.get((task, len(views)))
         if mix is not None:
             draft = mix.choose(random)(views, random, self.lexicon)
             if draft is None:
@@ -181,8 +209,10 @@ class Speaker:
         tasks: Mapping[str, float] | Iterable[str],
         count: int,
         split: str,
+        kinds: Mapping[str, float] | None = None,
     ) -> list[Sample]:
         """See ``samples_for``."""
+        mixes = self._mixes(kinds or {})
         weights = dict(tasks) if isinstance(tasks, Mapping) else dict.fromkeys(tasks, 1.0)
         unknown = [task for task in weights if task not in TASKS]
         if unknown:
@@ -213,7 +243,7 @@ class Speaker:
             if together and task not in ("vqa", "reasoning"):
                 which = int(random() * len(views))
                 these = (views[which],)
-            draft = self.draft(task, these, random)
+            draft = self.draft(task, these, random, mixes)
             if draft is None:
                 continue
             key = (draft.question, draft.answer[0], which)

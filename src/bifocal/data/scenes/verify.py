@@ -298,6 +298,17 @@ class Reader(PhraseReader):
         if told != Counter((thing.concept.name, cell_of(thing)) for thing in scene.objects):
             raise Unclear(f"{text!r} is wrong.")
 
+    def boxes_are_all(self, question: str, answer: Sequence[Any], scene: Scene) -> None:
+        """Raises ``Unclear`` unless "find every owl." is answered with its boxes from left to right, or "none"."""
+        match = re.fullmatch(r"(?:find every|box every|find each) (.+)\.", question)
+        if match is None:
+            raise Unclear(f"{question!r} cannot be read.")
+        noun = self.singular[match[1]]
+        things = sorted((t for t in scene.objects if noun.fits(t)), key=lambda thing: thing.centre[0])
+        right: list[Any] = [thing.box for thing in things]
+        if list(answer) != (right or ["none"]):
+            raise Unclear(f"{question!r}: {answer} was given where {len(things)} objects fit.")
+
     def list_is_true(self, parts: Sequence[Any], scene: Scene) -> None:
         """Raises ``Unclear`` unless words and boxes go together, every object once, from left to right."""
         order = sorted(scene.objects, key=lambda thing: thing.centre[0])
@@ -344,6 +355,8 @@ def check(sample: Sample, scenes: Sequence[Scene], reader: Reader) -> None:
             for text in {str(answer[0]), *sample.references}:
                 reader.caption_is_true(text, scenes[0])
         return
+    if sample.slice == "every":
+        return reader.boxes_are_all(str(question), answer, scenes[0])
     if sample.task == "grounding":
         meant = only(reader.expression(str(question), scenes[0]), str(question))
         right: Any = meant.box

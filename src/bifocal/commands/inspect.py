@@ -1,0 +1,110 @@
+"""`bifocal data check` and `data show`: what is wrong with a folder of samples, and what it looks like."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from bifocal.artifacts import atomic_write_text
+from bifocal.config import UserError
+from bifocal.data.doctor import KINDS, Report, examine
+from bifocal.data.folder import FolderDataset
+from bifocal.data.sample import Box, Picture, Sample
+from bifocal.pages import Marked, Section, escape, page, picture_html
+from bifocal.training.progress import Progress
+
+# ------------------------------------------------------------ check
+
+_IDS = 5  # that a line of the report names
+
+
+def check_data(directories: Sequence[Path]) -> Report:
+    """Look at everything in the folders, with progress."""
+    if not directories:
+        raise UserError("data check needs at least one folder of samples")
+    with contextlib.ExitStack() as stack:
+        bars: list[Progress] = []  # begun when it is known how many pictures there are
+
+        def update(done: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(Progress("check", total=total)))
+            bars[0].update(done)
+
+        return examine(directories, update)
+
+
+def report_lines(report: Report) -> list[str]:
+    """The report for people: how many survive, then each kind of finding with its sentences."""
+    lines = [
+        f"{report.survivors} of {report.samples} samples survive; they are about {report.pictures} pictures"
+    ]
+    for kind, title in KINDS.items():
+        some = [finding for finding in report.findings if finding.kind == kind]
+        if not some:
+            continue
+        ids = list(dict.fromkeys(identity for finding in some for identity in finding.ids))
+        shown = ", ".join(ids[:_IDS]) + (", ..." if len(ids) > _IDS else "")
+        costs = "" if any(finding.fatal for finding in some) else "; no sample is lost by it"
+        lines.append(f"\n{title}: {len(some)}" + (f" (ids {shown}){costs}" if ids else costs))
+        lines += [f"  {finding.message}" for finding in some]
+    return lines
+
+
+# ------------------------------------------------------------ show
+
+_SIDE = 320  # pixels of the longest side of a shown picture
+
+
+def show_data(directory: Path, out: Path, *, task: str | None = None, count: int = 60) -> None:
+    """Write a page with ``count`` samples, spread evenly: pictures, boxes, questions and answers."""
+    dataset = FolderDataset(directory, task)
+    some = dataset.samples[:: max(1, len(dataset.samples) // count)][:count]
+    groups: dict[str, list[Sample]] = {}
+    for sample in some:
+        groups.setdefault(sample.task, []).append(sample)
+    sections = [
+        Section(
+            name,
+            f"{name} ({len(group)})",
+            f'<div class="grid">{"".join(_card(dataset, s) for s in group)}</div>',
+        )
+        for name, group in groups.items()
+    ]
+    lead = f'<p class="lead">{len(some)} of {len(dataset.samples)} samples of {escape(directory)}.</p>'
+    atomic_write_text(out, page(f"Samples of {dataset.name}", sections, lead=lead))
+    print(f"wrote {out}")
+
+
+def _card(dataset: FolderDataset, sample: Sample) -> str:
+    boxes = [Marked(box, "", "true") for box in sample.boxes]
+    shots = []
+    for key in sample.pictures:
+        image = Image.fromarray(dataset.picture(key))
+        image.thumbnail((_SIDE, _SIDE))
+        shots.append(picture_html(image, alt=key, boxes=boxes if len(sample.pictures) == 1 else ()))
+    turns = []
+    for message in sample.messages:
+        words = " ".join(
+            _shown(part) for part in message.parts if not isinstance(part, Picture) or len(shots) > 1
+        )
+        answer = message.role == "assistant"
+        turns.append(f"<p><b>{escape(words)}</b></p>" if answer else f"<p>{escape(words)}</p>")
+    others = [text for text in sample.references if text != sample.answer_text]
+    also = f'<p class="muted">also right: {escape("; ".join(others))}</p>' if others else ""
+    tags = f'<span class="tag">{escape(sample.id)}</span>' + (
+        f'<span class="tag">{escape(sample.slice)}</span>' if sample.slice != "all" else ""
+    )
+    pictures = f'<div class="side">{"".join(shots)}</div>' if len(shots) > 1 else "".join(shots)
+    double = " double" if len(shots) > 1 else ""
+    return f'<div class="card{double}">{pictures}{"".join(turns)}{also}<p>{tags}</p></div>'
+
+
+def _shown(part: str | Picture | Box) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Picture):
+        return f"[picture {part.index + 1}]"
+    return "[box " + " ".join(f"{edge:.2f}" for edge in part) + "]"

@@ -1,0 +1,189 @@
+"""`bifocal score`: anyone's answers against the annotations of a benchmark, without a model."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bifocal.config import UserError
+from bifocal.data.dialects import DIALECTS
+from bifocal.data.formats import FORMATS, open_document, recognise
+from bifocal.data.formats.base import Format, Given
+from bifocal.data.sample import Box, Sample
+from bifocal.evaluation import captioning, grounding, reasoning, vqa
+from bifocal.evaluation.asking import prediction_of
+from bifocal.evaluation.java import Also, add_ptb_tokens, java_measures
+from bifocal.evaluation.results import Prediction, Row
+from bifocal.evaluation.scoring import Measuring, score_rows
+
+TASKS = {module.TASK: module for module in (captioning, vqa, grounding, reasoning)}
+_SHOWN = 3  # ids that a message names
+
+# What to do about a metric that has no value.
+_MISSING = {
+    "consistency": "it needs answers to all questions that the balanced ones entail",
+    "validity": "give GQA's file of choices among the --annotations",
+    "plausibility": "give GQA's file of choices among the --annotations",
+    "distribution": "the questions have no groups",
+}
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """No search for cycles: what is read are millions of plain objects without any, and it would take half the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """How answers are read: the split scored, whose answers they are, how boxes and captions are spelt."""
+
+    split: str | None = None
+    model: str | None = None
+    dialect: str = "plain"
+    tokenizer: Literal["simple", "ptb"] = "simple"
+    also: tuple[Also, ...] = ()
+
+
+@without_collection()
+def score_command(
+    predictions: Path, task: str, annotations: Sequence[Path], settings: ScoreSettings | None = None
+) -> list[Row]:
+    """Rows for a file of answers in the results format that belongs to these annotations.
+
+    Splits that the annotations hold and that no answer is about are left out; of the others every sample needs exactly
+    one answer. Raises ``UserError`` for answers that are missing, come twice or are about nothing, naming them.
+    """
+    settings = settings or ScoreSettings()
+    if not annotations:
+        raise UserError("--annotations needs at least one file")
+    documents = [open_document(path) for path in annotations]
+    if task in TASKS:
+        form = recognise(documents, task)
+    else:
+        if task not in FORMATS or FORMATS[task].answers is None:
+            raise UserError(f"There is no task {task!r} to score; there are {', '.join(TASKS)}.")
+        form = FORMATS[task]
+        strange = [document.path for document in documents if not form.recognises(document)]
+        if strange:
+            raise UserError(f"{strange[0]} is not of the format {task}, which is {form.files}.")
+    samples = [sample for sample in form.samples(documents) if sample.task == (form.task or task)]
+    if not samples:
+        raise UserError(f"There are no samples of the task {task} in {annotations[0]}.")
+    assert form.answers is not None
+    given = form.answers(predictions, DIALECTS[settings.dialect])
+    where = ", ".join(str(path) for path in annotations)
+    rows: list[Row] = []
+    for split, matched in match(samples, given, form, settings.split, str(predictions), where).items():
+        judged = [judge(sample, answer) for sample, answer in matched]
+        rows += _rows(
+            form.task or task,
+            judged,
+            settings,
+            model=settings.model or predictions.stem,
+            split=split or settings.split or annotations[0].stem,
+        )
+    _say_what_is_missing(rows)
+    return rows
+
+
+def match(
+    samples: Sequence[Sample],
+    given: Sequence[Given],
+    form: Format,
+    wanted: str | None,
+    answers: str,
+    annotations: str,
+) -> dict[str, list[tuple[Sample, Given]]]:
+    """Every sample of a split with its answer; the split is "" where the annotations name none."""
+    by_id: dict[str, Given] = {}
+    for answer in given:
+        if answer.id in by_id:
+            raise UserError(
+                f"{answer.where} answers {answer.id} again, which {by_id[answer.id].where} did before."
+            )
+        by_id[answer.id] = answer
+    if not given:
+        raise UserError(f"There are no answers in {answers}.")
+    splits: dict[str, list[Sample]] = {}
+    for sample in samples:
+        splits.setdefault(str((sample.facts or {}).get("split") or ""), []).append(sample)
+    if wanted is not None and set(splits) != {""}:
+        if wanted not in splits:
+            raise UserError(
+                f"There is no split {wanted} in {annotations}; there are {', '.join(sorted(splits))}."
+            )
+        splits = {wanted: splits[wanted]}
+    known = {sample.id for group in splits.values() for sample in group}
+    extra = [answer for answer in given if answer.id not in known]
+    if extra:
+        more = f" (and {len(extra) - 1} more answers)" if len(extra) > 1 else ""
+        part = f" of the split {wanted}" if wanted is not None and "" not in splits else ""
+        raise UserError(
+            f"{extra[0].where} answers {extra[0].id}, which is no id{part} in {annotations}{more}."
+        )
+    matched: dict[str, list[tuple[Sample, Given]]] = {}
+    for split, group in splits.items():
+        if not any(sample.id in by_id for sample in group):
+            continue
+        missing = [sample.id for sample in group if sample.id not in by_id and not form.may_miss(sample)]
+        if missing:
+            some = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+            of = f" of the split {split}" if split else ""
+            raise UserError(
+                f"{answers} has no answer to {len(missing)} of the {len(group)} samples{of} in {annotations}: {some}."
+            )
+        matched[split] = [(sample, by_id[sample.id]) for sample in group if sample.id in by_id]
+    return matched
+
+
+def judge(sample: Sample, given: Given) -> Prediction:
+    """An answer as a prediction of its task."""
+    boxes = given.boxes
+    if given.pixels is not None:
+        width, height = (sample.facts or {})["size"]
+        x1, y1, x2, y2 = given.pixels
+        boxes = (Box(x1 / width, y1 / height, x2 / width, y2 / height),)
+    prediction = prediction_of(sample, given.text, boxes)
+    TASKS[sample.task].judge(prediction, sample)
+    return prediction
+
+
+def _rows(
+    task: str, predictions: Sequence[Prediction], settings: ScoreSettings, *, model: str, split: str
+) -> list[Row]:
+    measuring: Measuring = TASKS[task].measure
+    if task == captioning.TASK:
+        measuring = _caption_measuring(predictions, settings)
+    elif settings.also or settings.tokenizer == "ptb":
+        raise UserError(f"--tokenizer and --also are for captions, and the task is {task}")
+    return score_rows(task, measuring, predictions, model=model, split=split)
+
+
+def _caption_measuring(predictions: Sequence[Prediction], settings: ScoreSettings) -> Measuring:
+    if len(predictions) == 1:
+        print("bifocal: CIDEr-D of one picture alone is 0, whatever its caption", file=sys.stderr)
+    if settings.tokenizer == "ptb":
+        add_ptb_tokens(predictions)
+    elif settings.also:
+        raise UserError(f"{' and '.join(settings.also)} are scored on the PTB tokens: add --tokenizer ptb")
+    return lambda some: captioning.measure(some) + java_measures(some, settings.also)
+
+
+def _say_what_is_missing(rows: Sequence[Row]) -> None:
+    for metric in dict.fromkeys(row.metric for row in rows if row.value is None and row.n == 0):
+        print(
+            f"bifocal: {metric} is not computed: {_MISSING.get(metric, 'nothing counts for it')}",
+            file=sys.stderr,
+        )

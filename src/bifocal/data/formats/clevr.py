@@ -1,0 +1,75 @@
+"""CLEVR: questions with the program that answers them (cs.stanford.edu/people/jcjohns/clevr).
+
+Results are ``[{"question_index": int, "answer": str}]``, as a list or as JSON lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bifocal.data.dialects import Dialect
+from bifocal.data.files import Document, located, numbered, read_document
+from bifocal.data.formats.base import Format, Given, first_of, json_answers, make_sample, names_of, unique
+from bifocal.data.records import expect, integer, text
+from bifocal.data.sample import Sample
+
+_COMPARED_NUMBERS = ("equal_integer", "less_than", "greater_than")
+
+
+def recognises(document: Document) -> bool:
+    """Questions about a picture that is named by its file."""
+    return {"image_filename", "question"} <= first_of(document.value, "questions").keys()
+
+
+def kind_of(program: Sequence[Mapping[str, Any]]) -> str:
+    """What a question asks for, by the last step of its program: the five types of the paper, queries by attribute."""
+    last = str(program[-1].get("function") or program[-1].get("type") or "") if program else ""
+    if last in _COMPARED_NUMBERS:
+        return "compare integer"
+    if last.startswith("equal_"):
+        return "compare attribute"
+    return last.replace("_", " ") or "all"
+
+
+def samples(documents: Sequence[Document]) -> list[Sample]:
+    """One sample a question, in the slices of its type and of its family."""
+    found = []
+    for document in documents:
+        for where, record in numbered(document.path, document.value["questions"], "question"):
+            with located(where):
+                found.append(_sample(expect(record, dict, "a question")))
+    return unique(found, names_of(documents))
+
+
+def _sample(record: Mapping[str, Any]) -> Sample:
+    answer = text(record, "answer")
+    program = record.get("program")
+    kind = kind_of(program if isinstance(program, list) else [])
+    facts: dict[str, Any] = {"benchmark": "clevr"}
+    if isinstance(record.get("split"), str):
+        facts["split"] = record["split"]
+    if "question_family_index" in record:
+        facts["slices"] = [kind, f"family {integer(record, 'question_family_index')}"]
+    return make_sample(
+        str(integer(record, "question_index")),
+        "vqa",
+        [text(record, "image_filename")],
+        text(record, "question"),
+        [answer],
+        slice=kind,
+        references=[answer],
+        facts=facts,
+    )
+
+
+def answers(path: Path, dialect: Dialect) -> list[Given]:
+    """Answers by the index of the question."""
+    return json_answers(
+        read_document(path).entries(),
+        lambda record: (str(integer(record, "question_index")), text(record, "answer")),
+    )
+
+
+FORMAT = Format("clevr", "vqa", "CLEVR's questions", recognises, samples, answers)

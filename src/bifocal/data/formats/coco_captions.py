@@ -1,0 +1,65 @@
+"""COCO captions: pictures, and five captions of each (cocodataset.org). Results are ``[{"image_id", "caption"}]``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bifocal.data.dialects import Dialect
+from bifocal.data.files import Document, located, numbered, read_document
+from bifocal.data.formats.base import (
+    DESCRIBE,
+    Format,
+    Given,
+    first_of,
+    json_answers,
+    make_sample,
+    names_of,
+    unique,
+)
+from bifocal.data.records import expect, integer, text
+from bifocal.data.sample import Sample
+
+
+def recognises(document: Document) -> bool:
+    """Annotations with a caption of an image; those of MDETR have theirs at the images."""
+    return {"caption", "image_id"} <= first_of(document.value, "annotations").keys()
+
+
+def samples(documents: Sequence[Document]) -> list[Sample]:
+    """One sample a picture, all its captions as references, in the order of the annotations."""
+    files: dict[int, str] = {}
+    captions: dict[int, list[str]] = {}
+    for document in documents:
+        if "images" in document.value:
+            for where, record in numbered(document.path, document.value["images"], "image"):
+                with located(where):
+                    files[integer(expect(record, dict, "an image"), "id")] = text(record, "file_name")
+        for where, record in numbered(document.path, document.value["annotations"], "annotation"):
+            with located(where):
+                image = integer(expect(record, dict, "an annotation"), "image_id")
+                captions.setdefault(image, []).append(text(record, "caption"))
+    found = [
+        make_sample(
+            str(image),
+            "captioning",
+            [files.get(image, f"{image:012d}.jpg")],
+            DESCRIBE,
+            group[:1],
+            references=group,
+            facts={"benchmark": "coco"},
+        )
+        for image, group in captions.items()
+    ]
+    return unique(found, names_of(documents))
+
+
+def answers(path: Path, dialect: Dialect) -> list[Given]:
+    """The official results."""
+    return json_answers(
+        read_document(path).entries(),
+        lambda record: (str(integer(record, "image_id")), text(record, "caption")),
+    )
+
+
+FORMAT = Format("coco-captions", "captioning", "COCO's captions", recognises, samples, answers)

@@ -1,0 +1,75 @@
+"""NLVR2: statements about pairs of pictures, as JSON lines whatever the file is called (lil.nlp.cornell.edu/nlvr).
+
+Results are a CSV file without a head: ``identifier,prediction``.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bifocal.config import UserError
+from bifocal.data.dialects import Dialect
+from bifocal.data.files import Document, located, read_text
+from bifocal.data.formats.base import JUDGE, Format, Given, has_keys, make_sample, names_of, unique
+from bifocal.data.records import expect, text
+from bifocal.data.sample import Sample
+
+
+def recognises(document: Document) -> bool:
+    """Lines with an identifier, a sentence and a label."""
+    return has_keys(document.first, "identifier", "sentence")
+
+
+def samples(documents: Sequence[Document]) -> list[Sample]:
+    """One sample a statement about a pair. Those of one set of pictures are resampled together."""
+    found = []
+    for document in documents:
+        for where, record in document.entries():
+            with located(where):
+                found.append(_sample(expect(record, dict, "a statement")))
+    return unique(found, names_of(documents))
+
+
+def _sample(record: Mapping[str, Any]) -> Sample:
+    identifier = text(record, "identifier")
+    parts = identifier.split("-")
+    if len(parts) != 4:
+        raise UserError(f'the identifier "{identifier}" is not SPLIT-SET-PAIR-SENTENCE')
+    split, number, pair, sentence = parts
+    label = text(record, "label").lower()
+    if label not in ("true", "false"):
+        raise UserError(f'the label "{label}" is neither "True" nor "False"')
+    return make_sample(
+        identifier,
+        "reasoning",
+        [f"{split}-{number}-{pair}-img{side}.png" for side in (0, 1)],
+        JUDGE.format(text(record, "sentence").strip().rstrip(".")),
+        [label],
+        references=[label],
+        facts={
+            "benchmark": "nlvr2",
+            "split": split,
+            "group": f"{split}-{number}",
+            "sentence": f"{split}-{number}--{sentence}",
+        },
+    )
+
+
+def answers(path: Path, dialect: Dialect) -> list[Given]:
+    """The official results. A first row of names is passed over."""
+    given = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        where = f"Line {number} of {path}"
+        cells = next(csv.reader([line]), [])
+        if not cells or (number == 1 and cells[0].strip() == "identifier"):
+            continue
+        if len(cells) != 2:
+            raise UserError(f"{where} has {len(cells)} cells instead of two: identifier,prediction.")
+        given.append(Given(where, cells[0].strip(), cells[1].strip()))
+    return given
+
+
+FORMAT = Format("nlvr2", "reasoning", "NLVR2's JSON lines", recognises, samples, answers)

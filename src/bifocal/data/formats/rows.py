@@ -1,0 +1,153 @@
+"""A user's own rows: a CSV or TSV file, or an image folder's ``metadata.jsonl``; a column says what its text is.
+
+| column | what becomes of a row |
+| --- | --- |
+| ``image`` (or ``file_name``), ``image2`` ... (or ``file_names``) | its picture or pictures |
+| ``question``, ``answer`` | a question; several right answers are divided by ``|`` |
+| ``caption`` (or ``text``) | a caption; several are divided by ``|`` |
+| ``statement``, ``answer`` | a statement that is true or false |
+| ``expression``, ``x1``, ``y1``, ``x2``, ``y2`` | a box, in shares of width and height |
+| ``label`` | the name of what the picture shows, for classification |
+| ``prompt`` | what the picture is drawn by |
+| ``id``, ``slice`` | optional: a name, the kind of question |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bifocal.config import UserError
+from bifocal.data.files import Document, located
+from bifocal.data.formats.base import DESCRIBE, FIND, JUDGE, Format, make_sample, names_of, unique
+from bifocal.data.records import expect, shown
+from bifocal.data.sample import Box, Message, Part, Picture, Sample
+
+_PICTURE = re.compile(r"image\d*|file_name|\w*file_names?|picture\d*")
+TEXTS = ("question", "caption", "text", "statement", "expression", "label", "prompt")
+_EDGES = ("x1", "y1", "x2", "y2")
+COLUMNS = ("image", *TEXTS, "answer", *_EDGES, "id", "slice")
+_BETWEEN = "|"
+
+
+def recognises(document: Document) -> bool:
+    """Rows of any columns: what is missing is said of a line."""
+    return isinstance(document.first, dict)
+
+
+def unused_columns(documents: Sequence[Document]) -> list[str]:
+    """Names of columns that nothing becomes of."""
+    names = {str(name) for document in documents for name in (document.first or {})}
+    return sorted(name for name in names if name not in COLUMNS and not _PICTURE.fullmatch(name))
+
+
+def samples(documents: Sequence[Document]) -> list[Sample]:
+    """One sample for each text of a row; a row with a caption and a question gives two."""
+    found: list[Sample] = []
+    for document in documents:
+        for number, (where, value) in enumerate(document.entries(), start=1):
+            with located(where):
+                found += _samples(_Row(expect(value, dict, "a row"), number))
+    return unique(found, names_of(documents))
+
+
+class _Row:
+    """One row: its pictures, and its cells as text."""
+
+    def __init__(self, record: Mapping[str, Any], number: int) -> None:
+        self.record = record
+        self.pictures: list[str] = []
+        for name, value in record.items():
+            if not _PICTURE.fullmatch(name) or value in ("", None):
+                continue
+            for picture in value if isinstance(value, list) else [value]:
+                if not isinstance(picture, str):
+                    raise UserError(f'"{name}" is not the name of a file but {shown(picture)}')
+                self.pictures.append(picture.strip())
+        if not self.pictures:
+            raise UserError('it names no picture: fill the column "image"')
+        self.name = self.cell("id") or str(number)
+        self.slice = self.cell("slice") or "all"
+
+    def cell(self, name: str) -> str:
+        """The text of a column, empty where there is none."""
+        value = self.record.get(name)
+        if value is None:
+            return ""
+        if isinstance(value, bool):
+            return str(value).lower()
+        if not isinstance(value, str | int | float):
+            raise UserError(f'"{name}" is not a text but {shown(value)}')
+        return str(value).strip()
+
+    def several(self, name: str) -> list[str]:
+        """The texts of a column that are divided by bars."""
+        return [text.strip() for text in self.cell(name).split(_BETWEEN) if text.strip()]
+
+    def answers(self, to: str) -> list[str]:
+        """The right answers to a column that asks for one."""
+        found = self.several("answer")
+        if not found:
+            raise UserError(f'"{to}" has no answer: fill the column "answer"')
+        return found
+
+    def sample(
+        self, task: str, question: str, answer: Sequence[Part], references: Sequence[str] = ()
+    ) -> Sample:
+        """A sample about all pictures of the row."""
+        return make_sample(
+            f"{task}/{self.name}",
+            task,
+            self.pictures,
+            question,
+            answer,
+            slice=self.slice,
+            references=references,
+        )
+
+
+def _samples(row: _Row) -> list[Sample]:
+    found = []
+    if question := row.cell("question"):
+        right = row.answers("question")
+        found.append(row.sample("vqa", question, right[:1], right))
+    if captions := row.several("caption") or row.several("text"):
+        found.append(row.sample("captioning", DESCRIBE, captions[:1], captions))
+    if statement := row.cell("statement"):
+        (verdict, *more) = [answer.lower() for answer in row.answers("statement")]
+        if verdict not in ("true", "false") or more:
+            raise UserError(f'the answer to a statement is "true" or "false", not "{row.cell("answer")}"')
+        found.append(row.sample("reasoning", JUDGE.format(statement.rstrip(".")), [verdict], [verdict]))
+    if words := row.cell("expression"):
+        found.append(row.sample("grounding", FIND.format(words.rstrip(".")), [_box(row)]))
+    if label := row.cell("label"):
+        found.append(row.sample("zero-shot", "what is this?", [label], [label]))
+    if prompt := row.cell("prompt"):
+        messages = (Message("user", (prompt,)), Message("assistant", (Picture(0),)))
+        name = f"text-to-image/{row.name}"
+        found.append(Sample(name, "text-to-image", row.slice, tuple(row.pictures[:1]), messages, (prompt,)))
+    if not found:
+        raise UserError(f"nothing is said about its picture: fill one of the columns {', '.join(TEXTS)}")
+    return found
+
+
+def _box(row: _Row) -> Box:
+    edges = []
+    for name in _EDGES:
+        try:
+            edges.append(float(row.cell(name)))
+        except ValueError:
+            raise UserError(f'"{name}" is not a number but "{row.cell(name)}"') from None
+    box = Box(*edges)
+    if not all(0.0 <= edge <= 1.0 for edge in box):
+        raise UserError(
+            f"the box {edges} leaves the picture: its edges are shares of width and height, between 0 and 1"
+        )
+    if box.x1 >= box.x2 or box.y1 >= box.y2:
+        raise UserError(f"the box {edges} is empty or turned inside out; it is left, top, right, bottom")
+    return box
+
+
+TABLE = Format("csv", "", "a CSV or TSV file with the columns of docs/own-data.md", recognises, samples)
+FOLDER = Format("image-folder", "", "a folder with metadata.jsonl or metadata.csv", recognises, samples)

@@ -1,0 +1,49 @@
+"""Short answers that are right or wrong: the form in which two of them are compared."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+
+_NUMBER_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty"
+)
+_DIGITS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS.split())}
+_ARTICLES = {"a", "an", "the"}
+
+
+@functools.lru_cache(maxsize=1 << 16)  # a data set says the same few answers again and again
+def normalize_answer(text: str) -> str:
+    """The form in which two short answers are compared: "The Two owls." -> "2 owls".
+
+    Lower case; punctuation becomes a space unless it stands between digits ("3.5"); articles go; number words
+    up to twenty become digits. This is the sane reading; the official VQAv2 script has its own (``vqa.official_form``).
+    """
+    words = re.sub(r"(?<!\d)[^\w\s]|[^\w\s](?!\d)|_", " ", text.lower()).split()
+    kept = [word for word in words if word not in _ARTICLES]
+    # "a" alone is an answer, not an article
+    return " ".join(_DIGITS.get(word, word) for word in kept or words)
+
+
+def exact_match(prediction: str, references: Sequence[str]) -> bool:
+    """Whether the answer equals one of the references after ``normalize_answer``."""
+    form = normalize_answer(prediction)
+    return any(normalize_answer(reference) == form for reference in references)
+
+
+_VERDICTS = {
+    "true": "true",
+    "yes": "true",
+    "correct": "true",
+    "false": "false",
+    "no": "false",
+    "incorrect": "false",
+}
+
+
+def verdict(text: str) -> str | None:
+    """ "true" or "false" by the answer's first word, else None: "Yes, it is." -> "true"."""
+    words = normalize_answer(text).split()
+    return _VERDICTS.get(words[0]) if words else None

@@ -1,0 +1,180 @@
+"""Every published format, from files on disk to samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import published
+from bifocal.config import UserError
+from bifocal.data.formats import FORMATS, open_document, read_samples_of, recognise
+from bifocal.data.formats.base import pixel_box
+from bifocal.data.sample import Box, Picture, Sample, read_samples, write_samples
+
+EVERY = pytest.mark.parametrize("name", published.WRITERS)
+
+
+def annotations(name: str, place: Path) -> list[Path]:
+    writer, keys = published.WRITERS[name]
+    files = writer(place)
+    return [files[key] for key in keys]
+
+
+def samples(name: str, place: Path) -> dict[str, Sample]:
+    return {sample.id: sample for sample in read_samples_of(name, annotations(name, place))}
+
+
+def test_every_format_is_tested_here():
+    assert set(published.WRITERS) | {"samples"} == set(FORMATS)
+
+
+@EVERY
+def test_samples_survive_our_own_layout_and_the_order_of_files_does_not_matter(name, tmp_path):
+    paths = annotations(name, tmp_path)
+    read = read_samples_of(name, paths)
+    assert read == read_samples_of(name, paths[::-1])
+    write_samples(tmp_path / "samples.jsonl", read)
+    assert read_samples(tmp_path / "samples.jsonl") == read
+    assert read_samples_of("samples", [tmp_path / "samples.jsonl"]) == read
+
+
+@EVERY
+def test_every_sample_ends_with_an_answer_and_shows_its_pictures_first(name, tmp_path):
+    for sample in samples(name, tmp_path).values():
+        assert sample.answer
+        count = len(sample.pictures)
+        assert list(sample.messages[0].parts[:count]) == [Picture(index) for index in range(count)]
+
+
+@pytest.mark.parametrize("name", [name for name, item in FORMATS.items() if item.answers and item.task])
+def test_a_format_with_results_is_recognised_by_its_content(name, tmp_path):
+    paths = annotations(name, tmp_path)
+    assert recognise([open_document(path) for path in paths], FORMATS[name].task).name == name
+
+
+def test_files_of_another_format_are_refused_by_name(tmp_path):
+    (path,) = annotations("clevr", tmp_path)
+    with pytest.raises(UserError, match=r"CLEVR_val_questions\.json is not of the format nlvr2"):
+        read_samples_of("nlvr2", [path])
+    with pytest.raises(
+        UserError, match="these are no annotations for reasoning, which are NLVR2's JSON lines"
+    ):
+        recognise([open_document(path)], "reasoning")
+
+
+# ------------------------------------------------------------ one by one
+
+
+def test_vqav2_keeps_ten_answers_and_names_the_picture_as_coco_does(tmp_path):
+    sample = samples("vqav2", tmp_path)["3"]
+    assert (sample.question, sample.slice, len(sample.references)) == ("what is it?", "other", 10)
+    assert sample.answer_text == "owl"
+    assert sample.pictures == ("COCO_val2014_000000000011.jpg",)
+    assert sample.facts["split"] == "val2014"
+
+
+def test_vqav2_needs_annotations_and_does_without_questions(tmp_path):
+    questions, answers = annotations("vqav2", tmp_path)
+    assert read_samples_of("vqav2", [answers])[0].question == ""
+    with pytest.raises(UserError, match="has questions only"):
+        read_samples_of("vqav2", [questions])
+
+
+def test_gqa_knows_what_is_balanced_entailed_and_possible(tmp_path):
+    first = samples("gqa", tmp_path)["001"]
+    assert first.facts["balanced"] and first.facts["entailed"] == ["001", "002"]
+    assert first.facts["valid"] == ["red", "blue"] and first.facts["group"] == "color"
+    assert first.facts["slices"] == ["structural: query", "semantic: attr"]
+
+
+def test_gqa_comes_in_chunks(tmp_path):
+    questions, choices = annotations("gqa", tmp_path)
+    more = published.write(tmp_path / "chunk2.json", {"900": open_document(questions).value["001"]})
+    assert [s.id for s in read_samples_of("gqa", [questions, choices, more])] == ["001", "002", "003", "900"]
+
+
+def test_coco_has_all_captions_of_a_picture_and_karpathy_its_splits(tmp_path):
+    assert samples("coco-captions", tmp_path / "a")["8"].references == tuple(published.CAPTIONS[8])
+    splits = {sample.id: sample.facts["split"] for sample in samples("karpathy", tmp_path / "b").values()}
+    assert splits == {"7": "train", "8": "val", "9": "test"}
+
+
+def test_nlvr2_is_about_a_pair_and_resampled_by_its_set(tmp_path):
+    sample = samples("nlvr2", tmp_path)["dev-3-1-0"]
+    assert sample.pictures == ("dev-3-1-img0.png", "dev-3-1-img1.png")
+    assert (sample.question, sample.answer_text) == ("There are two owls. true or false?", "false")
+    assert (sample.facts["group"], sample.facts["sentence"]) == ("dev-3", "dev-3--0")
+
+
+def test_refcoco_in_its_three_ways_says_the_same(tmp_path):
+    three = [
+        list(samples(name, tmp_path / name).values())
+        for name in ("refcoco", "refcoco-lines", "refcoco-mdetr")
+    ]
+    for one, two, other in zip(*three, strict=True):
+        assert one.question == two.question == other.question
+        assert one.boxes == two.boxes == other.boxes
+        assert one.facts["size"] == two.facts["size"] == other.facts["size"] == [80.0, 60.0]
+    first = three[0][0]
+    assert first.boxes == (Box(10 / 80, 20 / 60, 40 / 80, 45.5 / 60),)
+    assert first.pictures == ("COCO_train2014_000000000041.jpg",)  # without the number of the annotation
+    assert [sample.facts["split"] for sample in three[0]] == ["val", "val", "testA"]
+
+
+def test_the_same_words_about_the_same_picture_are_told_apart_by_their_order(tmp_path):
+    line = {"image": "a.jpg", "sent": "man", "bbox": [0, 0, 5, 5], "width": 10, "height": 10}
+    published.write_lines(tmp_path / "a.jsonl", [line, line])
+    assert [s.id for s in read_samples_of("refcoco-lines", [tmp_path / "a.jsonl"])] == [
+        "a.jpg: man",
+        "a.jpg: man (2)",
+    ]
+
+
+def test_clevr_by_type_and_family(tmp_path):
+    found = samples("clevr", tmp_path)
+    kinds = [sample.facts["slices"] for sample in found.values()]
+    assert kinds == [
+        ["count", "family 3"],
+        ["exist", "family 4"],
+        ["compare integer", "family 3"],
+        ["query color", "family 9"],
+    ]
+
+
+def test_llava_keeps_turns_moves_pictures_first_and_numbers_ids_that_come_again(tmp_path):
+    found = samples("llava", tmp_path)
+    assert list(found) == ["000", "000#2", "text"]
+    assert [message.role for message in found["000"].messages] == ["user", "assistant"] * 2
+    assert found["000#2"].messages[0].parts == (Picture(0), Picture(1), "Compare.")
+    assert found["text"].pictures == ()
+
+
+def test_detection_asks_for_what_a_picture_has_one_of(tmp_path):
+    found = samples("coco-detection", tmp_path / "coco")
+    assert list(found) == ["1.jpg/dog", "2.jpg/dog"]  # not one of two cats, not one of a crowd
+    assert found["1.jpg/dog"].boxes == (Box(10 / 80, 10 / 60, 30 / 80, 30 / 60),)
+    (dog,) = samples("voc", tmp_path / "voc").values()
+    assert dog.boxes == (Box(0, 10 / 60, 40 / 80, 1.0),)  # pixels counted from 1, the last one in the box
+
+
+def test_rows_become_a_sample_for_each_of_their_texts(tmp_path):
+    found = samples("csv", tmp_path / "csv")
+    assert list(found) == ["vqa/1", "captioning/1", "grounding/2"]
+    assert found["vqa/1"].references == ("owl", "bird")
+    assert found["captioning/1"].answer_text == "an owl, in red"
+    assert found["grounding/2"].boxes == (Box(0.1, 0.2, 0.5, 0.6),)
+    folder = samples("image-folder", tmp_path / "folder")
+    assert folder["reasoning/3"].pictures == ("0.png", "1.png")
+    assert (folder["reasoning/3"].answer_text, folder["vqa/2"].answer_text) == ("true", "2")
+
+
+# ------------------------------------------------------------ boxes
+
+
+def test_a_box_may_leave_its_picture_by_a_pixel_of_rounding_and_no_more():
+    assert pixel_box((-0.5, 0, 10, 10.6), 10, 10) == Box(0, 0, 1, 1)
+    with pytest.raises(UserError, match="leaves its picture of 10 x 10 pixels"):
+        pixel_box((0, 0, 12, 10), 10, 10)
+    with pytest.raises(UserError, match="turned inside out"):
+        pixel_box((5, 0, 3, 10), 10, 10)

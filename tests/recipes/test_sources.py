@@ -1,0 +1,53 @@
+"""A folder as a source of training: captions in turn, conversations without pictures, what is kept for validation."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+import published
+from bifocal.config import UserError
+from bifocal.data.sample import Message, Picture, Sample, write_samples
+from bifocal.recipes.sources import FolderSource
+
+
+def folder(place: Path, *samples: Sample) -> FolderSource:
+    for name in {key for sample in samples for key in sample.pictures}:
+        published.draw(place / name, 0)
+    write_samples(place / "samples.jsonl", samples)
+    return FolderSource(place, 32)
+
+
+def caption(*texts: str) -> Sample:
+    messages = (Message("user", (Picture(0), "describe the picture.")), Message("assistant", texts[:1]))
+    return Sample("c", "captioning", "all", ("a.png",), messages, texts)
+
+
+HELLO = Sample("t", "vqa", "all", (), (Message("user", ("hello",)), Message("assistant", ("good day",))))
+
+
+def test_every_caption_of_a_picture_is_learnt(tmp_path):
+    source = folder(tmp_path, caption("an owl", "a bird", "a brown owl"))
+    rng = random.Random(0)
+    said = {source.document("train", 0, rng, {"captioning": 1.0})[0].answer_text for _ in range(40)}
+    assert said == {"an owl", "a bird", "a brown owl"}
+    assert {"an owl", "a bird", "a brown owl"} <= set(source.texts())
+
+
+def test_conversations_without_a_picture_are_told_and_not_looked_at(tmp_path):
+    source = folder(tmp_path, caption("an owl"), HELLO)
+    for split in ("train", "validation"):
+        for number in range(4):
+            assert source.picture(split, number).shape == (32, 32, 3)
+            assert source.pair(split, number, 0).text == "an owl"
+    documents = {
+        split: [source.document_keys(split, n) for n in range(2)] for split in ("train", "validation")
+    }
+    assert () in documents["train"] + documents["validation"]
+
+
+def test_a_folder_without_any_picture_is_refused(tmp_path):
+    with pytest.raises(UserError, match="have no pictures"):
+        folder(tmp_path, HELLO)
