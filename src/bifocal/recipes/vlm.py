@@ -216,8 +216,12 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
 
 def tokenizer_of(init_from: str | None) -> TextTokenizer | None:
     """The tokenizer of the VLM that training starts from: its weights mean nothing with other tokens."""
-    tokenizer = None if init_from is None else load_model(init_from)[1]
-    return tokenizer if isinstance(tokenizer, TextTokenizer) else None
+    if init_from is None:
+        return None
+    tokenizer = load_model(init_from)[1]
+    if not isinstance(tokenizer, TextTokenizer):
+        raise UserError(f"--init-from {init_from} has no tokenizer of ours, so it is no VLM to go on from")
+    return tokenizer
 
 
 def move(rows: Rows, device: torch.device) -> Rows:
