@@ -30,7 +30,9 @@ def read(directory: Path) -> CLIPModel:
     where = directory / CONFIG
     about = artifacts.read_json(where)
     cfg = about.get("model_cfg") if isinstance(about, dict) else None
-    if not isinstance(cfg, dict) or not all(isinstance(cfg.get(part), dict) for part in ("vision_cfg", "text_cfg")):
+    if not isinstance(cfg, dict) or not all(
+        isinstance(cfg.get(part), dict) for part in ("vision_cfg", "text_cfg")
+    ):
         raise UserError(
             f"{where} has no model_cfg with vision_cfg and text_cfg: it is no configuration of open_clip"
         )
