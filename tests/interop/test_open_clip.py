@@ -330,6 +330,14 @@ def test_a_configuration_that_is_not_here_is_refused(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"model_cfg": {"embed_dim": 4}}'])
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, content: str) -> None:
+    place = directory(tmp_path / "theirs")
+    (place / "open_clip_config.json").write_text(content)
+    with pytest.raises(UserError, match="it is no configuration of open_clip"):
+        bifocal.load(place)
+
+
 def test_a_quick_gelu_in_one_of_two_configurations_is_refused(tmp_path: Path) -> None:
     place = directory(tmp_path / "theirs", **MANNERS["openai's"])
     import_command(place, tmp_path / "run")

@@ -169,6 +169,7 @@ def test_a_resnet_is_trained_and_opens_again(tmp_path: Path) -> None:
     model = bifocal.load(tmp_path / "run")
     assert isinstance(model, bifocal.inference.CLIP)
     assert isinstance(model.model.config.vision, ResNetConfig)
+    assert (tmp_path / "run" / "open_clip_config.json").is_file()  # its norm is one that open_clip has
     assert model.embed_images([tiny.picture(0)]).shape == (1, recipe.model.width)
 
 

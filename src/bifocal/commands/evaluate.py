@@ -84,8 +84,8 @@ def taught_from(dataset: Dataset, train_data: str | None, names: Mapping[str, st
     """What a linear probe learns from: the named folder, the training scenes, or (None) the other folds of its set."""
     if train_data is not None:
         return zero_shot_folder(train_data, names, "train")
-    # concepts that are new in the test are in no training scene
-    if isinstance(dataset, SceneDataset) and dataset.split != NOVEL_CONCEPTS:
+    # concepts that are new in the test are in no training scene, and the training scenes are all in themselves
+    if isinstance(dataset, SceneDataset) and dataset.split not in (NOVEL_CONCEPTS, "train"):
         return SceneDataset(dataset.world, "train", "zero-shot", TAUGHT)
     return None
 

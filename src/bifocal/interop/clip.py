@@ -33,7 +33,10 @@ def layout_in(directory: Path) -> Layout | None:
 
 def _refuse_disagreement(directory: Path, about: dict[str, object]) -> None:
     """Published directories often serve both tools; a QuickGELU in one alone would be silent and wrong."""
-    quick = bool(says(directory / open_clip.CONFIG).get("model_cfg", {}).get("quick_gelu", False))
+    theirs = says(directory / open_clip.CONFIG).get("model_cfg")
+    if not isinstance(theirs, dict):
+        return
+    quick = bool(theirs.get("quick_gelu", False))
     towers = clip_transformers.config_of(about, directory)
     if quick != (towers.text.activation == "quick_gelu"):
         raise UserError(

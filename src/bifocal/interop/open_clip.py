@@ -29,14 +29,19 @@ def read(directory: Path) -> CLIPModel:
     """The model of a directory, in float32. Raises ``UserError`` for one of a kind that is not here."""
     where = directory / CONFIG
     about = artifacts.read_json(where)
-    if not isinstance(about, dict) or not isinstance(about.get("model_cfg"), dict):
-        raise UserError(f"{where} has no model_cfg: it is no configuration of open_clip")
+    cfg = about.get("model_cfg") if isinstance(about, dict) else None
+    if not isinstance(cfg, dict) or not all(
+        isinstance(cfg.get(part), dict) for part in ("vision_cfg", "text_cfg")
+    ):
+        raise UserError(
+            f"{where} has no model_cfg with vision_cfg and text_cfg: it is no configuration of open_clip"
+        )
     tensors = read_tensors(weight_files(directory, WEIGHT_NAMES))
-    config = config_of(about["model_cfg"], about.get("preprocess_cfg") or {}, where)
+    config = config_of(cfg, about.get("preprocess_cfg") or {}, where)
     if OURS in about:
         ours = from_dict(CLIPConfig, about[OURS], where=str(where), older=True)
         # what somebody changed for open_clip must not be passed over
-        if model_cfg(ours) != _without_tokenizer(about["model_cfg"]):
+        if model_cfg(ours) != _without_tokenizer(cfg):
             raise UserError(
                 f"{where} says two different things in model_cfg and in {OURS}: remove the latter"
             )

@@ -31,8 +31,10 @@ def weight_files(directory: Path, names: Sequence[str] = (WEIGHTS,)) -> list[Pat
     Raises ``UserError`` where there is none, or nothing but a pickle.
     """
     if (directory / INDEX).is_file():
-        named = artifacts.read_json(directory / INDEX)["weight_map"].values()
-        return [directory / name for name in sorted(set(named))]
+        named = artifacts.read_json(directory / INDEX)
+        if not isinstance(named, dict) or not isinstance(named.get("weight_map"), dict):
+            raise UserError(f"{directory / INDEX} has no weight_map: it names no files of weights")
+        return [directory / name for name in sorted(set(named["weight_map"].values()))]
     for name in names:
         if (directory / name).is_file():
             return [directory / name]

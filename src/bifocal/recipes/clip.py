@@ -271,7 +271,7 @@ def recipe_clip(scale: str, tower: str = "vit") -> CLIPRecipe:
     """Toy size, the quickstart's, or the reference run's; with a ViT or a ResNet for the pictures."""
     if tower == "resnet":
         with_vit = recipe_clip(scale)
-        vision = ResNetConfig(norm="group")
+        vision = ResNetConfig()
         if scale == "smoke":
             vision = replace(vision, layers=(1, 1, 1, 1), width=16)
         return replace(with_vit, skip_flat=False, model=replace(with_vit.model, vision=vision))
