@@ -82,8 +82,8 @@ def draw(curves: dict[tuple[str, int], list[dict[str, float]]], path: Path) -> N
     for (objective, batch), points in curves.items():
         place = batches.index(batch)
         axes.plot(
-            [0, *(point["samples"] / 1000 for point in points)],
-            [0, *(100 * point["top1"] for point in points)],
+            [point["samples"] / 1000 for point in points],
+            [100 * point["top1"] for point in points],
             color=COLOURS[objective],
             linewidth=1 + 0.8 * place,
             linestyle=("-", "--", ":")[len(batches) - 1 - place],

@@ -158,7 +158,8 @@ class CLIPModel(nn.Module):
 
     def at_picture_size(self, size: int) -> CLIPModel:
         """The same model for pictures of ``size`` x ``size`` pixels, its positions interpolated."""
-        other = CLIPModel(replace(self.config, vision=replace(self.config.vision, picture_size=size)))
+        config = replace(self.config, vision=replace(self.config.vision, picture_size=size))
+        other = CLIPModel(config, objective=self.objective, chunk_size=self.chunk_size)
         weights = self.state_dict()
         for name in ("embeddings.position_embedding.weight", "attnpool.positional_embedding"):
             positions = weights.get(f"vision_model.{name}")
