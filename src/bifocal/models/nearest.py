@@ -17,13 +17,14 @@ through a product in float32 with the distinct codes, and if need be through all
 
 from __future__ import annotations
 
-import functools
 import math
 import threading
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from bifocal.models.precision import fast_dtype, float32_is_rounded
 
 # of a piece of the product: the caches of a CPU are small, and on a GPU every launch costs
 SCORE_BYTES = {"cpu": 8 * 2**20, "other": 256 * 2**20}
@@ -293,23 +294,8 @@ def distinct_rows(table_KD: Tensor) -> Tensor:
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
-    """bf16 on a CPU that multiplies it, else float32: what a GPU may round in sums of bf16 products is not bounded."""
-    return torch.bfloat16 if device.type == "cpu" and multiplies_bf16() else torch.float32
-
-
-@functools.cache
-def multiplies_bf16() -> bool:
-    """Whether this CPU has products of bf16 that accumulate in float32."""
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
-def float32_is_rounded(device: torch.device) -> bool:
-    """Whether whoever set torch's precisions lets it round the inputs of float32 products, to TF32 or bf16."""
-    every = torch.backends
-    own = every.cuda.matmul if device.type == "cuda" else every.mkldnn.matmul  # type: ignore[attr-defined]
-    settings = (every.fp32_precision, every.mkldnn.fp32_precision, own.fp32_precision)  # type: ignore[attr-defined]
-    return any(setting not in ("none", "ieee") for setting in settings)
+    """bf16 on a CPU that is fast at it, else float32: what a GPU may round in sums of bf16 products is not bounded."""
+    return fast_dtype(device) if device.type == "cpu" else torch.float32
 
 
 def score_bytes(device: torch.device) -> int:
