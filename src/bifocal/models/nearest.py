@@ -219,8 +219,7 @@ class Look:
         at, of_class = (least_FC <= limit_F[:, None]).nonzero().unbind(1)
         if len(at) > MANY * len(rows):
             at, of_class = few_each(at, of_class, rows, hard_R)
-        row = rows[at]
-        which, member = (scores_RJC[row, :, of_class] <= limit_F[at, None]).nonzero().unbind(1)
+        which, member = (scores_RJC[rows[at], :, of_class] <= limit_F[at, None]).nonzero().unbind(1)
         at, code = at[which], of_class[which].add_(member, alpha=self.classes)
         if len(at) > MANY * len(rows):
             at, code = few_each(at, code, rows, hard_R)
@@ -229,26 +228,30 @@ class Look:
     def _decide(
         self, vectors_RD: Tensor, row: Tensor, code: Tensor, codes_R: Tensor, squared_R: Tensor
     ) -> Tensor:
-        """Write the nearest code of these pairs, and return the distances; in float64 where float32 is too coarse."""
+        """Put the nearest of the first codes and of these pairs into ``codes_R``, and return the squared distances."""
+        others = (code != codes_R[row]).nonzero().squeeze(1)
+        row, code = row[others], code[others]
         squared = self._squared(vectors_RD, row, code)
-        squared_R = squared_R.scatter_reduce(0, row, squared, "amin")
-        limit_R = squared_R * (1 + 3 * self.pair_error) + TINY
+        best_R = squared_R.scatter_reduce(0, row, squared, "amin")
+        limit_R = best_R * (1 + 3 * self.pair_error) + TINY
         close = (squared <= limit_R[row]).nonzero().squeeze(1)
         row, code = row[close], code[close]
+        first_R = squared_R <= limit_R
+        tied_R = torch.bincount(row, minlength=len(codes_R)) + first_R > 1  # as far as float32 can tell
+        tied, firsts = tied_R[row].nonzero().squeeze(1), (tied_R & first_R).nonzero().squeeze(1)
+        tied_row, tied_code = torch.cat([row[tied], firsts]), torch.cat([code[tied], codes_R[firsts]])
         codes_R[row] = code
-        tied = (torch.bincount(row, minlength=len(codes_R)) > 1)[row].nonzero().squeeze(1)
-        if len(tied) > 0:
-            row, code = row[tied], code[tied]
+        if len(tied_row) > 0:
             exact = torch.cat(
                 [
                     (self.codebook[some].double() - vectors_RD[of].double()).square().sum(dim=1)
-                    for some, of in zip(code.split(self.rows), row.split(self.rows), strict=True)
+                    for some, of in zip(tied_code.split(self.rows), tied_row.split(self.rows), strict=True)
                 ]
             )
-            best_R = torch.full_like(squared_R, math.inf, dtype=torch.float64)
-            least = exact == best_R.scatter_reduce_(0, row, exact, "amin")[row]
-            codes_R.scatter_reduce_(0, row[least], code[least], "amin", include_self=False)
-        return squared_R
+            least_R = torch.full_like(best_R, math.inf, dtype=torch.float64)
+            least = exact == least_R.scatter_reduce_(0, tied_row, exact, "amin")[tied_row]
+            codes_R.scatter_reduce_(0, tied_row[least], tied_code[least], "amin", include_self=False)
+        return best_R
 
     def _squared(self, vectors_RD: Tensor, row: Tensor | None, code: Tensor) -> Tensor:
         """|z - e|^2 (P,) of pairs, or of each vector and its code."""
@@ -262,7 +265,7 @@ class Look:
                 rows = row[begin : begin + self.rows]
                 of = torch.index_select(vectors_RD, 0, rows, out=self._scratch("centred", shape))
             parts.append(torch.linalg.vector_norm(near.sub_(of), dim=1).square_())
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return torch.cat(parts) if parts else vectors_RD.new_empty(0)
 
 
 def few_each(at: Tensor, what: Tensor, rows: Tensor, hard_R: Tensor) -> tuple[Tensor, Tensor]:
