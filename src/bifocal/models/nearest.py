@@ -119,7 +119,8 @@ class Look:
         self.rows = max(1, score_bytes(device) // max(dtype.itemsize * columns, 8 * width))
         # four times what the additions of a product, and twice what those of a squared distance may round in float32
         self.sum_error, self.pair_error = (width + 16) * 2.0**-22, (width + 8) * 2.0**-23
-        self.half_error = 2.0**-15 if dtype == torch.bfloat16 else self.sum_error  # of b1 + b2
+        rounded = dtype == torch.bfloat16 or float32_is_rounded(device)
+        self.half_error = 2.0**-15 if rounded else self.sum_error  # of b1 + b2
         # the low bits of a score give way to its place
         self.place = 2**16 - 1 if dtype == torch.bfloat16 else 2 ** (self.classes - 1).bit_length() - 1
 
@@ -135,15 +136,15 @@ class Look:
         self.length_K = torch.cat(lengths).add_(TINY_NORM)
         ratio_K = torch.cat(residuals).div_(self.length_K)
         self.longest, ratio = torch.stack([self.length_K.max(), ratio_K.max()]).tolist()
-        if dtype == torch.float32 and float32_is_rounded(device):
-            ratio += 2 * 2.0**-8
+        if rounded and dtype == torch.float32:
+            ratio += 2 * 2.0**-8  # unseen, of either side
         self.ratio = ratio + 4 * self.sum_error
         half_K = self.length_K.square().mul_(0.5 - self.sum_error - self.half_error)
         self.table[number:] = 0
         self.table[number:, width + 2] = 1e38  # no code, so farther than any
         self.table[:number, width] = self.length_K * -(1 + 2**-6)
         self.table[:, width + 1] = 1
-        self.table[:number, width + 2] = half_K
+        self.table[:number, width + 2] = half_K.bfloat16()
         self.table[:number, width + 3] = half_K - self.table[:number, width + 2]
 
     def _scratch(self, use: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
