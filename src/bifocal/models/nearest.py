@@ -17,13 +17,14 @@ through a product in float32 with the distinct codes, and if need be through all
 
 from __future__ import annotations
 
-import functools
 import math
 import threading
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from bifocal.models.precision import fast_dtype, float32_is_rounded
 
 # of a piece of the product: the caches of a CPU are small, and on a GPU every launch costs
 SCORE_BYTES = {"cpu": 8 * 2**20, "other": 256 * 2**20}
@@ -118,7 +119,8 @@ class Look:
         self.rows = max(1, score_bytes(device) // max(dtype.itemsize * columns, 8 * width))
         # four times what the additions of a product, and twice what those of a squared distance may round in float32
         self.sum_error, self.pair_error = (width + 16) * 2.0**-22, (width + 8) * 2.0**-23
-        self.half_error = 2.0**-15 if dtype == torch.bfloat16 else self.sum_error  # of b1 + b2
+        rounded = dtype == torch.bfloat16 or float32_is_rounded(device)
+        self.half_error = 2.0**-15 if rounded else self.sum_error  # of b1 + b2
         # the low bits of a score give way to its place
         self.place = 2**16 - 1 if dtype == torch.bfloat16 else 2 ** (self.classes - 1).bit_length() - 1
 
@@ -134,15 +136,15 @@ class Look:
         self.length_K = torch.cat(lengths).add_(TINY_NORM)
         ratio_K = torch.cat(residuals).div_(self.length_K)
         self.longest, ratio = torch.stack([self.length_K.max(), ratio_K.max()]).tolist()
-        if dtype == torch.float32 and float32_is_rounded(device):
-            ratio += 2 * 2.0**-8
+        if rounded and dtype == torch.float32:
+            ratio += 2 * 2.0**-8  # unseen, of either side
         self.ratio = ratio + 4 * self.sum_error
         half_K = self.length_K.square().mul_(0.5 - self.sum_error - self.half_error)
         self.table[number:] = 0
         self.table[number:, width + 2] = 1e38  # no code, so farther than any
         self.table[:number, width] = self.length_K * -(1 + 2**-6)
         self.table[:, width + 1] = 1
-        self.table[:number, width + 2] = half_K
+        self.table[:number, width + 2] = half_K.bfloat16()
         self.table[:number, width + 3] = half_K - self.table[:number, width + 2]
 
     def _scratch(self, use: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -218,8 +220,7 @@ class Look:
         at, of_class = (least_FC <= limit_F[:, None]).nonzero().unbind(1)
         if len(at) > MANY * len(rows):
             at, of_class = few_each(at, of_class, rows, hard_R)
-        row = rows[at]
-        which, member = (scores_RJC[row, :, of_class] <= limit_F[at, None]).nonzero().unbind(1)
+        which, member = (scores_RJC[rows[at], :, of_class] <= limit_F[at, None]).nonzero().unbind(1)
         at, code = at[which], of_class[which].add_(member, alpha=self.classes)
         if len(at) > MANY * len(rows):
             at, code = few_each(at, code, rows, hard_R)
@@ -228,26 +229,30 @@ class Look:
     def _decide(
         self, vectors_RD: Tensor, row: Tensor, code: Tensor, codes_R: Tensor, squared_R: Tensor
     ) -> Tensor:
-        """Write the nearest code of these pairs, and return the distances; in float64 where float32 is too coarse."""
+        """Put the nearest of the first codes and of these pairs into ``codes_R``, and return the squared distances."""
+        others = (code != codes_R[row]).nonzero().squeeze(1)
+        row, code = row[others], code[others]
         squared = self._squared(vectors_RD, row, code)
-        squared_R = squared_R.scatter_reduce(0, row, squared, "amin")
-        limit_R = squared_R * (1 + 3 * self.pair_error) + TINY
+        best_R = squared_R.scatter_reduce(0, row, squared, "amin")
+        limit_R = best_R * (1 + 3 * self.pair_error) + TINY
         close = (squared <= limit_R[row]).nonzero().squeeze(1)
         row, code = row[close], code[close]
+        first_R = squared_R <= limit_R
+        tied_R = torch.bincount(row, minlength=len(codes_R)) + first_R > 1  # as far as float32 can tell
+        tied, firsts = tied_R[row].nonzero().squeeze(1), (tied_R & first_R).nonzero().squeeze(1)
+        tied_row, tied_code = torch.cat([row[tied], firsts]), torch.cat([code[tied], codes_R[firsts]])
         codes_R[row] = code
-        tied = (torch.bincount(row, minlength=len(codes_R)) > 1)[row].nonzero().squeeze(1)
-        if len(tied) > 0:
-            row, code = row[tied], code[tied]
+        if len(tied_row) > 0:
             exact = torch.cat(
                 [
                     (self.codebook[some].double() - vectors_RD[of].double()).square().sum(dim=1)
-                    for some, of in zip(code.split(self.rows), row.split(self.rows), strict=True)
+                    for some, of in zip(tied_code.split(self.rows), tied_row.split(self.rows), strict=True)
                 ]
             )
-            best_R = torch.full_like(squared_R, math.inf, dtype=torch.float64)
-            least = exact == best_R.scatter_reduce_(0, row, exact, "amin")[row]
-            codes_R.scatter_reduce_(0, row[least], code[least], "amin", include_self=False)
-        return squared_R
+            least_R = torch.full_like(best_R, math.inf, dtype=torch.float64)
+            least = exact == least_R.scatter_reduce_(0, tied_row, exact, "amin")[tied_row]
+            codes_R.scatter_reduce_(0, tied_row[least], tied_code[least], "amin", include_self=False)
+        return best_R
 
     def _squared(self, vectors_RD: Tensor, row: Tensor | None, code: Tensor) -> Tensor:
         """|z - e|^2 (P,) of pairs, or of each vector and its code."""
@@ -261,7 +266,7 @@ class Look:
                 rows = row[begin : begin + self.rows]
                 of = torch.index_select(vectors_RD, 0, rows, out=self._scratch("centred", shape))
             parts.append(torch.linalg.vector_norm(near.sub_(of), dim=1).square_())
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return torch.cat(parts) if parts else vectors_RD.new_empty(0)
 
 
 def few_each(at: Tensor, what: Tensor, rows: Tensor, hard_R: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,23 +298,8 @@ def distinct_rows(table_KD: Tensor) -> Tensor:
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
-    """bf16 on a CPU that multiplies it, else float32: what a GPU may round in sums of bf16 products is not bounded."""
-    return torch.bfloat16 if device.type == "cpu" and multiplies_bf16() else torch.float32
-
-
-@functools.cache
-def multiplies_bf16() -> bool:
-    """Whether this CPU has products of bf16 that accumulate in float32."""
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
-def float32_is_rounded(device: torch.device) -> bool:
-    """Whether whoever set torch's precisions lets it round the inputs of float32 products, to TF32 or bf16."""
-    every = torch.backends
-    own = every.cuda.matmul if device.type == "cuda" else every.mkldnn.matmul  # type: ignore[attr-defined]
-    settings = (every.fp32_precision, every.mkldnn.fp32_precision, own.fp32_precision)  # type: ignore[attr-defined]
-    return any(setting not in ("none", "ieee") for setting in settings)
+    """bf16 on a CPU that is fast at it, else float32: what a GPU may round in sums of bf16 products is not bounded."""
+    return fast_dtype(device) if device.type == "cpu" else torch.float32
 
 
 def score_bytes(device: torch.device) -> int:

@@ -32,6 +32,14 @@ def fast_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
+def float32_is_rounded(device: torch.device) -> bool:
+    """Whether whoever set torch's precisions lets it round the inputs of float32 products, to TF32 or bf16."""
+    every = torch.backends
+    own = every.cuda.matmul if device.type == "cuda" else every.mkldnn.matmul  # type: ignore[attr-defined]
+    settings = (every.fp32_precision, every.mkldnn.fp32_precision, own.fp32_precision)  # type: ignore[attr-defined]
+    return any(setting not in ("none", "ieee") for setting in settings)
+
+
 def float32_names(model: nn.Module) -> set[str]:
     """Parameters that stay float32 whatever the compute precision: modules name theirs in ``float32_parameters``."""
     return {

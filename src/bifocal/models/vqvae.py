@@ -156,7 +156,7 @@ class GroupNormFunction(torch.autograd.Function):
         product_BC = (over_places(g_BHR * x_BHR) - mean_BC * sum_BC) * inverse_BC
         towards_x_BC = -inverse_BC.square() * mean_of_group(product_BC * scale_C)
         constant_BC = -inverse_BC * mean_of_group(sum_BC * scale_C) - towards_x_BC * mean_BC
-        x_gradient = (x_BHR * as_row(towards_x_BC)).add_(as_row(constant_BC))
+        x_gradient = torch.addcmul(as_row(constant_BC), x_BHR, as_row(towards_x_BC))
         x_gradient.addcmul_(g_BHR, as_row(inverse_BC * scale_C))
         x_gradient = x_gradient.view(batch, height, width, channels).permute(0, 3, 1, 2)
         return (

@@ -21,6 +21,7 @@ from bifocal import artifacts, distributed
 from bifocal.config import UserError
 from bifocal.models.precision import fast_dtype, float32_names, open_device
 from bifocal.training import checkpoint
+from bifocal.training.memory import keep_freed_memory
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings, learning_rate_share
 from bifocal.training.progress import Progress, tensorboard
 
@@ -104,6 +105,7 @@ def train(
     model ends in float32, with the trained masters as its weights. Raises ``UserError`` after ten steps in a row
     without a finite gradient.
     """
+    keep_freed_memory()
     device = open_device(settings.device)
     dtype = fast_dtype(device, settings.dtype)
     model.to(device)

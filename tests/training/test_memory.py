@@ -1,0 +1,33 @@
+"""Keeping freed memory."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource
+from bifocal.training.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        b"x" * 2**24
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+by_default = faults()
+assert keep_freed_memory()
+faults()
+print(by_default, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to")
+def test_memory_that_was_freed_is_not_cleared_again() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True)
+    by_default, kept = map(int, done.stdout.split())
+    assert by_default > 2**24 // 4096  # a page has 4 KiB, and blocks of 16 MiB are cleared anew
+    assert kept < 100
