@@ -17,7 +17,7 @@ from bifocal.config import UserError
 from bifocal.data.batch import Template
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
-from bifocal.recipes.curriculum import SCENE_STAGES, Stage, TaskWeights, stage_at
+from bifocal.recipes.curriculum import Stage, TaskWeights, scene_stages, stage_at
 from bifocal.recipes.sources import FolderSource, SceneSource
 from bifocal.recipes.vlm import Packer, VLMRecipe, recipe_vlm
 from bifocal.training.trainer import TrainSettings
@@ -49,9 +49,9 @@ def test_a_step_belongs_to_the_first_stage_that_has_not_ended() -> None:
 def test_the_stages_for_scenes_end_with_the_training_and_ask_for_kinds_that_there_are(
     scenes: SceneSource,
 ) -> None:
-    ends = [stage.until for stage in SCENE_STAGES]
+    ends = [stage.until for stage in scene_stages(0.4, 0.85)]
     assert ends == sorted(set(ends)) and ends[-1] == 1
-    for stage in SCENE_STAGES:
+    for stage in scene_stages(0.4, 0.85):
         assert scenes.document("train", 0, random.Random(0), stage.tasks.reading(), stage.kinds)
 
 
@@ -109,7 +109,7 @@ def test_a_folder_draws_favoured_slices_first(tmp_path: Path) -> None:
 
 def test_stages_survive_the_file_that_a_recipe_is_written_to() -> None:
     recipe = recipe_vlm("quickstart")
-    assert recipe.stages == SCENE_STAGES
+    assert recipe.stages == scene_stages(0.4, 0.85)
     written = json.loads(json.dumps(config.to_dict(recipe)))
     assert config.from_dict(VLMRecipe, written) == recipe
 

@@ -51,19 +51,23 @@ class Stage:
                 raise ValueError(f"a kind is asked so many times as often, more than 0: {kind} has {factor}")
 
 
-SCENE_STAGES = (
-    Stage(0.4, TaskWeights(reasoning=0.5)),
-    Stage(
-        0.85,
-        TaskWeights(captioning=2, vqa=8, grounding=4, reasoning=0.5),
-        {"exists": 10, "every": 6, "pair-which": 2},
-    ),
-    Stage(
-        1.0,
-        TaskWeights(captioning=3, vqa=8, grounding=3, reasoning=6),
-        {"exists": 2, "every": 2, "count": 2, "compare": 2},
-    ),
-)
+def scene_stages(find: float, tell: float) -> tuple[Stage, ...]:
+    """The stages on scenes: find things up to the share ``find`` of the steps, tell what is there up to ``tell``, then
+    count, compare and judge. A longer run needs the same number of steps of the first two, so a smaller share.
+    """
+    return (
+        Stage(find, TaskWeights(reasoning=0.5)),
+        Stage(
+            tell,
+            TaskWeights(captioning=2, vqa=8, grounding=4, reasoning=0.5),
+            {"exists": 10, "every": 6, "pair-which": 2},
+        ),
+        Stage(
+            1.0,
+            TaskWeights(captioning=3, vqa=8, grounding=3, reasoning=6),
+            {"exists": 2, "every": 2, "count": 2, "compare": 2},
+        ),
+    )
 
 
 def stage_at(stages: Sequence[Stage], step: int, steps: int) -> Stage | None:

@@ -24,7 +24,7 @@ from bifocal.models.precision import fast_dtype, open_device, set_precision
 from bifocal.models.vision import VisionConfig
 from bifocal.models.vlm import VLM, ContinuousPath, DiscretePath, Rows, VLMConfig
 from bifocal.models.vqvae import VQVAEModel
-from bifocal.recipes.curriculum import SCENE_STAGES, Stage, TaskWeights, stage_at
+from bifocal.recipes.curriculum import Stage, TaskWeights, scene_stages, stage_at
 from bifocal.recipes.encoding import ENCODED, encode_split
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import Source, drawing_sample, shuffled, source_of
@@ -252,10 +252,10 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
     # The discrete model has a small part of the quickstart: its drawings cost more to evaluate than answers do. It
     # does not get as far there as to find things, which is what the later stages build on.
     steps, episodes, stages = {
-        ("quickstart", "continuous"): (550, 8_000, SCENE_STAGES),
+        ("quickstart", "continuous"): (550, 8_000, scene_stages(0.4, 0.85)),
         ("quickstart", "discrete"): (110, 4_000, ()),
-        ("standard", "continuous"): (2800, 40_000, SCENE_STAGES),
-        ("standard", "discrete"): (2200, 30_000, SCENE_STAGES),
+        ("standard", "continuous"): (2800, 40_000, scene_stages(0.2, 0.45)),
+        ("standard", "discrete"): (2200, 30_000, scene_stages(0.6, 0.85)),
     }[scale, family]
     return VLMRecipe(
         family=family,
