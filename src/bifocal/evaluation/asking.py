@@ -122,10 +122,8 @@ def ask_all(
     waiting = [number for number in range(len(numbered)) if not is_whole(given.get(number))]
     before = len(samples) - sum(len(numbered[number]) for number in waiting)
     if before and distributed.is_main():
-        print(
-            f"bifocal: {before} of the {len(samples)} answers of {model.name} were given before",
-            file=sys.stderr,
-        )
+        what = f"{before} of the {len(samples)} answers of {model.name}{' to blank pictures' if blank else ''}"
+        print(f"bifocal: {what} were given before", file=sys.stderr)
     asker = Asker(model, dataset, blank=blank, max_new_tokens=max_new_tokens, batch_size=batch_size)
     mine: dict[int, list[Given]] = {}
     done = 0
