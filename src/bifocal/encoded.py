@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -27,7 +28,12 @@ class EncodedStore:
         self.path = Path(path)
         self.about = json.loads((self.path / ABOUT).read_text(encoding="utf-8"))
         self.values = np.load(self.path / VALUES, mmap_mode="r")
-        keys = (self.path / KEYS).read_text(encoding="utf-8").splitlines()
+        with (self.path / KEYS).open(encoding="utf-8", newline="\n") as file:
+            keys = file.read().split("\n")[:-1]  # a name may hold what else ends a line
+        if len(keys) != len(self.values):
+            raise UserError(
+                f"{self.path} is damaged: it names {len(keys)} pictures and holds {len(self.values)}; encode again"
+            )
         self.rows = {key: row for row, key in enumerate(keys)}
 
     @classmethod
@@ -63,14 +69,13 @@ def is_store(path: Path) -> bool:
 
 
 def weights_fingerprint(encoder: nn.Module) -> str:
-    """Names a frozen encoder by its weights: precision, double sums and first entry of every tensor."""
+    """Names a frozen encoder by the bytes of its weights."""
     return config.fingerprint(
         {
             name: [
                 str(value.dtype),
-                value.double().sum().item(),
-                value.double().abs().sum().item(),
-                value.flatten()[0].item(),
+                list(value.shape),
+                hashlib.sha256(value.cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest(),
             ]
             for name, value in encoder.state_dict().items()
             if value.numel()
@@ -135,7 +140,7 @@ def encode_pictures(
     values.flush()
     about = {"fingerprint": fingerprint, "encoder": encoder, "kind": kind, "pictures": len(keys)}
     artifacts.atomic_write_json(work / ABOUT, about)
-    (work / KEYS).write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
+    (work / KEYS).write_text("".join(f"{key}\n" for key in keys), encoding="utf-8", newline="\n")
     (work / DONE).unlink(missing_ok=True)
     artifacts.write_manifest(work)
     artifacts.publish(work, path)

@@ -147,16 +147,6 @@ def _share(right_B: Tensor) -> float:
     return right_B.sum().item() / max(1, len(right_B))
 
 
-def codebook_loss(encoded: Tensor, quantised: Tensor) -> Tensor:
-    """Second term of the VQ-VAE loss, ||sg[z_e] - z_q||^2: moves codes towards the encoder (mean over entries)."""
-    return F.mse_loss(quantised, encoded.detach())
-
-
-def commitment_loss(encoded: Tensor, quantised: Tensor) -> Tensor:
-    """Third term of the VQ-VAE loss without its beta, ||z_e - sg[z_q]||^2: keeps the encoder near its code."""
-    return F.mse_loss(encoded, quantised.detach())
-
-
 def straight_through(encoded: Tensor, quantised: Tensor) -> Tensor:
     """The quantised value forwards, the identity backwards (Bengio et al. 2013; van den Oord et al. 2017, eq. 3)."""
     return encoded + (quantised - encoded).detach()

@@ -149,7 +149,6 @@ def train_clip(
     else:
         begin, tokenizer = open_clip(init_from)
         text = replace(recipe.model.text, vocabulary=begin.text.vocabulary, end=begin.text.end)
-    open_run(out, "clip", recipe, resume=resume)
     size = recipe.batch_size
     torch.manual_seed(recipe.train.seed)
     sigmoid = recipe.objective == "sigmoid"
@@ -158,6 +157,7 @@ def train_clip(
     if sigmoid:
         model.start_sigmoid(size)
     start_from(model, init_from)
+    open_run(out, "clip", recipe, resume=resume)
 
     whole_from = recipe.train.steps * (1 - recipe.whole_share)
 

@@ -169,7 +169,6 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
     device = open_device(recipe.train.device)
     encoder = open_encoder(recipe)
     source = source_of(recipe.data, recipe.world, recipe.episodes)
-    open_run(out, "vlm", recipe, resume=resume)
     codes = encoder.config.quantizer.codes if isinstance(encoder, VQVAEModel) else 0
     tokenizer = tokenizer_of(init_from) or TextTokenizer.train(
         source.texts(), size=recipe.text_tokens, codes=codes, box_bins=recipe.box_bins
@@ -177,6 +176,7 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
     torch.manual_seed(recipe.train.seed)
     model = build(recipe, tokenizer, encoder)
     start_from(model, init_from)
+    open_run(out, "vlm", recipe, resume=resume)
     model.to(device)
     # a copy, because the finished model keeps the encoder's weights unrounded
     encoding = copy.deepcopy(model.image_path)
