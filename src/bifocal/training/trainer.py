@@ -167,9 +167,9 @@ def train(
     def seconds() -> float:
         return spent + time.perf_counter() - began
 
-    own = [
-        name for name in float32_names(model) if name in optimizer.masters
-    ]  # what a model may change by itself
+    after_step: Callable[[], None] | None = getattr(model, "after_step", None)
+    # what a model may change by itself
+    own = [name for name in float32_names(model) if name in optimizer.masters]
     window: list[tuple[float, dict[str, float]]] = []
     window_began = time.perf_counter()
     model.train()
