@@ -114,6 +114,13 @@ def start_from(model: nn.Module, init_from: str | None) -> None:
         return
     other, _ = inference.load_model(init_from)
     if isinstance(other, CLIPModel) and isinstance(model, CLIPModel):
+        if other.config.logit_bias != model.config.logit_bias:
+            has, wanted = (
+                "sigmoid" if each.logit_bias else "softmax" for each in (other.config, model.config)
+            )
+            raise UserError(
+                f"--init-from {init_from} was trained with the {has} objective: give --objective {has}, not {wanted}"
+            )
         other = other.at_picture_size(model.config.vision.picture_size)
         refuse_other_manner(other.config, model.config, init_from)
     try:
