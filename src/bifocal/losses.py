@@ -194,6 +194,15 @@ def reconstruction(outputs: Tensor, images: Tensor, likelihood: str) -> Tensor:
     return ((logits - location).abs() * torch.exp(-log_scale) + log_scale).mean()
 
 
+def alignment(hidden_ND: Tensor, features_NE: Tensor, projection_DE: Tensor) -> Tensor:
+    """1 less the cosine between hidden states, seen through a fixed projection, and what another encoder says there.
+
+    The mean over N places (REPA, Yu et al. 2025, with a projection that is not learnt: what it does not see is free).
+    """
+    seen_NE = hidden_ND.float() @ projection_DE
+    return 1 - F.cosine_similarity(seen_NE, features_NE.float(), dim=1).mean()
+
+
 def next_token(
     logits_NV: Tensor, targets_N: Tensor, *, ordinal: tuple[int, int] | None = None, spread: float = 0.0
 ) -> Tensor:

@@ -115,6 +115,8 @@ def train_part(name: str, out: Path, scale: Scale, seed: int) -> None:
         family: Literal["discrete", "continuous"] = "discrete" if name == "vlm-discrete" else "continuous"
         vlm = recipe_vlm(scale, family)
         vision = str(out / ("vqvae" if family == "discrete" else "clip"))
+        if scale == "standard" and family == "discrete":
+            vlm = replace(vlm, align=str(out / "clip"))
         train_vlm(replace(vlm, vision=vision, train=replace(vlm.train, seed=seed)), place, resume=resume)
 
 
