@@ -286,13 +286,16 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
         ("quickstart", "continuous"): (550, 8_000, scene_stages(0.4, 0.85)),
         ("quickstart", "discrete"): (110, 4_000, ()),
         ("standard", "continuous"): (2800, 40_000, scene_stages(0.2, 0.45)),
-        ("standard", "discrete"): (2200, 30_000, scene_stages(0.6, 0.85)),
+        ("standard", "discrete"): (1600, 30_000, scene_stages(0.4, 0.7)),
     }[scale, family]
+    # A decoder of twice the parameters learns more in a step and less in a minute, with so few tokens to see. One that
+    # has to see for itself needs more layers.
+    layers = 6 if (scale, family) == ("standard", "discrete") else 4
     return VLMRecipe(
         family=family,
         episodes=episodes,
-        # a decoder of twice the parameters learns more in a step and less in a minute, with so few tokens to see
-        language=LanguageConfig(width=192, layers=4, heads=3, kv_heads=3, hidden=512, qk_norm=True),
+        align_layer=3,
+        language=LanguageConfig(width=192, layers=layers, heads=3, kv_heads=3, hidden=512, qk_norm=True),
         stages=stages,
         train=TrainSettings(
             steps=steps,
