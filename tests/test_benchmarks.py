@@ -27,6 +27,18 @@ def straight_through() -> Iterator[ModuleType]:
         yield module
 
 
+@pytest.mark.parametrize("script", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_finds_what_it_takes_from_the_library(
+    script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.spec_from_file_location(f"benchmark_{script.stem}", script)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    assert callable(module.main)
+
+
 def test_the_soft_assignment_is_the_derivative_of_the_expected_loss(straight_through: ModuleType) -> None:
     """Against central differences in float64 of the sum of p_j L_j, with the temperature held."""
     torch.manual_seed(0)
