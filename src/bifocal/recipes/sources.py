@@ -174,8 +174,9 @@ class FolderSource:
         return groups[number % len(groups)]
 
     def _pictured(self, split: str, number: int) -> tuple[str, ...]:
+        """Neighbours in a folder are often alike: batches take them from everywhere, and anew in every epoch."""
         groups = self.pictured[split]
-        return groups[number % len(groups)]
+        return groups[shuffled(number, len(groups), seed=0)]
 
     def picture(self, split: str, number: int) -> np.ndarray:
         keys = self._pictured(split, number)
