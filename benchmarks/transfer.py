@@ -1,9 +1,9 @@
 """Whether a CLIP trained on one vendor's drawings knows those of others, with and without augmentation.
 
-    python benchmarks/transfer.py drawings runs/transfer docs/transfer.md
-    python benchmarks/transfer.py drawings runs/transfer docs/transfer.md --train noto
+    python benchmarks/transfer.py drawings
+    python benchmarks/transfer.py drawings --train noto --page noto.md
 
-DRAWINGS holds a folder for each vendor, with a picture of each emoji named by its code points, such as
+The folder holds a folder for each vendor, with a picture of each emoji named by its code points, such as
 noto/1f43c.png. Google's and Twitter's come with `npm pack emoji-datasource-google` and `npm pack
 emoji-datasource-twitter`, in package/img/google/64 and package/img/twitter/64. OpenMoji's, the default data, are
 added to them. Only what every vendor has drawn takes part, under the names and aliases of the default data.
@@ -244,12 +244,10 @@ def tables(all_scores: Sequence[Scores], trained: str) -> str:
     vendors = list(dict.fromkeys(scores.vendor for scores in all_scores))
     vendors.sort(key=lambda vendor: vendor == trained)
     ordered = [scores for vendor in vendors for scores in all_scores if scores.vendor == vendor]
-    first = ordered[0].row("top1")
-    second = ordered[0].row("top1", NEW)
-    assert first is not None and second is not None
+    shown_with, kept_out = (sum(p["slice"] == part for p in ordered[0].predictions) for part in (KNOWN, NEW))
     lines = [
-        f"Trained on {trained}. Zero-shot among {first.n + second.n:,} names, in percent (95% interval): the "
-        f"{first.n:,} that {trained} was shown with, and the {second.n} that were kept out.",
+        f"Trained on {trained}. Zero-shot among {shown_with + kept_out:,} names, in percent (95% interval): "
+        f"the {shown_with:,} whose drawing was trained on, and the {kept_out} that were kept out.",
         "",
         "| drawings | augmentation | top-1 | top-5 | top-1 above none | top-1 of those kept out |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -268,8 +266,8 @@ def tables(all_scores: Sequence[Scores], trained: str) -> str:
     heads = " | ".join(f"{way} @{k}" for way in ways.values() for k in retrieval.KS)
     lines += [
         "",
-        f"Retrieval of the same {first.n:,} among all drawings of a vendor and all their names and aliases, recall in "
-        "percent:",
+        f"Retrieval of the same {shown_with:,} among all drawings of a vendor and all their names and aliases, recall "
+        "in percent:",
         "",
         f"| drawings | augmentation | {heads} |",
         "| --- |" + " --- |" * (1 + len(ways) * len(retrieval.KS)),
@@ -313,9 +311,9 @@ def draw(all_scores: Sequence[Scores], trained: str, path: Path) -> None:
 
 
 def main(
-    drawings: tyro.conf.Positional[Path],
-    runs: tyro.conf.Positional[Path],
-    page: tyro.conf.Positional[Path],
+    drawings: tyro.conf.Positional[Path] = Path("drawings"),
+    runs: Path = Path("runs/transfer"),
+    page: Path = Path("docs/transfer.md"),
     train: str = OPENMOJI,
     steps: int = 800,
     seed: int = 0,
@@ -351,10 +349,13 @@ def main(
         for vendor in vendors
         for name, model in models.items()
     ]
-    picture = report.picture("bars" if train == OPENMOJI else train)
+    picture = report.picture("bars")
     draw(all_scores, train, picture)
     report.fill(f"![Drawings of others given their name]({picture.name})\n\n{tables(all_scores, train)}")
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    try:
+        tyro.cli(main)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
