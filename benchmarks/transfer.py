@@ -56,6 +56,7 @@ VARIANTS: Mapping[str, Augment] = {
     "none": Augment(),
     "geometry": Augment(geometry=1, flip=1),
     "geometry, colour": Augment(geometry=1, flip=1, colour=1),
+    "geometry, colour, style at half": Augment(geometry=0.5, flip=0.5, colour=0.5, style=0.5),
     "geometry, colour, style": Augment(geometry=1, flip=1, colour=1, style=1),
 }
 PIXELS = "no training: nearest drawing by its pixels"
@@ -315,7 +316,7 @@ def main(
     runs: Path = Path("runs/transfer"),
     page: Path = Path("docs/transfer.md"),
     train: str = OPENMOJI,
-    steps: int = 800,
+    steps: int = 700,
     seed: int = 0,
     smoke: bool = False,
 ) -> None:
@@ -338,7 +339,7 @@ def main(
     known = {key for keys in FolderSource(data, SIZE).groups["train"] for key in keys}
     models: dict[str, inference.CLIP | Pixels] = {PIXELS: Pixels(FolderDataset(data, "zero-shot"))}
     for name, augment in VARIANTS.items():
-        out = runs / train / name.replace(", ", "-")
+        out = runs / train / name.replace(",", "").replace(" ", "-")
         if not finished(out):
             train_clip(recipe_of(augment, data, steps, seed, smoke), out, resume=(out / RECIPE).exists())
         loaded = bifocal.load(out)

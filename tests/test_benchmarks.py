@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from bifocal import artifacts
 from bifocal.config import UserError
 from bifocal.data.folder import FolderDataset
 from bifocal.data.scenes.concepts import concepts_of
@@ -39,6 +40,12 @@ def benchmark(name: str) -> Iterator[ModuleType]:
 @pytest.fixture(scope="module")
 def straight_through() -> Iterator[ModuleType]:
     with benchmark("straight_through") as module:
+        yield module
+
+
+@pytest.fixture(scope="module")
+def clip_curves() -> Iterator[ModuleType]:
+    with benchmark("clip_curves") as module:
         yield module
 
 
@@ -89,6 +96,20 @@ def test_angles_of_tiny_gradients_are_not_rounded_to_a_right_angle(straight_thro
     torch.testing.assert_close(
         straight_through.angle_between(a, b), torch.tensor([0.0, 90.0, 45.0], dtype=torch.float64)
     )
+
+
+def test_a_curve_that_was_stopped_goes_on_where_its_run_does(clip_curves: ModuleType, tmp_path: Path) -> None:
+    """A run that is stopped between a point and the checkpoint behind it comes to that point again."""
+    seen = [(64, 0.1), (128, 0.2), (128, 0.3), (192, 0.4)]
+    for samples, top1 in seen:
+        row = {"samples": samples, "top1": top1, "low": 0.0, "high": 1.0}
+        artifacts.append_json_line(tmp_path / clip_curves.CURVE, row)
+    with (tmp_path / clip_curves.CURVE).open("a") as file:
+        file.write('{"samples": 256, "to')  # stopped while it was written
+    points = clip_curves.curve_of(tmp_path)
+    assert [(point["samples"], point["top1"]) for point in points] == [(64, 0.1), (128, 0.3), (192, 0.4)]
+    clip_curves.draw({("softmax", 64): points, ("sigmoid", 64): points}, tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size == (700, 420)
 
 
 def vendor(place: Path, concepts: int) -> None:

@@ -149,8 +149,8 @@ def mirrored_pair(pair: Pair, strength: float, seed: str) -> Pair:
         return pair
     boxes, phrases = [box for box, _ in pair.regions], [phrase for _, phrase in pair.regions]
     rng = random.Random(f"mirror/{seed}")
-    picture, texts, boxes = mirrored(pair.picture, [pair.text, *phrases], boxes, strength, rng)
-    return Pair(picture, texts[0], list(zip(boxes, texts[1:], strict=True)))
+    picture, texts, carried = mirrored(pair.picture, [pair.text, *phrases], boxes, strength, rng)
+    return Pair(picture, texts[0], list(zip(carried, texts[1:], strict=True)))
 
 
 def _numbered(texts: Sequence[str]) -> Tensor:
