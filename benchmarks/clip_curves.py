@@ -27,7 +27,7 @@ from bifocal.evaluation import zero_shot
 from bifocal.inference import CLIP
 from bifocal.losses import Objective
 from bifocal.recipes.clip import CLIPRecipe, recipe_clip, train_clip
-from bifocal.recipes.runs import RECIPE, finished
+from bifocal.recipes.runs import finished, open_run
 from bifocal.recipes.sources import world_of
 
 OBJECTIVES: tuple[Objective, ...] = ("softmax", "sigmoid")
@@ -63,8 +63,9 @@ def train(recipe: CLIPRecipe, out: Path, dataset: SceneDataset) -> None:
         about = {"samples": step * recipe.batch_size, "top1": row.value, "low": row.low, "high": row.high}
         artifacts.append_json_line(out / CURVE, about)
 
+    open_run(out, "clip", recipe, resume=True)  # refuses what was trained with other settings
     if not finished(out):
-        train_clip(recipe, out, resume=(out / RECIPE).exists(), show=show)
+        train_clip(recipe, out, resume=True, show=show)
 
 
 def curve_of(out: Path) -> list[dict[str, float]]:

@@ -46,7 +46,7 @@ from bifocal.models.clip import CLIPConfig
 from bifocal.models.resnet import ResNetConfig
 from bifocal.models.text import TextConfig
 from bifocal.recipes.clip import CLIPRecipe, recipe_clip, train_clip
-from bifocal.recipes.runs import RECIPE, finished
+from bifocal.recipes.runs import finished, open_run
 from bifocal.recipes.sources import FolderSource
 
 SIZE = 64
@@ -340,8 +340,10 @@ def main(
     models: dict[str, inference.CLIP | Pixels] = {PIXELS: Pixels(FolderDataset(data, "zero-shot"))}
     for name, augment in VARIANTS.items():
         out = runs / train / name.replace(",", "").replace(" ", "-")
+        recipe = recipe_of(augment, data, steps, seed, smoke)
+        open_run(out, "clip", recipe, resume=True)  # refuses what was trained with other settings
         if not finished(out):
-            train_clip(recipe_of(augment, data, steps, seed, smoke), out, resume=(out / RECIPE).exists())
+            train_clip(recipe, out, resume=True)
         loaded = bifocal.load(out)
         assert isinstance(loaded, inference.CLIP)
         models[name] = loaded
