@@ -18,7 +18,6 @@ from bifocal.data.scenes import WorldSettings
 from bifocal.inference import load_model
 from bifocal.models.clip import CLIPModel, PictureTower
 from bifocal.models.precision import fast_dtype, open_device, set_precision
-from bifocal.models.quantize import QuantizerConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 from bifocal.recipes.runs import begun, mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import source_of
@@ -149,11 +148,10 @@ def recipe_vqvae(scale: str) -> VQVAERecipe:
                 optimizer=OptimizerSettings(kind="muon", learning_rate=2e-3, warmup_steps=4),
             ),
         )
-    steps = {"quickstart": 720, "standard": 1300}[scale]
+    steps = {"quickstart": 760, "standard": 1300}[scale]
     return VQVAERecipe(
         batch_size=16,
         perceptual_weight=0.05,
-        model=VQVAEConfig(quantizer=QuantizerConfig(update="ema")),
         train=TrainSettings(
             steps=steps,
             validate_every=max(100, steps // 12),
