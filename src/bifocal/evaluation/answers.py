@@ -90,9 +90,9 @@ class AnswerStore:
             if first is None:  # killed before anything was written down
                 continue
             try:
-                before = first["about"]
+                before = dict(first["about"])
                 self._add(lines)
-            except (KeyError, TypeError):
+            except (KeyError, TypeError, ValueError):
                 raise UserError(
                     f"'{path}' does not hold answers as bifocal keeps them: remove it, or give --restart"
                 ) from None
@@ -107,7 +107,7 @@ class AnswerStore:
     def _let_go(self, before: Mapping[str, Any]) -> None:
         """Say why the answers found are not used; raises UserError where their evaluation did not end."""
         why = " and ".join(words for name, words in _CHANGED.items() if before.get(name) != self.about[name])
-        if len(self.given) < before["batches"]:
+        if len(self.given) < before.get("batches", 0):
             count = sum(len(answers) for answers in self.given.values())
             raise UserError(
                 f"'{self.place}' holds the {count} answers of an evaluation that did not end, and they are {why}: "
