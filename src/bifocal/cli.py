@@ -117,7 +117,8 @@ def train(
         family: of a vlm: image tokens (discrete) or CLIP features (continuous).
         vision: the finished run of a vlm's image encoder, or of the VQ-VAE whose codes a prior is over.
         tower: what a clip sees pictures with, a ViT if not given.
-        data: a folder of samples (for a prior also what `bifocal encode` wrote); the default scenes if not given.
+        data: a folder of samples (for a prior also what `bifocal encode` wrote), or a .toml or .json file that mixes
+            several; the default scenes if not given.
         init_from: start from the weights of a finished run of the same shape; a clip takes shape and tokenizer from
             it, and may start from a directory that transformers or open_clip wrote.
         scale: the size of the recipe.
