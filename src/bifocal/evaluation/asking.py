@@ -9,6 +9,7 @@ import numpy as np
 
 from bifocal.config import UserError
 from bifocal.data.sample import Dataset, Sample
+from bifocal.evaluation.kinds import slices_of
 from bifocal.evaluation.results import Prediction
 
 Progress = Callable[[int, int], None]  # (samples done, samples in all)
@@ -109,7 +110,9 @@ def prediction_of(sample: Sample, text: str, boxes: Sequence[Sequence[float]] = 
     }
     if "benchmark" in facts:
         prediction["facts"] = facts
-    for key in ("slices", "group"):
-        if key in facts:
-            prediction[key] = facts[key]
+    slices = slices_of(sample)
+    if slices != [sample.slice]:
+        prediction["slices"] = slices
+    if "group" in facts:
+        prediction["group"] = facts["group"]
     return prediction
