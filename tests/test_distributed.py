@@ -57,7 +57,8 @@ def _check_reductions() -> None:
     # Both ranks compute the whole loss, so the gradient is that of their sum: exactly twice the one.
     assert torch.equal(mine.grad, 2 * whole.grad[2 * rank : 2 * rank + 2])
 
-    assert distributed.counts(rank + 5) == [5, 6]
+    assert distributed.gather_objects(rank + 5) == [5, 6]
+    assert distributed.object_from_first_rank([rank]) == [0]
 
     # Ranks with three rows and one: what each makes of all rows adds up to what one process makes of them.
     share = slice(0, 3) if rank == 0 else slice(3, 4)

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bifocal.config import UserError
 
@@ -233,13 +233,15 @@ def append_json_line(path: str | Path, value: Any) -> None:
     line = json_line(value).encode("utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size and (file.seek(size - 1), file.read(1))[1] != b"\n":
-            file.seek(0)
-            kept = file.read().rfind(b"\n") + 1
-            file.truncate(kept)
+        if _cut_half_line(file):
             warnings.warn(f"'{path}' ended in a half-written line, which was cut off", stacklevel=2)
         file.write(line)
+
+
+def cut_half_line(path: str | Path) -> bool:
+    """Cut off a last line that has no end, as a killed writer leaves it; returns whether there was one."""
+    with open(path, "r+b") as file:
+        return _cut_half_line(file)
 
 
 def read_json_lines(path: str | Path, *, allow_partial_last: bool = False) -> list[Any]:
@@ -319,6 +321,15 @@ def _git(*arguments: str) -> str | None:
 
 
 # ---------------------------------------------------------------- inside
+
+
+def _cut_half_line(file: BinaryIO) -> bool:
+    size = file.seek(0, os.SEEK_END)
+    if not size or (file.seek(size - 1), file.read(1))[1] == b"\n":
+        return False
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)
+    return True
 
 
 def _with_suffix(path: Path, suffix: str) -> Path:

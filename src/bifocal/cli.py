@@ -159,6 +159,7 @@ def evaluate(
     data: str | None = None,
     count: int | None = None,
     blank: bool = True,
+    restart: bool = False,
     checker: Path | None = None,
     features: Path | None = None,
     prior: Path | None = None,
@@ -171,6 +172,8 @@ def evaluate(
 ) -> None:
     """Score a finished run on a task, with intervals, baselines and blank pictures.
 
+    An evaluation of a VLM that was stopped goes on where it was, and torchrun shares it among processes.
+
     Example: bifocal evaluate runs/quickstart/vlm-continuous --task vqa
 
     Args:
@@ -180,6 +183,7 @@ def evaluate(
         data: a folder of samples instead of the scenes; for zero-shot also one with a folder for each class.
         count: how many samples.
         blank: also put the same questions with blank pictures.
+        restart: throw away the answers that were kept from before, and ask everything anew.
         checker: for text-to-image, the VLM that is asked about the drawings.
         features: for reconstruction, the CLIP in whose features the Fréchet distance is measured.
         prior: for reconstruction, the prior over the codes by which their bits are counted.
@@ -191,26 +195,31 @@ def evaluate(
         dtype: auto is bf16 where it is fast.
     """
     from bifocal.commands.evaluate import evaluate_command
-    from bifocal.evaluation.results import print_table
+    from bifocal.distributed import is_main, joined
+    from bifocal.evaluation.results import print_table, results_text
 
-    rows = evaluate_command(
-        run,
-        task,
-        split=split,
-        data=data,
-        count=count,
-        blank=blank,
-        checker=checker,
-        features=features,
-        prior=prior,
-        classes=classes,
-        templates=templates,
-        train_data=train_data,
-        device=device,
-        dtype=dtype,
-    )
+    with joined():
+        rows = evaluate_command(
+            run,
+            task,
+            split=split,
+            data=data,
+            count=count,
+            blank=blank,
+            restart=restart,
+            checker=checker,
+            features=features,
+            prior=prior,
+            classes=classes,
+            templates=templates,
+            train_data=train_data,
+            device=device,
+            dtype=dtype,
+        )
+        if not is_main():
+            return
     if json_output:
-        print(json.dumps({"results": [row.to_json() for row in rows]}))
+        print(results_text(rows), end="")
     else:
         print_table(rows, title=f"{run.name}: {task} on {split}")
 
@@ -242,12 +251,12 @@ def score(
         json_output: print rows as JSON and nothing else.
     """
     from bifocal.commands.score import ScoreSettings, score_command
-    from bifocal.evaluation.results import print_table
+    from bifocal.evaluation.results import print_table, results_text
 
     settings = ScoreSettings(split=split, model=model, dialect=dialect, tokenizer=tokenizer, also=also)
     rows = score_command(predictions, task, annotations, settings)
     if json_output:
-        print(json.dumps({"results": [row.to_json() for row in rows]}))
+        print(results_text(rows), end="")
     else:
         print_table(rows, title=f"{predictions.name}: {task}")
 

@@ -4,15 +4,18 @@ The same script runs alone and under `torchrun`: it calls `init_from_environment
 there are others.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from bifocal.config import UserError
+
+T = TypeVar("T")
 
 
 def is_distributed() -> bool:
@@ -67,6 +70,18 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Belong to the group that the environment speaks of for as long as the block lasts; alone, nothing happens."""
+    before = is_distributed()
+    init_from_environment()
+    try:
+        yield
+    finally:
+        if not before:
+            shutdown()
+
+
 def barrier() -> None:
     """Wait until every process is here."""
     if world_size() > 1:
@@ -85,13 +100,22 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return total
 
 
-def counts(number: int) -> list[int]:
+def gather_objects(value: T) -> list[T]:
     """What each rank says, in the order of ranks. Every rank must call it."""
     if world_size() == 1:
-        return [number]
+        return [value]
     said: list[Any] = [None] * world_size()
-    dist.all_gather_object(said, number)
+    dist.all_gather_object(said, value)
     return said
+
+
+def object_from_first_rank(value: T) -> T:
+    """What the first rank says, on every rank; itself without ranks. Every rank must call it."""
+    if world_size() == 1:
+        return value
+    said = [value]
+    dist.broadcast_object_list(said, src=0)
+    return said[0]
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:
@@ -107,8 +131,7 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return tensor
-    shapes: list[Any] = [None] * world_size()
-    dist.all_gather_object(shapes, tuple(tensor.shape))
+    shapes = gather_objects(tuple(tensor.shape))
     if len({shape[1:] for shape in shapes}) > 1:
         raise ValueError(f"every rank must bring rows of the same shape to a gather, got {shapes}")
     gathered: Tensor = _Gather.apply(tensor, [shape[0] for shape in shapes])
@@ -140,7 +163,7 @@ def visits(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
     yield rank(), tensor
     if world_size() == 1:
         return
-    rows = counts(len(tensor))
+    rows = gather_objects(len(tensor))
     for step in range(1, world_size()):
         source = (rank() - step) % world_size()
         tensor = _HandOn.apply(tensor, rows[source])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -223,6 +225,18 @@ class VLM(Loaded):
         forbidden[tokenizer.eos] = False
         self.forbidden = forbidden.to(device)
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Names all that decides what it answers: settings, weights in their precision, words, kind of device."""
+        return config.fingerprint(
+            {
+                "config": config.to_dict(self.model.config),
+                "weights": weights_digest(self.model),
+                "tokenizer": self.tokenizer.fingerprint_text,
+                "device": self.device.type,
+            }
+        )
+
     @property
     def picture_size(self) -> int:
         """Side of the pictures that the image path takes."""
@@ -372,6 +386,15 @@ class VLM(Loaded):
         text = self.tokenizer.decode(result.tokens)
         boxes = tuple(boxes_from_text(text, len(self.tokenizer.boxes)))
         return Answer(text, boxes, (), "stop" if result.stopped else "length", tuple(result.logprobs))
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of all weights as they are, whatever the number of threads and the device."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 KINDS: dict[str, type] = {

@@ -137,7 +137,7 @@ def _ids(text_ids_B: Tensor | None, texts_BD: Tensor) -> Tensor:
 def _duplicates(text_ids_B: Tensor | None, texts_BD: Tensor) -> tuple[Tensor, Tensor]:
     """(B, A) bool: which of all ranks' texts are worded like one's own; (B,) int64: where one's own stand."""
     ids_B = _ids(text_ids_B, texts_BD)
-    before = sum(distributed.counts(len(ids_B))[: distributed.rank()])
+    before = sum(distributed.gather_objects(len(ids_B))[: distributed.rank()])
     own_B = torch.arange(before, before + len(ids_B), device=ids_B.device)
     same_BA = ids_B[:, None] == distributed.gather_with_gradient(ids_B)
     return same_BA.scatter(1, own_B[:, None], False), own_B

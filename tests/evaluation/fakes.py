@@ -96,6 +96,9 @@ class FakeDataset:
     def picture(self, key: str) -> np.ndarray:
         return self.shapes.draw(self.truth[key])
 
+    def stamp(self, key: str) -> tuple[str, str]:
+        return key, str(self.truth[key])
+
     def _picture(self, episode: int, slot: int = 0, single: bool = False) -> str:
         key = f"{self.split}/{episode}/{slot}"
         rng = np.random.default_rng(zlib.crc32(f"{key} {self.task if single else ''}".encode()))
@@ -197,6 +200,10 @@ class FakeVLM:
     def __init__(self, name: str, accuracy: float, shapes: Shapes) -> None:
         self.name, self.accuracy, self.shapes = name, accuracy, shapes
         self.calls: list[int] = []  # sizes of the batches it was given
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.name} {self.accuracy}"
 
     def answer_batch(
         self, requests: Sequence[tuple[Sequence[np.ndarray], str]], *, max_new_tokens: int, batch_size: int

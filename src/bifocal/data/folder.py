@@ -42,8 +42,7 @@ class PictureFiles:
         """What changes when the picture does: size and time of its file, or its place in a shard."""
         if self.shards is not None:
             return self.shards.place(key)
-        about = self._path(key).stat()
-        return about.st_size, about.st_mtime_ns
+        return file_stamp(self._path(key))
 
     def damaged(self) -> list[tuple[set[str], str]]:
         """The pictures of each shard that is not what was written, and a sentence about it."""
@@ -85,6 +84,10 @@ class FolderDataset:
         """The pixels of a picture by its file name: (H, W, 3) uint8 RGB."""
         return self.files.picture(key)
 
+    def stamp(self, key: str) -> tuple[int | str, int]:
+        """What changes when the picture does (see ``PictureFiles.stamp``)."""
+        return self.files.stamp(key)
+
     def _check(self) -> None:
         ids: set[str] = set()
         known: set[str] = set()
@@ -99,6 +102,12 @@ class FolderDataset:
                             f'The picture "{key}" of sample "{sample.id}" is not in {self.directory}.'
                         )
                     known.add(key)
+
+
+def file_stamp(path: Path) -> tuple[int, int]:
+    """Size and time of a file."""
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns
 
 
 def sample_files(directory: Path, task: str | None = None) -> list[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bifocal.config import UserError
-from bifocal.data.folder import FolderDataset
+from bifocal.data.folder import FolderDataset, file_stamp
 from bifocal.data.pictures import SUFFIXES, read_picture
 from bifocal.data.sample import Message, Picture, Sample
 
@@ -64,6 +64,10 @@ class ClassFolders:
     def picture(self, key: str) -> np.ndarray:
         """The pixels of a picture by its path in the directory: (H, W, 3) uint8 RGB."""
         return read_picture(self.directory / key)
+
+    def stamp(self, key: str) -> tuple[int, int]:
+        """What changes when the picture does: size and time of its file."""
+        return file_stamp(self.directory / key)
 
 
 class CaptionedFolder(FolderDataset):

@@ -154,6 +154,10 @@ class Dataset(Protocol):
         """The pixels of one picture: (H, W, 3) uint8 RGB."""
         ...
 
+    def stamp(self, key: str) -> Sequence[int | str]:
+        """What changes when the picture does, without looking at its pixels."""
+        ...
+
 
 def read_samples(path: str | Path) -> list[Sample]:
     """The samples of a JSON-lines file, one per line; empty lines are passed over.

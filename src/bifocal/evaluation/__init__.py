@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from bifocal import distributed
 from bifocal.config import UserError
 from bifocal.data.sample import Dataset
 from bifocal.evaluation import (
@@ -25,7 +26,7 @@ from bifocal.evaluation import (
     zero_shot,
 )
 from bifocal.evaluation.asking import Progress
-from bifocal.evaluation.results import Prediction, Row, prediction_path, write_predictions
+from bifocal.evaluation.results import Prediction, Row, answers_path, prediction_path, write_predictions
 
 TASKS: dict[str, ModuleType] = {
     module.TASK: module
@@ -47,6 +48,8 @@ KINDS: dict[str, str] = (
     | dict.fromkeys(("zero-shot", "retrieval", "linear-probe"), "clip")
     | dict.fromkeys(("captioning", "vqa", "grounding", "reasoning", "text-to-image"), "vlm")
 )
+# Tasks that put questions to a model, whose answers are kept as they are given and shared by ranks.
+ASKING = ("captioning", "vqa", "grounding", "reasoning")
 # Where a blank picture makes no sense, or is asked about while predicting.
 WITHOUT_BLANK = ("reconstruction", "linear-probe", "text-to-image")
 
@@ -58,6 +61,7 @@ def evaluate(
     *,
     directory: str | Path | None = None,
     blank: bool = True,
+    restart: bool = False,
     progress: Progress | None = None,
     name: str | None = None,
     **options: Any,
@@ -65,8 +69,10 @@ def evaluate(
     """Predict with and without pictures, keep the predictions under ``directory``, and score them.
 
     ``name`` is what the model is called in rows and files (by default its own name); ``options`` go to the
-    task's ``predict``: text-to-image needs ``checker``. Raises UserError for an unknown task, or one that is
-    not for this kind of model.
+    task's ``predict``: text-to-image needs ``checker``. The answers to questions are kept under ``directory`` from the
+    moment they are given, and an evaluation that was killed goes on from them; ``restart`` throws them away. Several
+    ranks share the questions, each has all rows at the end, and the first one writes. Raises UserError for an unknown
+    task, or one that is not for this kind of model or not for several ranks.
     """
     if task not in TASKS:
         raise UserError(f"There is no task {task!r}; there are {', '.join(TASKS)}.")
@@ -75,8 +81,15 @@ def evaluate(
         raise UserError(
             f"The task {task} is for a model of kind {KINDS[task]}, and {model.name} is of kind {kind}."
         )
+    if task not in ASKING and distributed.world_size() > 1:
+        raise UserError(f"The task {task} is for one process: start it without torchrun.")
     module = TASKS[task]
     name = name or model.name
+    where: dict[bool, dict[str, Any]] = {False: {}, True: {}}
+    if task in ASKING and directory is not None:
+        for is_blank in where:
+            kept = answers_path(directory, name, task, dataset.split, blank=is_blank)
+            where[is_blank] = {"keep": kept, "restart": restart}
     if task == "text-to-image":
         checker = options.pop("checker", None)
         if checker is None:
@@ -85,11 +98,11 @@ def evaluate(
             )
         predictions = module.predict(model, checker, dataset, progress=progress, **options)
     else:
-        predictions = module.predict(model, dataset, progress=progress, **options)
+        predictions = module.predict(model, dataset, progress=progress, **where[False], **options)
     without: list[Prediction] | None = None
     if blank and task not in WITHOUT_BLANK:
-        without = module.predict(model, dataset, blank=True, progress=progress, **options)
-    if directory is not None:
+        without = module.predict(model, dataset, blank=True, progress=progress, **where[True], **options)
+    if directory is not None and distributed.is_main():
         write_predictions(prediction_path(directory, name, task, dataset.split), predictions)
         if without is not None:
             write_predictions(prediction_path(directory, name, task, dataset.split, blank=True), without)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypedDict, Unpack
 
 import numpy as np
 
+from bifocal import distributed
 from bifocal.config import UserError
 from bifocal.data.sample import Dataset, Sample
+from bifocal.evaluation.answers import AnswerStore, Given, data_fingerprint, is_whole
 from bifocal.evaluation.kinds import slices_of
 from bifocal.evaluation.results import Prediction
 
@@ -16,6 +20,9 @@ Progress = Callable[[int, int], None]  # (samples done, samples in all)
 
 # A blank picture is uniform, in about the mean colour of the default data's backgrounds.
 BLANK_VALUE = 235
+
+# So many requests that fail one after the other are no accident of single samples: asking on would be in vain.
+MOST_IN_A_ROW = 20
 
 
 class GivenAnswer(Protocol):
@@ -30,9 +37,12 @@ class GivenAnswer(Protocol):
 
 
 class Answering(Protocol):
-    """What evaluation needs of a VLM."""
+    """What evaluation needs of a VLM; ``fingerprint`` names everything that decides its answers."""
 
     name: str
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def answer_batch(
         self, requests: Sequence[tuple[Sequence[np.ndarray], str]], *, max_new_tokens: int, batch_size: int
@@ -45,16 +55,36 @@ def look_up(dataset: Dataset, key: str, *, blank: bool = False) -> np.ndarray:
     return np.full_like(picture, BLANK_VALUE) if blank else picture
 
 
-def batches(samples: Sequence[Sample], size: int, progress: Progress | None) -> Iterator[list[int]]:
+def plan(samples: Sequence[Sample], size: int) -> list[list[int]]:
     """Positions of samples, ``size`` at a time, those with equally many pictures together to save padding."""
     order = sorted(
         range(len(samples)), key=lambda i: len(samples[i].pictures)
     )  # stable: neighbours stay neighbours
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def batches(samples: Sequence[Sample], size: int, progress: Progress | None) -> Iterator[list[int]]:
+    """The batches of ``plan`` one after the other, with progress."""
+    done = 0
+    for chosen in plan(samples, size):
         yield chosen
+        done += len(chosen)
         if progress is not None:
-            progress(start + len(chosen), len(order))
+            progress(done, len(samples))
+
+
+class Asking(TypedDict, total=False):
+    """How a data set is put to a model: what every task that asks takes beside its own.
+
+    ``blank`` shows blank pictures; ``keep`` is the directory in which answers are kept as they are given (see
+    ``answers.AnswerStore``), and ``restart`` throws away what is there.
+    """
+
+    blank: bool
+    progress: Progress | None
+    batch_size: int
+    keep: Path | None
+    restart: bool
 
 
 def ask_all(
@@ -65,30 +95,139 @@ def ask_all(
     blank: bool = False,
     progress: Progress | None = None,
     batch_size: int = 64,
+    keep: Path | None = None,
+    restart: bool = False,
 ) -> list[Prediction]:
     """Greedy answers to all samples, in the data set's order, as predictions without a judgement.
 
     A prediction has the sample's id, pictures, slice, question and answer, and the model's ``prediction``,
-    ``boxes`` (normalised x1,y1,x2,y2) and ``finish_reason``. Raises UserError for a conversation of more than
-    one question.
+    ``boxes`` (normalised x1,y1,x2,y2) and ``finish_reason``; where there is no answer it has ``failed`` and, as
+    ``failure``, the reason. Ranks share the batches, and all get all predictions, the same as one would alone. Raises
+    UserError for a conversation of more than one question, and where requests fail one after the other.
     """
-    predictions: list[Prediction] = [{} for _ in dataset.samples]
-    for chosen in batches(dataset.samples, batch_size, progress):
-        samples = [dataset.samples[i] for i in chosen]
-        for sample in samples:
-            if [message.role for message in sample.messages] != ["user", "assistant"]:
-                raise UserError(
-                    f"Sample {sample.id} of {dataset.name} is not one question and one answer, "
-                    "which is all that evaluation can judge."
-                )
-        requests = [([look_up(dataset, k, blank=blank) for k in s.pictures], s.question) for s in samples]
-        answers = model.answer_batch(requests, max_new_tokens=max_new_tokens, batch_size=batch_size)
-        if len(answers) != len(samples):
-            raise RuntimeError(f"{model.name} gave {len(answers)} answers to {len(samples)} questions.")
-        for position, sample, answer in zip(chosen, samples, answers, strict=True):
-            predictions[position] = prediction_of(sample, answer.text.strip(), answer.boxes)
-            predictions[position]["finish_reason"] = answer.finish_reason
+    samples = dataset.samples
+    for sample in samples:
+        if [message.role for message in sample.messages] != ["user", "assistant"]:
+            raise UserError(
+                f"Sample {sample.id} of {dataset.name} is not one question and one answer, "
+                "which is all that evaluation can judge."
+            )
+    numbered = plan(samples, batch_size)
+    store = None
+    given: dict[int, list[Given]] = {}
+    if keep is not None:
+        settings = {"blank": blank, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+        about = {"model": model.fingerprint, "data": data_fingerprint(dataset), "settings": settings}
+        store = AnswerStore(keep, about, len(numbered), restart=restart)
+        given = dict(store.given)
+    waiting = [number for number in range(len(numbered)) if not is_whole(given.get(number))]
+    before = len(samples) - sum(len(numbered[number]) for number in waiting)
+    if before and distributed.is_main():
+        print(
+            f"bifocal: {before} of the {len(samples)} answers of {model.name} were given before",
+            file=sys.stderr,
+        )
+    asker = Asker(model, dataset, blank=blank, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    mine: dict[int, list[Given]] = {}
+    done = 0
+    for number in waiting[distributed.rank() :: distributed.world_size()]:
+        mine[number] = asker.ask([samples[i] for i in numbered[number]], given.get(number))
+        if store is not None:
+            store.keep(number, mine[number])
+        done += len(mine[number])
+        if progress is not None:
+            progress(min(len(samples), before + done * distributed.world_size()), len(samples))
+    for share in distributed.gather_objects(mine):
+        given.update(share)
+    predictions: list[Prediction] = [{} for _ in samples]
+    for number, chosen in enumerate(numbered):
+        for position, answer in zip(chosen, given[number], strict=True):
+            predictions[position] = _prediction(samples[position], answer)
     return predictions
+
+
+def ask_and_judge(
+    model: Answering,
+    dataset: Dataset,
+    judge: Callable[[Prediction, Sample], None],
+    *,
+    max_new_tokens: int,
+    **asking: Unpack[Asking],
+) -> list[Prediction]:
+    """The predictions of ``ask_all``, each answer judged; what failed is no answer."""
+    predictions = ask_all(model, dataset, max_new_tokens=max_new_tokens, **asking)
+    for prediction, sample in zip(predictions, dataset.samples, strict=True):
+        if not prediction.get("failed"):
+            judge(prediction, sample)
+    return predictions
+
+
+class Asker:
+    """Puts batches to a model. What fails is told from what does not by asking the batch's questions one by one."""
+
+    def __init__(
+        self, model: Answering, dataset: Dataset, *, blank: bool, max_new_tokens: int, batch_size: int
+    ) -> None:
+        self.model, self.dataset, self.blank = model, dataset, blank
+        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self._in_a_row = 0
+
+    def ask(self, samples: Sequence[Sample], before: Sequence[Given] | None = None) -> list[Given]:
+        """The answers to a batch, in its order; of one that was asked ``before``, only what failed is asked again."""
+        if before is not None:
+            return [
+                self._alone(sample) if "failure" in answer else answer
+                for sample, answer in zip(samples, before, strict=True)
+            ]
+        try:
+            answers = self._answers(samples)
+        except Exception:  # whatever it is, it is said of the question that it comes from
+            return [self._alone(sample) for sample in samples]
+        self._in_a_row = 0
+        return answers
+
+    def _alone(self, sample: Sample) -> Given:
+        try:
+            (answer,) = self._answers([sample])
+        except Exception as error:
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self._in_a_row += 1
+            if self._in_a_row == MOST_IN_A_ROW:
+                raise UserError(
+                    f"{MOST_IN_A_ROW} requests in a row failed, the last about sample {sample.id} of "
+                    f"{self.dataset.name} ({reason.rstrip('.')}): when that is put right, the same command goes on"
+                ) from error
+            return {"id": sample.id, "failure": reason}
+        self._in_a_row = 0
+        return answer
+
+    def _answers(self, samples: Sequence[Sample]) -> list[Given]:
+        requests = [
+            ([look_up(self.dataset, key, blank=self.blank) for key in sample.pictures], sample.question)
+            for sample in samples
+        ]
+        answers = self.model.answer_batch(
+            requests, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size
+        )
+        if len(answers) != len(samples):
+            raise RuntimeError(f"{self.model.name} gave {len(answers)} answers to {len(samples)} questions.")
+        return [
+            {
+                "id": sample.id,
+                "text": answer.text.strip(),
+                "boxes": [[float(edge) for edge in box] for box in answer.boxes],
+                "finish_reason": answer.finish_reason,
+            }
+            for sample, answer in zip(samples, answers, strict=True)
+        ]
+
+
+def _prediction(sample: Sample, answer: Given) -> Prediction:
+    if "failure" in answer:
+        return {**prediction_of(sample, ""), "failed": True, "failure": answer["failure"]}
+    prediction = prediction_of(sample, answer["text"], answer["boxes"])
+    prediction["finish_reason"] = answer["finish_reason"]
+    return prediction
 
 
 def right_answers(sample: Sample) -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from bifocal.data.sample import Dataset, Sample
-from bifocal.evaluation.asking import Answering, Progress, ask_all, right_answers
+from bifocal.evaluation.asking import Answering, Asking, ask_and_judge, right_answers
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.evaluation.scoring import Measure, score_rows, with_count
 from bifocal.measures import CiderD, bleu_from_statistics, bleu_statistics, rouge_l, simple_tokens
@@ -39,24 +39,17 @@ def predict(
     model: Answering,
     dataset: Dataset,
     *,
-    blank: bool = False,
-    progress: Progress | None = None,
-    batch_size: int = 64,
     max_new_tokens: int = 96,
     reader: Reader | None = None,
+    **asking: Unpack[Asking],
 ) -> list[Prediction]:
     """Greedy captions with their references and, where the facts list ``objects``, what was ``said``.
 
     ``said`` and ``objects`` are {name: count}; ``correct`` means that the two are equal. ``reader`` is by
     default the one that belongs to the data set (see ``reader_of``).
     """
-    reader = reader or reader_of(dataset)
-    predictions = ask_all(
-        model, dataset, blank=blank, progress=progress, batch_size=batch_size, max_new_tokens=max_new_tokens
-    )
-    for prediction, sample in zip(predictions, dataset.samples, strict=True):
-        judge(prediction, sample, reader)
-    return predictions
+    judging = functools.partial(judge, reader=reader or reader_of(dataset))
+    return ask_and_judge(model, dataset, judging, max_new_tokens=max_new_tokens, **asking)
 
 
 def judge(prediction: Prediction, sample: Sample, reader: Reader | None = None) -> None:

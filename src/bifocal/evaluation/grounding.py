@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import numpy as np
 
 from bifocal.config import UserError
 from bifocal.data.boxes import iou
 from bifocal.data.sample import Dataset, Sample
-from bifocal.evaluation.asking import Answering, Progress, ask_all
+from bifocal.evaluation.asking import Answering, Asking, ask_and_judge
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.evaluation.scoring import Measure, mean_measure, score_rows
 
@@ -21,24 +22,13 @@ CANDIDATES = 200
 
 
 def predict(
-    model: Answering,
-    dataset: Dataset,
-    *,
-    blank: bool = False,
-    progress: Progress | None = None,
-    batch_size: int = 64,
-    max_new_tokens: int = 12,
+    model: Answering, dataset: Dataset, *, max_new_tokens: int = 12, **asking: Unpack[Asking]
 ) -> list[Prediction]:
     """Greedy answers, each with ``true_boxes``, ``iou``, ``correct`` and ``unparsed`` (no box in the answer).
 
     The first box of the answer counts, however many there are.
     """
-    predictions = ask_all(
-        model, dataset, blank=blank, progress=progress, batch_size=batch_size, max_new_tokens=max_new_tokens
-    )
-    for prediction, sample in zip(predictions, dataset.samples, strict=True):
-        judge(prediction, sample)
-    return predictions
+    return ask_and_judge(model, dataset, judge, max_new_tokens=max_new_tokens, **asking)
 
 
 def judge(prediction: Prediction, sample: Sample) -> None:

@@ -177,10 +177,44 @@ def format_interval(metric: str, low: float | None, high: float | None, *, sign:
 # ------------------------------------------------------------ files
 
 
-def write_results(path: str | Path, rows: Sequence[Row]) -> None:
-    """Write ``{"results": [row, ...]}``, one row a line."""
+def withheld(rows: Sequence[Row]) -> dict[tuple[str, str, str, str], int]:
+    """The (model, task, split, slice) of which no score is given because so many requests failed, and how many."""
+    slices: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in rows:
+        slices.setdefault(row.key[:4], []).append(row)
+    return {
+        key: some[0].failed
+        for key, some in slices.items()
+        if some[0].failed and all(row.value is None for row in some)
+    }
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What is to be said beside the rows: the scores that are withheld, and why; of slices where the whole is not."""
+    kept_back = withheld(rows)
+    said = []
+    for (model, task, split, name), failed in kept_back.items():
+        if name != "all" and (model, task, split, "all") in kept_back:
+            continue
+        part = "" if name == "all" else f', "{name}"'
+        requests = "request" if failed == 1 else "requests"
+        said.append(
+            f"{model}, {task} on {split}{part}: the score is withheld, because {failed} {requests} failed, more than "
+            "1% of all, and what was answered may be the easy part; the same command asks them again"
+        )
+    return said
+
+
+def results_text(rows: Sequence[Row]) -> str:
+    """``{"results": [row, ...]}`` as JSON, one row a line, and "notes" where a score is withheld."""
     lines = ",\n".join(json.dumps(row.to_json(), ensure_ascii=False, allow_nan=False) for row in rows)
-    atomic_write_text(path, '{"results": [\n' + lines + "\n]}\n")
+    said = f', "notes": {json.dumps(notes(rows), ensure_ascii=False)}' if notes(rows) else ""
+    return '{"results": [\n' + lines + "\n]" + said + "}\n"
+
+
+def write_results(path: str | Path, rows: Sequence[Row]) -> None:
+    """Write ``results_text`` to a file."""
+    atomic_write_text(path, results_text(rows))
 
 
 def read_results(path: str | Path) -> list[Row]:
@@ -207,6 +241,11 @@ def prediction_path(directory: str | Path, model: str, task: str, split: str, *,
     return Path(directory) / "predictions" / model / f"{task}.{split}{'.blank' if blank else ''}.jsonl"
 
 
+def answers_path(directory: str | Path, model: str, task: str, split: str, *, blank: bool = False) -> Path:
+    """The directory in which answers are kept as they are given, beside the predictions made of them."""
+    return prediction_path(directory, model, task, split, blank=blank).with_suffix(".answers")
+
+
 def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:
     """Write predictions, one JSON line a sample."""
     lines = (json.dumps(prediction, ensure_ascii=False, allow_nan=False) for prediction in predictions)
@@ -227,7 +266,8 @@ def read_predictions(path: str | Path) -> list[Prediction]:
 
 def print_table(rows: Sequence[Row], console: Console | None = None, *, title: str = "Results") -> None:
     """Print rows as a table. What is the same in all of them stands in the title, what is in none is left out."""
-    shown = [_cells(row) for row in rows]
+    kept_back = withheld(rows)
+    shown = [_cells(row, row.key[:4] in kept_back) for row in rows]
     names = [column for column in _NAMING if len({cells[column] for cells in shown}) > 1]
     shared = [cells[column] for cells in shown[:1] for column in _NAMING if column not in names]
     title = ", ".join([title, *(text for text in shared if text and text not in title)])
@@ -246,15 +286,20 @@ def print_table(rows: Sequence[Row], console: Console | None = None, *, title: s
             cells |= dict.fromkeys(("model", "task", "split"), "")
         table.add_row(*(cells[column] for column in (*names, "slice", "metric", *numbers)))
         previous = block
-    (console or Console()).print(table)
+    console = console or Console()
+    console.print(table)
+    for note in notes(rows):
+        console.print(note, markup=False, highlight=False)
 
 
 _NAMING = ("model", "task", "split", "variant")
-_NUMBERS = ("value", "95% interval", "baseline", "blank", "n", "unparsed")
+_NUMBERS = ("value", "95% interval", "baseline", "blank", "n", "unparsed", "failed")
 
 
-def _cells(row: Row) -> dict[str, str]:
-    uncomputed = row.value is None and row.n == 0
+def _cells(row: Row, kept_back: bool) -> dict[str, str]:
+    value = format_value(row.metric, row.value)
+    if row.value is None:
+        value = "withheld" if kept_back else "not computed" if row.n == 0 else value
     return {
         "model": row.model,
         "task": row.task,
@@ -262,10 +307,11 @@ def _cells(row: Row) -> dict[str, str]:
         "slice": row.slice,
         "metric": metric_title(row.metric),
         "variant": row.variant,
-        "value": "not computed" if uncomputed else format_value(row.metric, row.value),
+        "value": value,
         "95% interval": format_interval(row.metric, row.low, row.high),
         "baseline": format_value(row.metric, row.baseline),
         "blank": format_value(row.metric, row.blank),
         "n": str(row.n),
         "unparsed": "–" if row.unparsed is None else str(row.unparsed),
+        "failed": str(row.failed) if row.failed else "–",
     }

@@ -172,7 +172,8 @@ def score_rows(
     """Rows for all samples and for each slice, every metric with interval, baseline and blank column.
 
     A prediction with ``"failed": True`` is no answer: it is left out of the score and counted, and above 1%
-    of them the score is withheld (None). An answer that could not be parsed is wrong and counted apart.
+    of them the score is withheld (None). An answer that could not be parsed is wrong and counted apart. Where a sample
+    was answered and failed with a blank picture, the two do not compare, and there is no blank column.
     """
     if not predictions:
         raise UserError(f"There are no predictions to score for {task} on {split}.")
@@ -180,18 +181,18 @@ def score_rows(
     failed = Counter(name for p in failures for name in parts_of(p) if name != "all")
     answered = [p for p in predictions if not p.get("failed")]
     if not answered:
-        raise UserError(f"Every one of the {len(predictions)} requests for {task} on {split} failed.")
+        why = failures[0].get("failure", "nobody knows why").rstrip(".")
+        raise UserError(
+            f"Every one of the {len(predictions)} requests for {task} on {split} failed, the first with: {why}."
+        )
     measures = measuring(answered)
     blank_measures: list[Measure | None] = [None] * len(measures)
     if blank is not None:
         matched = same_samples(predictions, blank, f"Predictions for {task} with and without pictures")
-        if any(prediction.get("failed") for prediction in blank):
-            raise UserError(
-                f"Some requests for {task} with blank pictures failed; ask those again before scoring."
-            )
         kept = [b for p, b in zip(predictions, matched, strict=True) if not p.get("failed")]
-        by_name = {measure.name: measure for measure in measuring(kept)}
-        blank_measures = [by_name.get(measure.name) for measure in measures]
+        if not any(prediction.get("failed") for prediction in kept):
+            by_name = {measure.name: measure for measure in measuring(kept)}
+            blank_measures = [by_name.get(measure.name) for measure in measures]
     groups = groups_of(answered)
     rows = []
     for name, chosen in slices(answered).items():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from bifocal.data.sample import Dataset, Sample
-from bifocal.evaluation.asking import Answering, Progress, ask_all, right_answers
+from bifocal.evaluation.asking import Answering, Asking, ask_and_judge, right_answers
 from bifocal.evaluation.benchmarks import official_measuring
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.evaluation.scoring import Measure, majority, mean_measure, score_rows
@@ -15,21 +16,10 @@ TASK = "vqa"
 
 
 def predict(
-    model: Answering,
-    dataset: Dataset,
-    *,
-    blank: bool = False,
-    progress: Progress | None = None,
-    batch_size: int = 64,
-    max_new_tokens: int = 16,
+    model: Answering, dataset: Dataset, *, max_new_tokens: int = 16, **asking: Unpack[Asking]
 ) -> list[Prediction]:
     """Greedy answers, each with ``references``, ``correct`` and ``unparsed`` (an empty answer)."""
-    predictions = ask_all(
-        model, dataset, blank=blank, progress=progress, batch_size=batch_size, max_new_tokens=max_new_tokens
-    )
-    for prediction, sample in zip(predictions, dataset.samples, strict=True):
-        judge(prediction, sample)
-    return predictions
+    return ask_and_judge(model, dataset, judge, max_new_tokens=max_new_tokens, **asking)
 
 
 def judge(prediction: Prediction, sample: Sample) -> None:

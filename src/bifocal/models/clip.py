@@ -189,7 +189,7 @@ class CLIPModel(nn.Module):
         """
         images_BD, parts_RD = self._see(batch)
         texts_BD, phrases_RD = self._read(batch)
-        pairs = sum(distributed.counts(len(batch)))
+        pairs = sum(distributed.gather_objects(len(batch)))
         total, right = self._contrast(images_BD, texts_BD, batch.text_ids)
         metrics = {
             "accuracy": right,
@@ -198,7 +198,7 @@ class CLIPModel(nn.Module):
         }
         if self.config.logit_bias:
             metrics["logit_bias"] = self.logit_bias.item()
-        regions = sum(distributed.counts(len(parts_RD)))
+        regions = sum(distributed.gather_objects(len(parts_RD)))
         if regions:
             ids_R = batch.text_ids[:0] if batch.regions is None else batch.regions.text_ids
             named, right = self._contrast(parts_RD, phrases_RD, ids_R)

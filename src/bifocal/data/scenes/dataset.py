@@ -142,6 +142,10 @@ class SceneDataset:
             picture = self._pictures[key] = self.world.picture(key)
         return picture
 
+    def stamp(self, key: str) -> tuple[str, str]:
+        """What changes when the picture does: the key says all of it in one world."""
+        return self.world.fingerprint, key
+
     def _balanced(self, draws: Mapping[str, Draw], count: int) -> list[Sample]:
         """Samples of every kind in turn, each the draw whose answer is needed most, or none if all are too frequent."""
         kinds = list(draws)
