@@ -160,6 +160,8 @@ def evaluate(
     count: int | None = None,
     blank: bool = True,
     restart: bool = False,
+    shuffled: bool = False,
+    contamination: bool = True,
     checker: Path | None = None,
     features: Path | None = None,
     prior: Path | None = None,
@@ -184,11 +186,14 @@ def evaluate(
         count: how many samples.
         blank: also put the same questions with blank pictures.
         restart: throw away the answers that were kept from before, and ask everything anew.
+        shuffled: also put the same questions with each other's pictures.
+        contamination: look up which pictures and questions of DATA the run was trained on.
         checker: for text-to-image, the VLM that is asked about the drawings.
         features: for reconstruction, the CLIP in whose features the Fréchet distance is measured.
         prior: for reconstruction, the prior over the codes by which their bits are counted.
         classes: for zero-shot, a file of names to choose from, one a line, or JSON {folder: name}.
         train_data: for linear-probe, the folder to learn from; without, the other folds of DATA, or training scenes.
+            For other tasks, a folder that the run was trained on and that its recipe does not name.
         templates: for zero-shot, drawings, photos or name, or a file of sentences with {} for the name.
         json_output: print rows as JSON and nothing else.
         device: where to compute.
@@ -207,6 +212,8 @@ def evaluate(
             count=count,
             blank=blank,
             restart=restart,
+            shuffled=shuffled,
+            contamination=contamination,
             checker=checker,
             features=features,
             prior=prior,

@@ -11,10 +11,12 @@ from typing import Any
 from PIL import Image
 
 from bifocal import evaluation, inference
+from bifocal.commands.contamination import contamination as trained_before
 from bifocal.commands.figures import reconstruction_page
 from bifocal.commands.zero_shot_page import zero_shot_page
 from bifocal.config import UserError, fingerprint
 from bifocal.data.folder import FolderDataset
+from bifocal.data.overlap import marked
 from bifocal.data.own_sets import CaptionedFolder, ClassFolders, zero_shot_folder
 from bifocal.data.pictures import resize_whole
 from bifocal.data.sample import Dataset, Sample
@@ -23,6 +25,7 @@ from bifocal.data.scenes.dataset import SceneDataset
 from bifocal.data.templates import read_classes, read_templates
 from bifocal.encoded import weights_fingerprint
 from bifocal.evaluation.compare import Comparison, compare, load_predictions
+from bifocal.evaluation.controls import ShuffledPictures, as_shuffled, contamination_rows
 from bifocal.evaluation.results import Row, prediction_path, read_predictions
 from bifocal.training.progress import Progress
 
@@ -105,6 +108,8 @@ def evaluate_command(
     count: int | None = None,
     blank: bool = True,
     restart: bool = False,
+    shuffled: bool = False,
+    contamination: bool = True,
     checker: Path | None = None,
     features: Path | None = None,
     prior: Path | None = None,
@@ -119,6 +124,8 @@ def evaluate_command(
 ) -> list[Row]:
     """Score a run on a task; its predictions are kept beside it, or under ``directory``.
 
+    On a folder it is looked up what of it the run was trained on, where its recipe says where that lies;
+    ``train_data`` is another folder that was. ``shuffled`` also scores the questions with each other's pictures.
     A VQ-VAE and a CLIP's zero-shot answers evaluated by themselves also get a page, ``reconstruction.html`` or
     ``zero-shot.html`` in the run.
     """
@@ -128,8 +135,10 @@ def evaluate_command(
         raise UserError(f"--classes is for {' and '.join(LABELLED)}, and the task is {task}")
     if task != "zero-shot" and templates is not None:
         raise UserError(f"--templates is for zero-shot, and the task is {task}")
-    if task != "linear-probe" and train_data is not None:
-        raise UserError(f"--train-data is for linear-probe, and the task is {task}")
+    if train_data is not None and task != "linear-probe" and data is None:
+        raise UserError("--train-data is looked through for what is in --data, and none is given")
+    if shuffled and task in evaluation.WITHOUT_BLANK:
+        raise UserError(f"--shuffled is for tasks that ask about pictures, and the task is {task}")
     if classes is not None:
         labels, names = read_classes(classes)
         if task == "zero-shot":
@@ -139,6 +148,11 @@ def evaluate_command(
     model = inference.load(run, device=device, dtype=dtype)
     dataset = dataset_of(task, split, data=data, count=count, world=world, names=names)
     directory = directory or run
+    matches = None
+    if isinstance(dataset, FolderDataset | ClassFolders) and contamination and task != "linear-probe":
+        matches = trained_before(run, dataset, train_data)
+        if matches is not None:
+            dataset.samples = marked(dataset.samples, matches)
     if task == "linear-probe":
         options["training"] = taught_from(dataset, train_data, names)
     if task == "text-to-image":
@@ -172,6 +186,22 @@ def evaluate_command(
             name=name,
             **options,
         )
+    if matches is not None:
+        rows += contamination_rows(dataset, matches, model=name or model.name, task=task)
+    if shuffled:
+        with Progress(f"{name or model.name} {task} {split}, pictures shuffled", total=total) as progress:
+            others = evaluation.evaluate(
+                model,
+                ShuffledPictures(dataset),
+                task,
+                directory=directory / "shuffled",
+                blank=False,
+                restart=restart,
+                progress=lambda done, total: progress.update(done),
+                name=name,
+                **options,
+            )
+        rows += as_shuffled(others)
     if directory == run and isinstance(model, inference.VQVAE):
         keys = list(dict.fromkeys(key for sample in dataset.samples for key in sample.pictures))[:SHOWN]
         pictures = [resize_whole(dataset.picture(key), model.picture_size) for key in keys]

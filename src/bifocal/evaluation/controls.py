@@ -42,6 +42,10 @@ class ShuffledPictures:
         """Another picture than that of this key: (H, W, 3) uint8 RGB."""
         return self._dataset.picture(self._others[key])
 
+    def stamp(self, key: str) -> Sequence[int | str]:
+        """What changes when the picture shown for this key does."""
+        return [self._others[key], *self._dataset.stamp(self._others[key])]
+
 
 def as_shuffled(rows: Sequence[Row]) -> list[Row]:
     """Scores with shuffled pictures, told from the others by their variant; baseline and blank are not repeated."""
