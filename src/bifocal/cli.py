@@ -168,6 +168,7 @@ def evaluate(
     classes: Path | None = None,
     templates: str | None = None,
     train_data: str | None = None,
+    page: Path | None = None,
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
     device: str = "cpu",
     dtype: Dtype = "auto",
@@ -194,6 +195,7 @@ def evaluate(
         classes: for zero-shot, a file of names to choose from, one a line, or JSON {folder: name}.
         train_data: for linear-probe, the folder to learn from; without, the other folds of DATA, or training scenes.
             For other tasks, a folder that the run was trained on and that its recipe does not name.
+        page: an HTML file with every sample and its answer, to filter and search.
         templates: for zero-shot, drawings, photos or name, or a file of sentences with {} for the name.
         json_output: print rows as JSON and nothing else.
         device: where to compute.
@@ -220,6 +222,7 @@ def evaluate(
             classes=classes,
             templates=templates,
             train_data=train_data,
+            page=page,
             device=device,
             dtype=dtype,
         )
@@ -272,6 +275,8 @@ def compare(
     run_a: tyro.conf.Positional[Path],
     run_b: tyro.conf.Positional[Path],
     every_slice: bool = False,
+    page: Path | None = None,
+    data: tuple[str, ...] = (),
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """Two evaluated runs side by side, with intervals and a paired test.
@@ -282,12 +287,14 @@ def compare(
         run_a: the first run.
         run_b: the second run, evaluated on the same samples.
         every_slice: also each kind of question by itself.
+        page: an HTML file with every sample and both answers: which of them only one has right, to filter and search.
+        data: the folders that the pictures of the page are in, where they are no scenes.
         json_output: print JSON and nothing else.
     """
     from bifocal.commands.evaluate import compare_command
     from bifocal.evaluation.compare import print_comparison
 
-    result = compare_command(run_a, run_b)
+    result = compare_command(run_a, run_b, page=page, data=data)
     if json_output:
         print(json.dumps(result.to_json()))
     else:
