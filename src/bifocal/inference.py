@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -274,16 +274,8 @@ class VLM(Loaded):
         batch_size: int = 64,
     ) -> list[Answer]:
         """Greedy answers to many (pictures, question) requests, those of similar length together."""
-        order = sorted(range(len(requests)), key=lambda i: (len(requests[i][0]), len(requests[i][1])))
-        answers: list[Answer | None] = [None] * len(requests)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            some = [(requests[i][0], question_messages(len(requests[i][0]), requests[i][1])) for i in chosen]
-            for i, answer in zip(
-                chosen, self._reply(some, Sampling(max_new_tokens=max_new_tokens)), strict=True
-            ):
-                answers[i] = answer
-        return [answer for answer in answers if answer is not None]
+        asked = [(pictures, question_messages(len(pictures), question)) for pictures, question in requests]
+        return self._batched(asked, Sampling(max_new_tokens=max_new_tokens), batch_size)
 
     def chat(
         self,
@@ -294,9 +286,25 @@ class VLM(Loaded):
         seed: int | None = None,
     ) -> Answer:
         """Answer OpenAI-style messages; a picture is {"type": "image", "image": PICTURE} or a data ``image_url``."""
-        pictures, plain = read_messages(messages)
-        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed or 0)
-        return self._reply([(pictures, plain)], sampling)[0]
+        return self.chat_batch([messages], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)[
+            0
+        ]
+
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, Any]]],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        batch_size: int = 64,
+    ) -> list[Answer]:
+        """Answers to many conversations as ``chat`` takes them, those of similar length together."""
+        sampling = Sampling(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed or 0
+        )
+        return self._batched([read_messages(messages) for messages in conversations], sampling, batch_size)
 
     @torch.inference_mode()
     def score(self, pictures: Sequence[AnyPicture], question: str, answers: Sequence[str]) -> list[float]:
@@ -363,6 +371,29 @@ class VLM(Loaded):
         inside = [(start + len(prefix.tokens), index) for start, index in segment.pictures]
         places = [(start, first_picture + index) for start, index in [*prefix.pictures, *inside]]
         return Prompt(prefix.tokens + segment.tokens, places)
+
+    def _batched(
+        self,
+        requests: Sequence[tuple[Sequence[AnyPicture], Sequence[Message]]],
+        sampling: Sampling,
+        batch_size: int,
+    ) -> list[Answer]:
+        """Answers in the order of the requests, of which those with equally many pictures and words go together."""
+
+        def size(index: int) -> tuple[int, int]:
+            pictures, messages = requests[index]
+            parts = [part for message in messages for part in message.parts]
+            return len(pictures), sum(len(part) for part in parts if isinstance(part, str))
+
+        order = sorted(range(len(requests)), key=size)
+        answers: dict[int, Answer] = {}
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            replies = self._reply(
+                [requests[i] for i in chosen], replace(sampling, seed=sampling.seed + start)
+            )
+            answers.update(zip(chosen, replies, strict=True))
+        return [answers[index] for index in range(len(requests))]
 
     def _reply(
         self, requests: Sequence[tuple[Sequence[AnyPicture], Sequence[Message]]], sampling: Sampling

@@ -27,6 +27,7 @@ from bifocal.evaluation import (
 )
 from bifocal.evaluation.asking import Progress
 from bifocal.evaluation.results import Prediction, Row, answers_path, prediction_path, write_predictions
+from bifocal.evaluation.submission import write_submission
 
 TASKS: dict[str, ModuleType] = {
     module.TASK: module
@@ -69,10 +70,11 @@ def evaluate(
     """Predict with and without pictures, keep the predictions under ``directory``, and score them.
 
     ``name`` is what the model is called in rows and files (by default its own name); ``options`` go to the
-    task's ``predict``: text-to-image needs ``checker``. The answers to questions are kept under ``directory`` from the
-    moment they are given, and an evaluation that was killed goes on from them; ``restart`` throws them away. Several
-    ranks share the questions, each has all rows at the end, and the first one writes. Raises UserError for an unknown
-    task, or one that is not for this kind of model or not for several ranks.
+    task's ``predict``: text-to-image needs ``checker``. The answers to questions are kept under ``directory`` from
+    the moment they are given, and an evaluation that was killed goes on from them; ``restart`` throws them away.
+    Answers to a benchmark's questions are also written as it wants them handed in (see ``submission``). Several
+    ranks share the questions; each has all rows at the end, and the first one writes. Raises UserError for an
+    unknown task, or one that is not for this kind of model or not for several ranks.
     """
     if task not in TASKS:
         raise UserError(f"There is no task {task!r}; there are {', '.join(TASKS)}.")
@@ -106,5 +108,6 @@ def evaluate(
         write_predictions(prediction_path(directory, name, task, dataset.split), predictions)
         if without is not None:
             write_predictions(prediction_path(directory, name, task, dataset.split, blank=True), without)
+        write_submission(directory, name, task, dataset.split, predictions)
     rows: list[Row] = module.score(predictions, model=name, split=dataset.split, blank=without)
     return rows

@@ -24,7 +24,7 @@ from bifocal.data.formats import (
     voc,
     vqav2,
 )
-from bifocal.data.formats.base import Format, names_of
+from bifocal.data.formats.base import Format, ResultsFile, names_of
 from bifocal.data.formats.python2 import read_python2_pickle
 
 FORMATS: dict[str, Format] = {
@@ -47,6 +47,11 @@ FORMATS: dict[str, Format] = {
         voc.FORMAT,
         own.FORMAT,
     )
+}
+
+# How answers are handed in, by what the samples' facts call their benchmark.
+RESULTS: dict[str, ResultsFile] = {
+    item.results.benchmark: item.results for item in FORMATS.values() if item.results is not None
 }
 
 

@@ -7,6 +7,7 @@ a question belongs to), ``group`` (what is resampled together, if not the pictur
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +38,23 @@ class Given(NamedTuple):
 
 
 @dataclass(frozen=True)
+class ResultsFile:
+    """How answers are handed in to a benchmark: ``write`` is the inverse of a format's ``answers``.
+
+    ``benchmark`` is what the samples' facts call it, ``ending`` that of the file's name.
+    """
+
+    benchmark: str
+    ending: str
+    write: Callable[[Sequence[Given]], str]
+
+
+@dataclass(frozen=True)
 class Format:
     """A published format: ``recognises`` a file by its content; ``samples`` of all its files together.
 
-    ``answers`` reads its results format (None where there is none); ``may_miss`` says which samples an answer may be
-    missing for. ``files`` says in words which files it takes.
+    ``answers`` reads its results format (None where there is none) and ``results`` writes it; ``may_miss`` says which
+    samples an answer may be missing for. ``files`` says in words which files it takes.
     """
 
     name: str
@@ -50,6 +63,7 @@ class Format:
     recognises: Callable[[Document], bool]
     samples: Callable[[Sequence[Document]], list[Sample]]
     answers: Callable[[Path, Dialect], list[Given]] | None = None
+    results: ResultsFile | None = None
     may_miss: Callable[[Sample], bool] = lambda sample: False
 
 
@@ -120,3 +134,8 @@ def json_answers(
             identity, text = read(expect(value, dict, "an answer"))
         given.append(Given(where, identity, text))
     return given
+
+
+def json_results(given: Sequence[Given], entry: Callable[[Given], Mapping[str, Any]]) -> str:
+    """A list of objects as JSON, one a line, the inverse of ``json_answers``."""
+    return "[\n" + ",\n".join(json.dumps(entry(answer)) for answer in given) + "\n]\n"

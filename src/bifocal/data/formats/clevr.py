@@ -11,7 +11,17 @@ from typing import Any
 
 from bifocal.data.dialects import Dialect
 from bifocal.data.files import Document, located, numbered, read_document
-from bifocal.data.formats.base import Format, Given, first_of, json_answers, make_sample, names_of, unique
+from bifocal.data.formats.base import (
+    Format,
+    Given,
+    ResultsFile,
+    first_of,
+    json_answers,
+    json_results,
+    make_sample,
+    names_of,
+    unique,
+)
 from bifocal.data.records import expect, integer, text
 from bifocal.data.sample import Sample
 
@@ -72,4 +82,12 @@ def answers(path: Path, dialect: Dialect) -> list[Given]:
     )
 
 
-FORMAT = Format("clevr", "vqa", "CLEVR's questions", recognises, samples, answers)
+def results(given: Sequence[Given]) -> str:
+    """These answers by the index of the question, as a list."""
+    return json_results(given, lambda answer: {"question_index": int(answer.id), "answer": answer.text})
+
+
+RESULTS = ResultsFile("clevr", ".json", results)
+
+
+FORMAT = Format("clevr", "vqa", "CLEVR's questions", recognises, samples, answers, RESULTS)

@@ -11,8 +11,10 @@ from bifocal.data.formats.base import (
     DESCRIBE,
     Format,
     Given,
+    ResultsFile,
     first_of,
     json_answers,
+    json_results,
     make_sample,
     names_of,
     unique,
@@ -62,4 +64,12 @@ def answers(path: Path, dialect: Dialect) -> list[Given]:
     )
 
 
-FORMAT = Format("coco-captions", "captioning", "COCO's captions", recognises, samples, answers)
+def results(given: Sequence[Given]) -> str:
+    """The official results of these captions."""
+    return json_results(given, lambda answer: {"image_id": int(answer.id), "caption": answer.text})
+
+
+RESULTS = ResultsFile("coco", ".json", results)
+
+
+FORMAT = Format("coco-captions", "captioning", "COCO's captions", recognises, samples, answers, RESULTS)

@@ -12,7 +12,16 @@ from typing import Any
 from bifocal.config import UserError
 from bifocal.data.dialects import Dialect
 from bifocal.data.files import Document, located, read_document
-from bifocal.data.formats.base import Format, Given, json_answers, make_sample, names_of, unique
+from bifocal.data.formats.base import (
+    Format,
+    Given,
+    ResultsFile,
+    json_answers,
+    json_results,
+    make_sample,
+    names_of,
+    unique,
+)
 from bifocal.data.records import expect, required, text, texts
 from bifocal.data.sample import Sample
 
@@ -88,4 +97,14 @@ def may_miss(sample: Sample) -> bool:
     return not (sample.facts or {})["balanced"]
 
 
-FORMAT = Format("gqa", "vqa", "GQA's questions, and its choices", recognises, samples, answers, may_miss)
+def results(given: Sequence[Given]) -> str:
+    """The official results of these answers."""
+    return json_results(given, lambda answer: {"questionId": answer.id, "prediction": answer.text})
+
+
+RESULTS = ResultsFile("gqa", ".json", results)
+
+
+FORMAT = Format(
+    "gqa", "vqa", "GQA's questions, and its choices", recognises, samples, answers, RESULTS, may_miss
+)

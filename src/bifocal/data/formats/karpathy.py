@@ -10,7 +10,7 @@ from typing import Any
 
 from bifocal.data.files import Document, located, numbered
 from bifocal.data.formats.base import DESCRIBE, Format, first_of, make_sample, names_of, unique
-from bifocal.data.formats.coco_captions import answers
+from bifocal.data.formats.coco_captions import RESULTS, answers
 from bifocal.data.records import expect, integer, items, text
 from bifocal.data.sample import Sample
 
@@ -45,4 +45,4 @@ def _sample(record: Mapping[str, Any]) -> Sample:
     )
 
 
-FORMAT = Format("karpathy", "captioning", "Karpathy's dataset_*.json", recognises, samples, answers)
+FORMAT = Format("karpathy", "captioning", "Karpathy's dataset_*.json", recognises, samples, answers, RESULTS)

@@ -6,6 +6,7 @@ Results are a CSV file without a head: ``identifier,prediction``.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,16 @@ from typing import Any
 from bifocal.config import UserError
 from bifocal.data.dialects import Dialect
 from bifocal.data.files import Document, located, read_text
-from bifocal.data.formats.base import JUDGE, Format, Given, has_keys, make_sample, names_of, unique
+from bifocal.data.formats.base import (
+    JUDGE,
+    Format,
+    Given,
+    ResultsFile,
+    has_keys,
+    make_sample,
+    names_of,
+    unique,
+)
 from bifocal.data.records import expect, text
 from bifocal.data.sample import Sample
 
@@ -72,4 +82,19 @@ def answers(path: Path, dialect: Dialect) -> list[Given]:
     return given
 
 
-FORMAT = Format("nlvr2", "reasoning", "NLVR2's JSON lines", recognises, samples, answers)
+def results(given: Sequence[Given]) -> str:
+    """The official results of these answers.
+
+    The official script divides lines at every comma, so a comma in an answer becomes a semicolon, which makes no answer
+    right or wrong in either reading; line ends become spaces.
+    """
+    written = io.StringIO()
+    rows = csv.writer(written, lineterminator="\n")
+    rows.writerows((answer.id, " ".join(answer.text.replace(",", ";").split())) for answer in given)
+    return written.getvalue()
+
+
+RESULTS = ResultsFile("nlvr2", ".csv", results)
+
+
+FORMAT = Format("nlvr2", "reasoning", "NLVR2's JSON lines", recognises, samples, answers, RESULTS)

@@ -1,8 +1,9 @@
 """RefCOCO, RefCOCO+ and RefCOCOg as published: ``refs(unc|google|umd).p`` and ``instances.json``.
 
 There is no official results format. Here it is JSON lines, one expression a line, with the predicted ``bbox`` as
-[x1, y1, x2, y2] in pixels of the original picture, or an ``answer`` that spells a box in the stated dialect. A line is
-told by ``id`` or ``sent_id``; without one by ``image`` and ``sent``, the n-th such line being the n-th of the truth.
+[x1, y1, x2, y2] in pixels of the original picture (null where there is no box), or an ``answer`` that spells a box in
+the stated dialect. A line is told by ``id`` or ``sent_id``; without one by ``image`` and ``sent``, the n-th such line
+being the n-th of the truth.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bifocal.artifacts import json_line
 from bifocal.config import UserError
 from bifocal.data.dialects import Dialect
 from bifocal.data.files import Document, located, numbered, read_document
@@ -20,6 +22,7 @@ from bifocal.data.formats.base import (
     FIND,
     Format,
     Given,
+    ResultsFile,
     has_keys,
     make_sample,
     names_of,
@@ -61,7 +64,9 @@ def answers(path: Path, dialect: Dialect) -> list[Given]:
         with located(where):
             record = expect(value, dict, "an answer")
             identity = identities.of(record)
-            if "bbox" in record:
+            if "bbox" in record and record["bbox"] is None:
+                given.append(Given(where, identity))
+            elif "bbox" in record:
                 x1, y1, x2, y2 = numbers(record, "bbox", 4)
                 box = (x1, y1, x2, y2) if x1 <= x2 and y1 <= y2 else None
                 given.append(Given(where, identity, pixels=box))
@@ -71,6 +76,14 @@ def answers(path: Path, dialect: Dialect) -> list[Given]:
             else:
                 raise UserError('it has neither "bbox" nor "answer"')
     return given
+
+
+def results(given: Sequence[Given]) -> str:
+    """These boxes in pixels, one a line, by ``id``."""
+    return "".join(json_line({"id": answer.id, "bbox": answer.pixels}) for answer in given)
+
+
+RESULTS = ResultsFile("refcoco", ".jsonl", results)
 
 
 def expression(
@@ -162,5 +175,5 @@ def _expressions(
 
 
 FORMAT = Format(
-    "refcoco", "grounding", "RefCOCO's refs(...).p and instances.json", recognises, samples, answers
+    "refcoco", "grounding", "RefCOCO's refs(...).p and instances.json", recognises, samples, answers, RESULTS
 )

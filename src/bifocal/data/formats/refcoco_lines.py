@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bifocal.data.files import Document, located
 from bifocal.data.formats.base import Format, has_keys, names_of, unique
-from bifocal.data.formats.refcoco import Identities, answers, expression
+from bifocal.data.formats.refcoco import RESULTS, Identities, answers, expression
 from bifocal.data.records import expect, number, numbers, text
 from bifocal.data.sample import Sample
 
@@ -38,4 +38,4 @@ def samples(documents: Sequence[Document]) -> list[Sample]:
     return unique(found, names_of(documents))
 
 
-FORMAT = Format("refcoco-lines", "grounding", "RefCOCO as JSON lines", recognises, samples, answers)
+FORMAT = Format("refcoco-lines", "grounding", "RefCOCO as JSON lines", recognises, samples, answers, RESULTS)

@@ -12,7 +12,17 @@ from typing import Any
 from bifocal.config import UserError
 from bifocal.data.dialects import Dialect
 from bifocal.data.files import Document, located, numbered, read_document
-from bifocal.data.formats.base import Format, Given, first_of, json_answers, make_sample, names_of, unique
+from bifocal.data.formats.base import (
+    Format,
+    Given,
+    ResultsFile,
+    first_of,
+    json_answers,
+    json_results,
+    make_sample,
+    names_of,
+    unique,
+)
 from bifocal.data.records import expect, integer, items, text
 from bifocal.data.sample import Sample
 
@@ -95,4 +105,12 @@ def answers(path: Path, dialect: Dialect) -> list[Given]:
     )
 
 
-FORMAT = Format("vqav2", "vqa", "VQA's annotations, and its questions", recognises, samples, answers)
+def results(given: Sequence[Given]) -> str:
+    """The official results of these answers."""
+    return json_results(given, lambda answer: {"question_id": int(answer.id), "answer": answer.text})
+
+
+RESULTS = ResultsFile("vqav2", ".json", results)
+
+
+FORMAT = Format("vqav2", "vqa", "VQA's annotations, and its questions", recognises, samples, answers, RESULTS)

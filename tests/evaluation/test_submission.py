@@ -1,0 +1,139 @@
+"""What evaluation writes for a benchmark is read back by `bifocal score` and gives the score that evaluation gave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import published
+from bifocal import inference
+from bifocal.cli import main
+from bifocal.commands.evaluate import evaluate_command
+from bifocal.data.folder import FolderDataset
+from bifocal.data.formats import FORMATS
+from bifocal.data.sample import Box
+from bifocal.evaluation.results import Row
+from evaluation.fakes import FakeAnswer
+
+# Besides the right answer: what the official and the sane reading see differently, and what a file can break on.
+SAID = [
+    "yes",
+    "True, I think",
+    "true,",
+    '"false"',
+    "a, b\nc",
+    "",
+    "Two owls; 1,000 é\u2028x",
+    "FALSE",
+    "the owl.",
+]
+BOXES = [(), (Box(0.1, 1 / 3, 0.7, 0.9),), (Box(0.0, 0.0, 1.0, 1.0), Box(0.1, 0.1, 0.2, 0.2))]
+SPLITS = {"karpathy": "test", "refcoco": "val"}
+WITH_RESULTS = [name for name, form in FORMATS.items() if form.results is not None]
+
+
+class Talker:
+    """Answers the questions of a data set in their order: now rightly, now with something out of a list."""
+
+    kind, name, fingerprint = "vlm", "talker", "talker"
+
+    def __init__(self, dataset: FolderDataset, seed: int) -> None:
+        self.samples, self.seed, self.asked = dataset.samples, seed, 0
+
+    def answer_batch(self, requests, *, max_new_tokens, batch_size):
+        answers = []
+        for _ in requests:
+            sample, number = self.samples[self.asked], self.asked + self.seed
+            right = number % 3 == 0
+            boxes = sample.boxes if right else BOXES[number % len(BOXES)]
+            text = sample.references[-1] if right and sample.references else SAID[number % len(SAID)]
+            answers.append(FakeAnswer(text, tuple(boxes)))
+            self.asked += 1
+        return answers
+
+
+def bring(form: str, place: Path) -> tuple[Path, list[Path]]:
+    """A benchmark at toy size as a folder, and its annotations."""
+    write, names = published.WRITERS[form]
+    files = write(place / "published")
+    annotations = [files[name] for name in names]
+    words = ["data", "import", form, *map(str, annotations), "--images", str(files["pictures"])]
+    words += ["--out", str(place / "data"), *(("--split", SPLITS[form]) if form in SPLITS else ())]
+    assert main(words) == 0
+    return place / "data", annotations
+
+
+def evaluated(monkeypatch: pytest.MonkeyPatch, data: Path, task: str, seed: int, out: Path) -> list[Row]:
+    monkeypatch.setattr(inference, "load", lambda *run, **options: Talker(FolderDataset(data, task), seed))
+    return evaluate_command(Path("talker"), task, data=str(data), directory=out, blank=False)
+
+
+def without_names(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without whose it is, what its split is called, and what a file of answers cannot say."""
+    return {key: value for key, value in row.items() if key not in ("model", "split", "truncated")}
+
+
+@pytest.mark.parametrize("form", WITH_RESULTS)
+def test_score_reads_back_what_evaluate_wrote_and_gives_the_same_rows(form, tmp_path, monkeypatch, capsys):
+    data, annotations = bring(form, tmp_path)
+    task = FORMATS[form].task
+    values = set()
+    for seed in range(len(SAID)):
+        rows = evaluated(monkeypatch, data, task, seed, tmp_path / str(seed))
+        (path,) = (tmp_path / str(seed) / "submissions" / "talker").iterdir()
+        capsys.readouterr()
+        assert (
+            main(["score", str(path), "--task", form, "--annotations", *map(str, annotations), "--json"]) == 0
+        )
+        scored = json.loads(capsys.readouterr().out)["results"]
+        assert [without_names(row) for row in scored] == [without_names(row.to_json()) for row in rows]
+        values |= {row.value for row in rows if row.slice == "all"}
+    assert len(values) > 1  # the answers were right and wrong in turn
+
+
+def test_the_files_are_as_the_benchmarks_have_them(tmp_path, monkeypatch):
+    found = {}
+    for form in ("vqav2", "gqa", "coco-captions", "nlvr2", "refcoco", "clevr"):
+        data, _ = bring(form, tmp_path / form)
+        evaluated(monkeypatch, data, FORMATS[form].task, 0, tmp_path / form)
+        (path,) = (tmp_path / form / "submissions" / "talker").iterdir()
+        found[path.name] = path.read_text()
+    results = {name: json.loads(text)[0] for name, text in found.items() if name.endswith(".json")}
+    assert results == {
+        "vqa.test.vqav2.json": {"question_id": 1, "answer": "yes"},
+        "vqa.test.gqa.json": {"questionId": "001", "prediction": "red"},
+        "vqa.test.clevr.json": {"question_index": 0, "answer": "2"},
+        "captioning.test.coco.json": {"image_id": 7, "caption": "an owl in red"},
+    }
+    assert found["reasoning.test.nlvr2.csv"] == "dev-3-0-0,true\ndev-3-1-0,True; I think\ndev-3-0-1,true;\n"
+    lines = [json.loads(line) for line in found["grounding.test.refcoco.jsonl"].splitlines()]
+    assert lines == [
+        {"id": "0", "bbox": [10.0, 20.0, 40.0, 45.5]},
+        {"id": "1", "bbox": [8.0, 20.0, 56.0, 54.0]},
+    ]
+
+
+def test_where_a_request_failed_no_file_is_written_and_that_of_before_goes(tmp_path, monkeypatch, capsys):
+    data, _ = bring("vqav2", tmp_path)
+    evaluated(monkeypatch, data, "vqa", 0, tmp_path)
+    path = tmp_path / "submissions" / "talker" / "vqa.test.vqav2.json"
+    assert path.is_file()
+    (data / FolderDataset(data, "vqa").samples[0].pictures[0]).write_bytes(b"broken")
+    capsys.readouterr()
+    evaluated(monkeypatch, data, "vqa", 0, tmp_path)
+    assert (
+        "is not written: it must answer every question, and 2 of 6 requests failed" in capsys.readouterr().err
+    )
+    assert not path.exists()
+
+
+def test_samples_of_no_benchmark_have_no_file(tmp_path, monkeypatch):
+    files = published.table(tmp_path)
+    words = ["data", "import", "csv", str(files["annotations"]), "--images", str(files["pictures"])]
+    assert main([*words, "--out", str(tmp_path / "data")]) == 0
+    evaluated(monkeypatch, tmp_path / "data", "vqa", 0, tmp_path)
+    assert (tmp_path / "predictions" / "talker" / "vqa.test.jsonl").is_file()
+    assert not (tmp_path / "submissions").exists()
