@@ -132,16 +132,20 @@ def test_what_failed_was_cut_off_or_is_not_judged_says_so(two):
     rows = rows_of(sample_data({"m": {("vqa", "test"): a}})[0])
     assert rows[0]["answers"][0] == ["", None, [], "connection reset", ["failed"]]
     assert rows[1]["answers"][0][4] == ["cut off"]
+
+
+def test_a_caption_is_judged_where_it_is_known_what_is_there():
     captions = FakeDataset("captioning", 4)
     said = captioning.predict(FakeVLM("m", 1.0, captions.shapes), captions, reader=read_caption)
-    assert [
-        row["answers"][0][1] for row in rows_of(sample_data({"m": {("captioning", "test"): said}})[0])
-    ] == [1] * 4
+
+    def verdicts() -> list[int | None]:
+        rows = rows_of(sample_data({"m": {("captioning", "test"): said}})[0])
+        return [row["answers"][0][1] for row in rows]
+
+    assert verdicts() == [1] * 4
     for caption in said:
-        del caption["correct"]  # as those of other data are, of which nobody can say what a caption names
-    assert [
-        row["answers"][0][1] for row in rows_of(sample_data({"m": {("captioning", "test"): said}})[0])
-    ] == [None] * 4
+        del caption["correct"]  # as those of other data are
+    assert verdicts() == [None] * 4
 
 
 def test_more_samples_than_anyone_reads_are_thinned_out_evenly_and_counted(two):

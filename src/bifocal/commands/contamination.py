@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bifocal import artifacts, distributed
 from bifocal.config import UserError
+from bifocal.data.folder import sample_files
 from bifocal.data.overlap import Match, overlap, trained_on
 from bifocal.data.sample import Dataset
 from bifocal.recipes.mixture import SCENES, is_mixture, read_mixture
@@ -38,8 +39,10 @@ def contamination(run: Path, dataset: Dataset, more: str | None = None) -> list[
     """For every sample of the test, what of it the run was trained on; None where no folder is known to look at.
 
     ``more`` is another folder that training saw, such as that of the run which this one was begun with. A folder that
-    is no longer where the recipe says is named in a warning.
+    is no longer where the recipe says is named in a warning. Raises ``UserError`` where ``more`` has no samples.
     """
+    if more is not None:
+        sample_files(Path(more))
     named = list(dict.fromkeys([*training_sets(run), *([more] if more else [])]))
     folders = [Path(name) for name in named if any(Path(name).glob("*.jsonl"))]
     gone = [name for name in named if Path(name) not in folders]

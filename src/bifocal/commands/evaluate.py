@@ -138,8 +138,8 @@ def evaluate_command(
 
     On a folder it is looked up what of it the run was trained on, where its recipe says where that lies;
     ``train_data`` is another folder that was. ``shuffled`` also scores the questions with each other's pictures.
-    ``page`` is an HTML file for every sample with its answer. A VQ-VAE and a CLIP's zero-shot answers evaluated by themselves also get a page, ``reconstruction.html`` or
-    ``zero-shot.html`` in the run.
+    ``page`` is an HTML file for every sample with its answer. A VQ-VAE and a CLIP's zero-shot answers evaluated by
+    themselves also get a page, ``reconstruction.html`` or ``zero-shot.html`` in the run.
     """
     options: dict[str, Any] = {}
     names: Mapping[str, str] = {}
