@@ -242,6 +242,30 @@ def test_five_thousand_samples_stay_below_25_megabytes():
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+def opened(page: Path, state: str, script: str = "") -> str:
+    """What the page is in a browser after its script, and another one, have run."""
+    text = page.read_text()
+    page.write_text(text.replace("</body></html>", f'<script type="module">{script}</script></body></html>'))
+    words = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000"]
+    words += ["--dump-dom", f"--user-data-dir={page.parent / 'profile'}", f"file://{page}#{state}"]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the page with")
+def test_cards_are_made_as_one_scrolls(two, tmp_path: Path):
+    (tmp_path / "page.html").write_text(two.page())
+    # ten times to the end, each time with the event that the screen, which is not drawn here, would give
+    scroll = """const count = () => document.querySelectorAll('article').length;
+      document.body.dataset.before = count();
+      for (let i = 0; i < 10; i++) {
+        scrollTo({ top: document.body.scrollHeight, behavior: 'instant' });
+        dispatchEvent(new Event('scroll'));
+      }
+      document.body.dataset.after = count();"""
+    shown = opened(tmp_path / "page.html", "", scroll)
+    assert 'data-before="24"' in shown and 'data-after="90"' in shown and "That was all." in shown
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the page with")
 def test_a_browser_shows_the_samples_that_the_filters_leave(two, tmp_path: Path):
     (tmp_path / "page.html").write_text(two.page())
@@ -249,11 +273,7 @@ def test_a_browser_shows_the_samples_that_the_filters_leave(two, tmp_path: Path)
     only_a = [
         r for r in rows if [answer[1] for answer in r["answers"]] == [1, 0] and "is there" in r["question"]
     ]
-    shown = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom",
-         f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path}/page.html#outcome=a&block=0&words=is+there"],
-        capture_output=True, text=True, timeout=60, check=True,
-    ).stdout  # fmt: skip
+    shown = opened(tmp_path / "page.html", "outcome=a&block=0&words=is+there")
     cards = re.findall(r'<article class="sample.*?</article>', shown, re.DOTALL)
     assert 0 < len(only_a) <= 24 and len(cards) == len(only_a)
     for card, row in zip(cards, only_a, strict=True):

@@ -120,17 +120,18 @@ function enlarge(row) {
 dialog.addEventListener('click', event => { if (event.target === dialog) dialog.close(); });
 
 let chosen = [], shown = 0;
-const observer = new IntersectionObserver(entries => { if (entries.some(entry => entry.isIntersecting)) more(); },
-  { rootMargin: '900px' });
 
+// Cards are made for what is in sight and a screen beyond it.
 function more() {
-  const some = chosen.slice(shown, shown + AT_ONCE);
-  list.append(...some.map(row => card(row, false)));
-  shown += some.length;
+  while (shown < chosen.length && (!shown || end.getBoundingClientRect().top < 2 * innerHeight)) {
+    const some = chosen.slice(shown, shown + AT_ONCE);
+    list.append(...some.map(row => card(row, false)));
+    shown += some.length;
+  }
   end.textContent = !chosen.length ? 'No sample fits.' : shown < chosen.length ? '…' : 'That was all.';
-  observer.unobserve(end); // observed anew, it is reported again if it is still in sight
-  if (shown < chosen.length) observer.observe(end);
 }
+addEventListener('scroll', more, { passive: true });
+addEventListener('resize', more);
 
 function fill(field, first, counts) {
   field.replaceChildren(new Option(first, ''), ...counts.map(([value, label, count]) =>

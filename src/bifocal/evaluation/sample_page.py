@@ -90,13 +90,15 @@ _SAID = (
 
 def differences_table(comparison: Comparison, names: tuple[str, str]) -> str:
     """Every difference with its interval, coloured by the model it speaks for where the interval leaves out zero."""
-    columns = ["task", "split", "slice", "metric", *names, "difference", "95% interval", "p", "n"]
+    columns = ["task", "slice", "metric", *names, "difference", "95% interval", "p", "n"]
 
     def cells(d: Difference) -> list[str]:
         better = ("a" if (d.difference or 0) > 0 else "b") if d.clear else ""
         title = metric_title(d.metric) + (f", {d.variant}" if d.variant else "")
         return [
-            *(escape(text) for text in (d.task, d.split, d.slice, title)),
+            f'{escape(d.task)} <span class="muted">{escape(d.split)}</span>',
+            escape(d.slice),
+            escape(title),
             format_value(d.metric, d.a),
             format_value(d.metric, d.b),
             f'<b class="{better}">{format_value(d.metric, d.difference, sign=True)}</b>',
@@ -106,7 +108,7 @@ def differences_table(comparison: Comparison, names: tuple[str, str]) -> str:
         ]
 
     body = table(
-        columns, [cells(d) for d in comparison.differences], numeric=range(4, 10), name="scores-table"
+        columns, [cells(d) for d in comparison.differences], numeric=range(3, 9), name="scores-table"
     )
     for owner, only in ((names[0], comparison.only_a), (names[1], comparison.only_b)):
         if only:

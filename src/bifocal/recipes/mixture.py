@@ -72,7 +72,7 @@ def read_mixture(path: Path) -> Mixture:
     mixture = config.from_dict(Mixture, _content(path), str(path), older=True)
     if not mixture.sets:
         raise UserError(f"{path} mixes no sets: give it [[sets]], each with data and weight")
-    named = []
+    named: list[MixedSet] = []
     for number, item in enumerate(mixture.sets, start=1):
         name = item.name or (item.data if item.data == SCENES else (path.parent / item.data).resolve().name)
         if not item.weight > 0:
@@ -136,7 +136,7 @@ class MixtureSource:
         self.names = list(sets)
         self.sources = [source for source, _ in sets.values()]
         self.weights = whole_weights([weight for _, weight in sets.values()])
-        self.tasks = {task for source in self.sources for task in source.tasks}
+        self.tasks: Collection[str] = {task for source in self.sources for task in source.tasks}
         self.fingerprint = config.fingerprint(
             [
                 [name, weight, source.fingerprint]

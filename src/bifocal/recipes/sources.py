@@ -100,7 +100,7 @@ class SceneSource:
         self.episodes = episodes
         self.samples_per_document = samples_per_document
         self.fingerprint = self.world.fingerprint
-        self.tasks = SCENE_TASKS
+        self.tasks: Collection[str] = SCENE_TASKS
 
     def texts(self) -> list[str]:
         return training_texts(self.world, 20_000)
@@ -171,7 +171,7 @@ class FolderSource:
         if not self.pictured["train"]:
             raise UserError(f"the samples of {self.dataset.name} have no pictures")
         self.samples = groups
-        self.tasks = {sample.task for sample in self.dataset.samples}
+        self.tasks: Collection[str] = {sample.task for sample in self.dataset.samples}
         self.fingerprint = fingerprint([sample.id for sample in self.dataset.samples])
 
     def texts(self) -> list[str]:
