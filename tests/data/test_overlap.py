@@ -14,6 +14,7 @@ from bifocal.data.folder import FolderDataset
 from bifocal.data.formats.base import DESCRIBE, make_sample
 from bifocal.data.overlap import NEW, OVERLAP, SEEN, Found, marked, near_text, overlap, same_text, trained_on
 from bifocal.data.sample import Sample, write_samples
+from bifocal.recipes.sources import FolderSource
 
 NOTHING, NEARLY, WHOLLY = Found(False, False), Found(False, True), Found(True, True)
 
@@ -42,7 +43,7 @@ def train(tmp_path: Path) -> Path:
 
 
 def matches_of(test: Path, *train: Path, cache: Path | None = None) -> list[module.Match]:
-    return overlap(FolderDataset(test), trained_on(train, cache))
+    return overlap(FolderDataset(test), trained_on(train, whole=train, cache=cache))
 
 
 def test_picture_and_text_are_told_apart_and_together_they_are_the_sample(tmp_path, train):
@@ -100,6 +101,19 @@ def test_samples_are_marked_by_their_pictures_and_keep_their_facts(tmp_path, tra
                   seeds={"a.png": 1, "new.png": 9})  # fmt: skip
     both = marked(FolderDataset(test).samples, matches_of(test, train))
     assert [one.facts for one in both] == [{"benchmark": "gqa", OVERLAP: SEEN}, {OVERLAP: NEW}]
+
+
+def test_what_training_keeps_for_validation_was_not_trained_on(tmp_path):
+    names = [f"{number}.png" for number in range(60)]
+    samples = [ask(name, name, f"is it number {name}?") for name in names]
+    place = folder(tmp_path / "all", *samples, seeds={name: seed for seed, name in enumerate(names)})
+    source = FolderSource(place, 32)
+    learnt = {source.document_keys("train", number)[0] for number in range(source.documents("train"))}
+    assert 0 < len(learnt) < 60
+    matches = overlap(dataset := FolderDataset(place), trained_on([place]))
+    found = {sample.id: match for sample, match in zip(dataset.samples, matches, strict=True)}
+    assert {name for name, match in found.items() if match.both == WHOLLY} == learnt
+    assert {name for name, match in found.items() if match.picture == NOTHING} == set(names) - learnt
 
 
 def test_looks_are_kept_until_a_picture_changes(tmp_path, train, monkeypatch):

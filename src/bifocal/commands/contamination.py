@@ -38,8 +38,9 @@ def training_sets(run: Path) -> Iterator[str]:
 def contamination(run: Path, dataset: Dataset, more: str | None = None) -> list[Match] | None:
     """For every sample of the test, what of it the run was trained on; None where no folder is known to look at.
 
-    ``more`` is another folder that training saw, such as that of the run which this one was begun with. A folder that
-    is no longer where the recipe says is named in a warning. Raises ``UserError`` where ``more`` has no samples.
+    What training kept for validation was not trained on. ``more`` is another folder that training saw, all of it, such
+    as that of the run which this one was begun with. A folder that is no longer where the recipe says is named in a
+    warning. Raises ``UserError`` where ``more`` has no samples.
     """
     if more is not None:
         sample_files(Path(more))
@@ -55,6 +56,7 @@ def contamination(run: Path, dataset: Dataset, more: str | None = None) -> list[
     if not folders:
         return None
     with counted("looks of training pictures") as update:
-        trained = trained_on(folders, run / LOOKS, update)
+        whole = [Path(more)] if more is not None else []
+        trained = trained_on(folders, whole=whole, cache=run / LOOKS, progress=update)
     with counted("looks of test pictures") as update:
         return overlap(dataset, trained, update)

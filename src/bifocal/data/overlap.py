@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import numpy as np
 
 from bifocal.artifacts import atomic_write_bytes
 from bifocal.config import fingerprint
-from bifocal.data.folder import FolderDataset
+from bifocal.data.folder import FolderDataset, kept_for_validation
 from bifocal.data.likeness import Gallery, Look, look_at
 from bifocal.data.sample import Dataset, Sample
 
@@ -81,10 +81,21 @@ class Trained:
 
 
 def trained_on(
-    folders: Sequence[Path], cache: Path | None = None, progress: Progress | None = None
+    folders: Sequence[Path],
+    *,
+    whole: Collection[Path] = (),
+    cache: Path | None = None,
+    progress: Progress | None = None,
 ) -> Trained:
-    """Everything in some folders of samples; the looks of a folder's pictures are kept under ``cache``."""
+    """What training takes from some folders of samples, which leaves out a tenth; of those in ``whole``, everything.
+
+    The looks of a folder's pictures are kept under ``cache``.
+    """
     datasets = [FolderDataset(folder) for folder in folders]
+    for folder, dataset in zip(folders, datasets, strict=True):
+        if folder not in whole:
+            learnt = [sample for sample in dataset.samples if not kept_for_validation(sample.pictures)]
+            dataset.samples = learnt or dataset.samples
     total, done = sum(len(_keys(dataset)) for dataset in datasets), 0
     trained = Trained()
     for dataset in datasets:

@@ -16,7 +16,7 @@ import numpy as np
 
 from bifocal.config import UserError, fingerprint
 from bifocal.data.fitting import WHOLE, Fitting, fit_picture
-from bifocal.data.folder import FolderDataset
+from bifocal.data.folder import FolderDataset, kept_for_validation
 from bifocal.data.prompts import reworded
 from bifocal.data.sample import Box, Message, Picture, Sample
 from bifocal.data.scenes import World, WorldSettings
@@ -158,8 +158,7 @@ class FolderSource:
             groups.setdefault(sample.pictures, []).append(sample)
         self.groups: dict[str, list[tuple[str, ...]]] = {"train": [], "validation": []}
         for keys in groups:
-            kept = int(fingerprint(list(keys))[:8], 16) % 10 == 0
-            self.groups["validation" if kept else "train"].append(keys)
+            self.groups["validation" if kept_for_validation(keys) else "train"].append(keys)
         for split, other in (("validation", "train"), ("train", "validation")):
             if not self.groups[split]:
                 self.groups[split] = self.groups[other][:1]
