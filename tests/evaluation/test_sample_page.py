@@ -193,6 +193,7 @@ def test_the_differences_stand_above_with_their_intervals(two):
     page = two.page()
     scores = page[page.index('id="scores"') : page.index('id="samples"')]
     assert "Acc@0.5" in scores and "points" in scores and "95% interval" in scores
+    assert '<p class="lead">vqa, grounding, reasoning on test</p>' in page
     one = evaluation_page("good", {("vqa", "test"): two.a["vqa", "test"]},
                           vqa.score(two.a["vqa", "test"], model="good", split="test"), two.picture)  # fmt: skip
     assert embedded(one, "samples-data")["sides"] == ["good"]

@@ -8,13 +8,17 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 import published
 from bifocal.config import UserError
+from bifocal.data.batch import Template
 from bifocal.data.sample import Message, Picture, Sample, write_samples
 from bifocal.data.scenes import WorldSettings
+from bifocal.data.text import TextTokenizer
 from bifocal.recipes.mixture import MixtureSource, read_mixture, source_of, turn_of, whole_weights
 from bifocal.recipes.sources import FolderSource, SceneSource
+from bifocal.recipes.vlm import Packer, VLMRecipe
 
 WORLD = WorldSettings(picture_size=32)
 
@@ -188,6 +192,25 @@ def test_a_set_without_anything_of_what_is_trained_is_refused(tmp_path):
 
 
 # ------------------------------------------------------------ training
+
+
+def test_the_rows_of_a_vlm_hold_documents_in_the_right_shares_whatever_the_row_s_length(two):
+    seen: list[str] = []
+
+    class Store:
+        def get(self, keys: list[str]) -> torch.Tensor:
+            seen.extend(key.split("/")[0] for key in keys)
+            return torch.zeros(len(keys), 4, 2)
+
+    tokenizer = TextTokenizer.train(two.texts(), size=300, box_bins=64)
+    recipe = VLMRecipe(batch_size=4, row_length=100)
+    packer = Packer(recipe, two, Template(tokenizer, 4), {"train": Store()})  # type: ignore[dict-item]
+    rows = [packer.rows("train", step, 4) for step in range(120)]
+    assert len(seen) > 1000
+    # a binomial spread of a thousand documents would be 0.014
+    assert Counter(seen)["many"] / len(seen) == pytest.approx(0.75, abs=0.04)
+    again = packer.rows("train", 7, 4)
+    assert torch.equal(again.tokens, rows[7].tokens)
 
 
 def test_a_vlm_trains_on_a_mixture(tmp_path, smoke, capsys):

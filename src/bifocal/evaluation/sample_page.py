@@ -51,8 +51,7 @@ def evaluation_page(
     progress: Progress | None = None,
 ) -> str:
     """The page of one model: its scores, and every sample with its answer."""
-    what = ", ".join(f"{task} on {split}" for task, split in predictions)
-    lead = f'<p class="lead">{escape(what)}</p>'
+    lead = f'<p class="lead">{escape(_about(predictions))}</p>'
     sections = [Section("scores", "Scores", result_table(rows, name="scores-table") + _SAID)]
     return _page(f"{model}: answers", lead, sections, {model: predictions}, picture, most_bytes, progress)
 
@@ -75,11 +74,21 @@ def comparison_page(
         names = (f"{names[0]} (A)", f"{names[1]} (B)")
     shared = {key: a[key] for key in a if key in b}
     title = f"{names[0]} against {names[1]}"
-    what = ", ".join(f"{task} on {split}" for task, split in shared)
-    lead = f'<p class="lead">{escape(what)}</p>'
+    lead = f'<p class="lead">{escape(_about(shared))}</p>'
     sections = [Section("scores", "Differences", differences_table(comparison, names))]
     sides = {names[0]: shared, names[1]: {key: b[key] for key in shared}}
     return _page(title, lead, sections, sides, picture, most_bytes, progress)
+
+
+def _about(predictions: Predictions) -> str:
+    """ "vqa, grounding on test, test-novel-pairs": tasks with the same splits together."""
+    splits: dict[str, list[str]] = {}
+    for task, split in predictions:
+        splits.setdefault(task, []).append(split)
+    tasks: dict[tuple[str, ...], list[str]] = {}
+    for task, some in splits.items():
+        tasks.setdefault(tuple(some), []).append(task)
+    return "; ".join(f"{', '.join(names)} on {', '.join(some)}" for some, names in tasks.items())
 
 
 _SAID = (
