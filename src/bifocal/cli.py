@@ -230,7 +230,7 @@ def evaluate(
             return
     if json_output:
         print(results_text(rows), end="")
-    else:
+    elif rows:  # there are none where the right answers are not published
         print_table(rows, title=f"{run.name}: {task} on {split}")
 
 

@@ -340,6 +340,11 @@ BROKEN = [
         annotated(lambda v: [{**v[0], "answers": []}]),
         "Annotation 1 of {annotations}: the question_id 1 has no",
     ),
+    (
+        VQA,
+        lambda files: files["questions"].replace(files["annotations"]) and None,
+        "There are questions without an answer in {annotations}, so nothing can be scored by it",
+    ),
     (VQA, annotated(lambda v: [*v, v[0]]), 'The id "1" comes twice in {annotations}'),
     (
         VQA,

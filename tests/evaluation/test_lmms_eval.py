@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from lmms_eval.api.instance import Instance
 from lmms_eval.models import registry_v2
-from PIL import Image
+from PIL import Image, ImageFile
 
 import tiny
 from bifocal import inference
@@ -99,6 +99,25 @@ def test_a_setting_of_which_nothing_is_made_is_named_once(adapter):
     with pytest.warns(UserWarning, match="the task sets length_penalty=2, of which nothing is made") as said:
         adapter.generate_until([request(number, GREEDY | {"length_penalty": 2}) for number in range(4)])
     assert len(said) == 1
+
+
+def test_pictures_that_are_cut_off_are_refused_though_lmms_eval_lets_them_pass(
+    adapter, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as lmms-eval sets it
+    PICTURES[0].save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-200])
+
+    def messages(document):
+        parts = [{"type": "image", "url": str(tmp_path / name)}, {"type": "text", "text": QUESTIONS[0]}]
+        return [{"role": "user", "content": parts}]
+
+    name = "whole.png"
+    assert adapter.generate_until([request(0, GREEDY, messages)])
+    name = "cut.png"
+    with pytest.raises(UserError, match=r"cut\.png is broken or cut off"):
+        adapter.generate_until([request(0, GREEDY, messages)])
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_without_pictures_the_examples_are_left_out_in_words(quickstart, tmp_pat
 
 def test_one_language_model_alone_is_shown_without_a_comparison(tmp_path):
     write_quickstart(tmp_path, count=6)
-    for path in (tmp_path / "predictions" / "vlm-discrete").iterdir():
+    for path in (tmp_path / "predictions" / "vlm-discrete").glob("*.jsonl"):
         path.unlink()
     headline = _section(write_report(tmp_path, picture=_picture).read_text(), "headline")
     assert "no paired test" in headline

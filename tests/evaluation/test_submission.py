@@ -12,6 +12,7 @@ import published
 from bifocal import inference
 from bifocal.cli import main
 from bifocal.commands.evaluate import evaluate_command
+from bifocal.config import UserError
 from bifocal.data.folder import FolderDataset
 from bifocal.data.formats import FORMATS
 from bifocal.data.sample import Box
@@ -92,6 +93,81 @@ def test_score_reads_back_what_evaluate_wrote_and_gives_the_same_rows(form, tmp_
         assert [without_names(row) for row in scored] == [without_names(row.to_json()) for row in rows]
         values |= {row.value for row in rows if row.slice == "all"}
     assert len(values) > 1  # the answers were right and wrong in turn
+
+
+def without_answers(form: str, place: Path) -> tuple[Path, list[Path]]:
+    """A test split as it is published, imported; and the annotations that its server keeps to itself."""
+    write, names = published.WRITERS[form]
+    files = write(place / "published")
+    open_files = [files[name] for name in names]
+    if form == "vqav2":
+        open_files = [files["questions"]]
+    elif form == "nlvr2":
+        lines = [json.loads(line) for line in files["annotations"].read_text().splitlines()]
+        for line in lines:
+            del line["label"]
+        open_files = [published.write_lines(place / "open" / "test.json", lines)]
+    else:
+        whole = json.loads(open_files[0].read_text())
+        if form == "coco-captions":
+            del whole["annotations"]
+        for question in {"gqa": whole.values, "clevr": lambda: whole["questions"]}.get(form, list)():
+            del question["answer"]
+        open_files = [published.write(place / "open" / "test.json", whole)]
+    words = ["data", "import", form, *map(str, open_files), "--images", str(files["pictures"])]
+    assert main([*words, "--out", str(place / "data")]) == 0
+    return place / "data", [files[name] for name in names]
+
+
+@pytest.mark.parametrize("form", ["vqav2", "gqa", "clevr", "nlvr2", "coco-captions"])
+def test_a_test_split_without_answers_can_be_asked_and_handed_in(form, tmp_path, monkeypatch, capsys):
+    data, annotations = without_answers(form, tmp_path)
+    assert "they have no answers: a model can be asked" in capsys.readouterr().out
+    assert evaluated(monkeypatch, data, FORMATS[form].task, 0, tmp_path) == []
+    assert "data has no answers to score by; those of the model are written" in capsys.readouterr().err
+    (path,) = (tmp_path / "submissions" / "talker").iterdir()
+    assert main(["score", str(path), "--task", form, "--annotations", *map(str, annotations), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"][0]["n"] > 0
+
+
+def test_without_answers_the_command_prints_no_table(tmp_path, monkeypatch, capsys):
+    data, _ = without_answers("nlvr2", tmp_path)
+    monkeypatch.setattr(
+        inference, "load", lambda *run, **options: Talker(FolderDataset(data, "reasoning"), 0)
+    )
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["evaluate", "talker", "--task", "reasoning", "--data", str(data)]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_some_without_answers_are_refused_and_so_are_those_that_nobody_scores(tmp_path, monkeypatch, capsys):
+    data, _ = without_answers("nlvr2", tmp_path)
+    lines = (data / "samples.jsonl").read_text().splitlines()
+    answered = json.loads(lines[0])
+    answered["messages"].append({"role": "assistant", "content": "true"})
+    (data / "samples.jsonl").write_text("\n".join([json.dumps(answered), *lines[1:]]))
+    with pytest.raises(
+        UserError, match="2 of the 3 samples of data have no answer, so they cannot be scored toge"
+    ):
+        evaluated(monkeypatch, data, "reasoning", 0, tmp_path)
+    (data / "samples.jsonl").write_text(
+        "\n".join(lines).replace('"benchmark": "nlvr2"', '"benchmark": "mine"')
+    )
+    with pytest.raises(
+        UserError, match="have no answers to score by, and are of no benchmark to hand answers in"
+    ):
+        evaluated(monkeypatch, data, "reasoning", 0, tmp_path)
+
+
+def test_a_file_in_which_some_answers_are_missing_is_not_imported(tmp_path, capsys):
+    files = published.clevr(tmp_path)
+    whole = json.loads(files["annotations"].read_text())
+    del whole["questions"][1]["answer"]
+    published.write(files["annotations"], whole)
+    words = ["data", "import", "clevr", str(files["annotations"]), "--images", str(files["pictures"])]
+    assert main([*words, "--out", str(tmp_path / "data")]) == 2
+    assert '1 of the 4 samples have no answer, such as "1"' in capsys.readouterr().err
 
 
 def test_the_files_are_as_the_benchmarks_have_them(tmp_path, monkeypatch):

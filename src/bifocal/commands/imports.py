@@ -46,6 +46,12 @@ def import_data(
         raise UserError(
             f'{len(silent)} questions have no words, such as "{silent[0]}": give the file of questions too'
         )
+    unanswered = [sample.id for sample in samples if not sample.answer]
+    if 0 < len(unanswered) < len(samples):
+        raise UserError(
+            f'{len(unanswered)} of the {len(samples)} samples have no answer, such as "{unanswered[0]}": '
+            "the files of a split have answers to all of its questions, or to none where they are not published"
+        )
     pictures = Pictures(documents, images or (files[0] if files[0].is_dir() else files[0].parent))
     names: dict[str, str] = {}
     for sample in samples:
@@ -66,6 +72,8 @@ def import_data(
             (replace(sample, pictures=tuple(names[key] for key in sample.pictures)) for sample in samples),
         )
     print(f"wrote {len(samples)} samples about {len(names)} pictures to {out}")
+    if unanswered:
+        print("they have no answers: a model can be asked, but nothing be learnt or scored by them")
     if FORMATS[form] in (rows.TABLE, rows.FOLDER, parquet.FORMAT):
         unused = rows.unused_columns(documents)
         if unused:

@@ -79,6 +79,10 @@ def score_command(
     samples = [sample for sample in form.samples(documents) if sample.task == (form.task or task)]
     if not samples:
         raise UserError(f"There are no samples of the task {task} in {annotations[0]}.")
+    if not all(sample.answer for sample in samples):
+        raise UserError(
+            f"There are questions without an answer in {annotations[0]}, so nothing can be scored by it."
+        )
     assert form.answers is not None
     given = form.answers(predictions, DIALECTS[settings.dialect])
     where = ", ".join(str(path) for path in annotations)

@@ -27,7 +27,7 @@ from bifocal.evaluation import (
 )
 from bifocal.evaluation.asking import Progress
 from bifocal.evaluation.results import Prediction, Row, answers_path, prediction_path, write_predictions
-from bifocal.evaluation.submission import write_submission
+from bifocal.evaluation.submission import refuse_unanswered, write_submission
 
 TASKS: dict[str, ModuleType] = {
     module.TASK: module
@@ -72,9 +72,10 @@ def evaluate(
     ``name`` is what the model is called in rows and files (by default its own name); ``options`` go to the
     task's ``predict``: text-to-image needs ``checker``. The answers to questions are kept under ``directory`` from
     the moment they are given, and an evaluation that was killed goes on from them; ``restart`` throws them away.
-    Answers to a benchmark's questions are also written as it wants them handed in (see ``submission``). Several
-    ranks share the questions; each has all rows at the end, and the first one writes. Raises UserError for an
-    unknown task, or one that is not for this kind of model or not for several ranks.
+    Answers to a benchmark's questions are also written as it wants them handed in (see ``submission``); where the
+    right ones are not published that is all, and there are no rows. Several ranks share the questions; each has all
+    rows at the end, and the first one writes. Raises UserError for an unknown task, or one that is not for this kind
+    of model or not for several ranks, and for questions without an answer that nobody could score.
     """
     if task not in TASKS:
         raise UserError(f"There is no task {task!r}; there are {', '.join(TASKS)}.")
@@ -92,6 +93,13 @@ def evaluate(
         for is_blank in where:
             kept = answers_path(directory, name, task, dataset.split, blank=is_blank)
             where[is_blank] = {"keep": kept, "restart": restart}
+    unanswered = sum(not sample.answer for sample in dataset.samples) if task in ASKING else 0
+    if unanswered:
+        refuse_unanswered(dataset, unanswered, directory)
+        predictions = module.predict(model, dataset, progress=progress, **where[False], **options)
+        if distributed.is_main():
+            write_submission(directory or "", name, task, dataset.split, predictions)
+        return []
     if task == "text-to-image":
         checker = options.pop("checker", None)
         if checker is None:

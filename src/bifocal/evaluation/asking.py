@@ -107,7 +107,7 @@ def ask_all(
     """
     samples = dataset.samples
     for sample in samples:
-        if [message.role for message in sample.messages] != ["user", "assistant"]:
+        if [message.role for message in sample.messages] not in (["user", "assistant"], ["user"]):
             raise UserError(
                 f"Sample {sample.id} of {dataset.name} is not one question and one answer, "
                 "which is all that evaluation can judge."
@@ -123,10 +123,10 @@ def ask_all(
     waiting = [number for number in range(len(numbered)) if not is_whole(given.get(number))]
     before = len(samples) - sum(len(numbered[number]) for number in waiting)
     if before and distributed.is_main():
-        print(
-            f"bifocal: {before} of the {len(samples)} answers of {model.name} were given before",
-            file=sys.stderr,
+        what = (
+            f"{before} of the {len(samples)} answers of {model.name}{' to blank pictures' if blank else ''}"
         )
+        print(f"bifocal: {what} were given before", file=sys.stderr)
     asker = Asker(model, dataset, blank=blank, max_new_tokens=max_new_tokens, batch_size=batch_size)
     mine: dict[int, list[Given]] = {}
     done = 0
@@ -154,10 +154,10 @@ def ask_and_judge(
     max_new_tokens: int,
     **asking: Unpack[Asking],
 ) -> list[Prediction]:
-    """The predictions of ``ask_all``, each answer judged; what failed is no answer."""
+    """The predictions of ``ask_all``, judged; what failed is no answer, and what has no right answer stays as it is."""
     predictions = ask_all(model, dataset, max_new_tokens=max_new_tokens, **asking)
     for prediction, sample in zip(predictions, dataset.samples, strict=True):
-        if not prediction.get("failed"):
+        if sample.answer and not prediction.get("failed"):
             judge(prediction, sample)
     return predictions
 

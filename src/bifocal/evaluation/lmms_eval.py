@@ -7,15 +7,17 @@ messages, and gives a text.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
+from PIL import ImageFile
 
 from bifocal import inference
 from bifocal.config import UserError
@@ -87,7 +89,9 @@ class Bifocal(lmms):
         for numbers in alike.values():
             for start in range(0, len(numbers), self.batch_size):
                 chosen = numbers[start : start + self.batch_size]
-                for number, text in zip(chosen, self._answers([requests[i] for i in chosen], start)):
+                with whole_pictures():
+                    texts = self._answers([requests[i] for i in chosen], start)
+                for number, text in zip(chosen, texts, strict=True):
                     answers[number] = text
                     context, _, settings = requests[number].args[:3]
                     self.cache_hook.add_partial("generate_until", (context, settings), text)
@@ -129,6 +133,16 @@ class Bifocal(lmms):
         _, doc_to_messages, _, document, task, split = request.args
         messages = doc_to_messages(self.task_dict[task][split][document])
         return [{**message, "content": _content(message["content"], task)} for message in messages]
+
+
+@contextlib.contextmanager
+def whole_pictures() -> Iterator[None]:
+    """lmms-eval lets Pillow fill up pictures that are cut off; here one is an error, as everywhere in bifocal."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def cut(text: str, until: Sequence[str]) -> str:

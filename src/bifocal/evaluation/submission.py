@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from bifocal import distributed
 from bifocal.artifacts import atomic_write_text
+from bifocal.config import UserError
 from bifocal.data.formats import RESULTS
 from bifocal.data.formats.base import Given
+from bifocal.data.sample import Dataset
 from bifocal.evaluation.grounding import in_pixels
 from bifocal.evaluation.results import Prediction
 
@@ -22,6 +26,31 @@ def given_of(prediction: Prediction) -> Given:
     return Given("", prediction["id"], prediction["prediction"], pixels=pixels)
 
 
+def benchmark_of(facts: Iterable[Mapping[str, Any] | None]) -> str | None:
+    """The benchmark that all samples with these facts are of, None where there is none or several."""
+    names = {(some or {}).get("benchmark") for some in facts}
+    return names.pop() if len(names) == 1 else None
+
+
+def refuse_unanswered(dataset: Dataset, unanswered: int, directory: str | Path | None) -> None:
+    """Raise UserError unless a data set with so many unanswered questions can be handed in to a benchmark."""
+    count = len(dataset.samples)
+    if unanswered < count:
+        raise UserError(
+            f"{unanswered} of the {count} samples of {dataset.name} have no answer, so they cannot be scored together "
+            "with the others: evaluate them apart."
+        )
+    if directory is None or benchmark_of(sample.facts for sample in dataset.samples) not in RESULTS:
+        raise UserError(
+            f"The samples of {dataset.name} have no answers to score by, and are of no benchmark to hand answers in to."
+        )
+    if distributed.is_main():
+        print(
+            f"bifocal: {dataset.name} has no answers to score by; those of the model are written",
+            file=sys.stderr,
+        )
+
+
 def write_submission(
     directory: str | Path, model: str, task: str, split: str, predictions: Sequence[Prediction]
 ) -> Path | None:
@@ -30,8 +59,7 @@ def write_submission(
     A file of results answers every question of its split, so where a request failed there is none, and a sentence says
     so.
     """
-    benchmarks = {prediction.get("facts", {}).get("benchmark") for prediction in predictions}
-    form = RESULTS.get(benchmarks.pop()) if len(benchmarks) == 1 else None
+    form = RESULTS.get(benchmark_of(prediction.get("facts") for prediction in predictions) or "")
     if form is None:
         return None
     path = Path(directory) / "submissions" / model / f"{task}.{split}.{form.benchmark}{form.ending}"

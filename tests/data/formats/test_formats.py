@@ -79,11 +79,12 @@ def test_vqav2_keeps_ten_answers_and_names_the_picture_as_coco_does(tmp_path):
     assert sample.facts["split"] == "val2014"
 
 
-def test_vqav2_needs_annotations_and_does_without_questions(tmp_path):
+def test_vqav2_without_questions_has_no_words_and_without_annotations_no_answers(tmp_path):
     questions, answers = annotations("vqav2", tmp_path)
     assert read_samples_of("vqav2", [answers])[0].question == ""
-    with pytest.raises(UserError, match="has questions only"):
-        read_samples_of("vqav2", [questions])
+    sample = read_samples_of("vqav2", [questions])[2]
+    assert (sample.id, sample.question, sample.answer, sample.references) == ("3", "what is it?", (), ())
+    assert sample.pictures == ("COCO_val2014_000000000011.jpg",)
 
 
 def test_gqa_knows_what_is_balanced_entailed_and_possible(tmp_path):

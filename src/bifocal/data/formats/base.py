@@ -78,8 +78,10 @@ def make_sample(
     references: Sequence[str] = (),
     facts: Mapping[str, Any] | None = None,
 ) -> Sample:
-    """One question about pictures and its answer."""
-    messages = (*question_messages(len(pictures), question), Message("assistant", tuple(answer)))
+    """One question about pictures and its answer; the question alone where answers are not published."""
+    messages = question_messages(len(pictures), question)
+    if answer:
+        messages = (*messages, Message("assistant", tuple(answer)))
     return Sample(identity, task, slice, tuple(pictures), messages, tuple(references), facts)
 
 

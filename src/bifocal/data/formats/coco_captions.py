@@ -24,20 +24,35 @@ from bifocal.data.sample import Sample
 
 
 def recognises(document: Document) -> bool:
-    """Annotations with a caption of an image; those of MDETR have theirs at the images."""
+    """Annotations with a caption of an image (those of MDETR have theirs at the images), or images alone."""
+    if _is_test(document):
+        return True
     return {"caption", "image_id"} <= first_of(document.value, "annotations").keys()
 
 
+def _is_test(document: Document) -> bool:
+    """Images of a test split (image_info_*.json), whose captions are not published."""
+    first = first_of(document.value, "images")
+    return (
+        {"id", "file_name"} <= first.keys()
+        and "sentences" not in first
+        and "annotations" not in document.value
+    )
+
+
 def samples(documents: Sequence[Document]) -> list[Sample]:
-    """One sample a picture, all its captions as references, in the order of the annotations."""
+    """One sample a picture, all its captions as references, in the order of the annotations; a test split has none."""
     files: dict[int, str] = {}
     captions: dict[int, list[str]] = {}
     for document in documents:
         if "images" in document.value:
             for where, record in numbered(document.path, document.value["images"], "image"):
                 with located(where):
-                    files[integer(expect(record, dict, "an image"), "id")] = text(record, "file_name")
-        for where, record in numbered(document.path, document.value["annotations"], "annotation"):
+                    image = integer(expect(record, dict, "an image"), "id")
+                    files[image] = text(record, "file_name")
+                    if _is_test(document):
+                        captions[image] = []
+        for where, record in numbered(document.path, document.value.get("annotations", []), "annotation"):
             with located(where):
                 image = integer(expect(record, dict, "an annotation"), "image_id")
                 captions.setdefault(image, []).append(text(record, "caption"))

@@ -50,24 +50,39 @@ def picture_name(value: Mapping[str, Any], image_id: int) -> str:
 def samples(documents: Sequence[Document]) -> list[Sample]:
     """One sample a question. The ten answers are its references, the one most people gave is its answer.
 
-    The file of questions may be missing where only answers are scored: then the questions have no words.
+    The file of questions may be missing where only answers are scored: then the questions have no words. Without a file
+    of annotations, as of the test splits, they have no answers.
     """
     asked: dict[int, str] = {}
+    unanswered = []
     for document in documents:
         if _is_questions(document):
             for where, record in numbered(document.path, document.value["questions"], "question"):
                 with located(where):
                     asked[integer(record, "question_id")] = text(record, "question")
+                    unanswered.append(_question(document.value, record))
     found = []
     annotated = [document for document in documents if _is_annotations(document)]
     if not annotated:
-        raise UserError(f"{names_of(documents)} has questions only: give the file of annotations too.")
+        return unique(unanswered, names_of(documents))
     for document in annotated:
         subtype = str(document.value.get("data_subtype") or "")
         for where, record in numbered(document.path, document.value["annotations"], "annotation"):
             with located(where):
                 found.append(_sample(document.value, expect(record, dict, "an annotation"), asked, subtype))
     return unique(found, names_of(annotated))
+
+
+def _question(whole: Mapping[str, Any], record: Mapping[str, Any]) -> Sample:
+    """A question whose answers are not published."""
+    return make_sample(
+        str(integer(record, "question_id")),
+        "vqa",
+        [picture_name(whole, integer(record, "image_id"))],
+        text(record, "question"),
+        [],
+        facts={"benchmark": "vqav2", "split": str(whole.get("data_subtype") or "")},
+    )
 
 
 def _sample(
