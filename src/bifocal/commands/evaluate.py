@@ -28,8 +28,9 @@ from bifocal.data.templates import read_classes, read_templates
 from bifocal.encoded import weights_fingerprint
 from bifocal.evaluation.compare import Comparison, compare, load_predictions
 from bifocal.evaluation.controls import ShuffledPictures, as_shuffled, contamination_rows
+from bifocal.evaluation.report_samples import PictureOf
 from bifocal.evaluation.results import Row, prediction_path, read_predictions
-from bifocal.evaluation.sample_page import PictureOf, comparison_page, evaluation_page
+from bifocal.evaluation.sample_page import comparison_page, evaluation_page
 from bifocal.training.progress import Progress, counted
 
 PREDICTIONS = "predictions"
