@@ -17,6 +17,7 @@ from pathlib import Path
 
 import tyro
 from matplotlib.figure import Figure
+from page import GREY, Page, plain
 
 from bifocal import artifacts
 from bifocal.config import UserError
@@ -26,16 +27,14 @@ from bifocal.evaluation import zero_shot
 from bifocal.inference import CLIP
 from bifocal.losses import Objective
 from bifocal.recipes.clip import CLIPRecipe, recipe_clip, train_clip
-from bifocal.recipes.runs import RECIPE, finished
+from bifocal.recipes.runs import finished, open_run
 from bifocal.recipes.sources import world_of
 
 OBJECTIVES: tuple[Objective, ...] = ("softmax", "sigmoid")
 POINTS = 8  # of a curve
 CHUNK = 256  # pairs that fit in memory at once
 CURVE = "zero-shot.jsonl"
-BEGIN, END = "<!-- clip-curves -->", "<!-- /clip-curves -->"
 COLOURS = {"softmax": "#3a74f0", "sigmoid": "#e0762b"}
-GREY, LINE = "#666666", "#dddddd"
 
 
 def recipe_of(objective: Objective, batch: int, samples: int, scale: str) -> CLIPRecipe:
@@ -64,8 +63,9 @@ def train(recipe: CLIPRecipe, out: Path, dataset: SceneDataset) -> None:
         about = {"samples": step * recipe.batch_size, "top1": row.value, "low": row.low, "high": row.high}
         artifacts.append_json_line(out / CURVE, about)
 
+    open_run(out, "clip", recipe, resume=True)  # refuses what was trained with other settings
     if not finished(out):
-        train_clip(recipe, out, resume=(out / RECIPE).exists(), show=show)
+        train_clip(recipe, out, resume=True, show=show)
 
 
 def curve_of(out: Path) -> list[dict[str, float]]:
@@ -89,12 +89,8 @@ def draw(curves: dict[tuple[str, int], list[dict[str, float]]], path: Path) -> N
             linestyle=("-", "--", ":")[len(batches) - 1 - place],
             label=f"{objective}, batch {batch:,}",
         )
-    axes.set_title("CLIP: zero-shot top-1 among 120, %", loc="left", fontsize=10, fontweight="bold")
+    plain(axes, "CLIP: zero-shot top-1 among 120, %")
     axes.set_xlabel("thousand pairs seen", fontsize=8, color=GREY)
-    axes.tick_params(labelsize=8, length=0, colors=GREY)
-    axes.grid(axis="y", color=LINE, linewidth=0.7)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
     axes.set_ylim(bottom=0)
     axes.margins(x=0.02)
     axes.legend(frameon=False, fontsize=7, labelcolor=GREY)
@@ -143,9 +139,7 @@ def main(
         count: pictures of the validation split that are named.
         smoke: toy models.
     """
-    text = page.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise UserError(f"{page} has no marks {BEGIN} and {END} to write between")
+    report = Page(page, "clip-curves")
     if any(samples % (POINTS * batch) for batch in batches):
         raise UserError(
             f"--samples must be a multiple of {POINTS} times every batch, so that all curves share points"
@@ -158,13 +152,9 @@ def main(
             out = runs / name_of(objective, batch)
             train(recipe_of(objective, batch, samples, scale), out, dataset)
             curves[objective, batch] = curve_of(out)
-    picture = page.with_name(f"{page.stem}-curves.png")
+    picture = report.picture("curves")
     draw(curves, picture)
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    filled = (
-        f"{BEGIN}\n![Zero-shot accuracy against pairs seen]({picture.name})\n\n{table(curves, runs)}\n{END}"
-    )
-    artifacts.atomic_write_text(page, before + filled + after)
+    report.fill(f"![Zero-shot accuracy against pairs seen]({picture.name})\n\n{table(curves, runs)}")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,6 @@ from bifocal.models.vision import VisionConfig
 from bifocal.recipes.clip import look_at_detail
 from bifocal.recipes.sources import SceneSource
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings
-from bifocal.training.trainer import finish_step
 
 Step = Callable[[], object]
 FLAT = "bifocal, flat patches left out"
@@ -93,7 +92,8 @@ def ours(images: Tensor, tokens: Tensor, *, chunk_size: int, compiled: bool, ski
         total, count, _ = model.loss(look_at_detail(batch, vision.patch_size, 0) if skip_flat else batch)
         total.backward()
         optimizer.step(count, 1.0)
-        finish_step(model, optimizer)
+        model.after_step()
+        optimizer.adopt(["logit_scale"])
         return total.item() / count
 
     return step

@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from page import GREY, plain
 
 from bifocal.artifacts import read_json_lines
 
@@ -25,7 +26,6 @@ PLOTS = (
     ("VLMs: share of tokens right", ("vlm-continuous", "vlm-discrete"), "accuracy"),
 )
 COLOURS = {"vqvae": "#e0762b", "clip": "#3a74f0", "vlm-continuous": "#3a74f0", "vlm-discrete": "#e0762b"}
-GREY, LINE = "#666666", "#dddddd"
 
 
 def draw(axes: Axes, name: str, key: str, log: list[dict[str, Any]]) -> None:
@@ -56,12 +56,8 @@ def main(run: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> No
     for axes, (title, names, key) in zip(figure.subplots(2, 3).ravel(), PLOTS, strict=True):
         for name in names:
             draw(axes, name, key, read_json_lines(run / name / "log.jsonl"))
-        axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+        plain(axes, title)
         axes.set_xlabel("minutes of training", fontsize=8, color=GREY)
-        axes.tick_params(labelsize=8, length=0, colors=GREY)
-        axes.grid(axis="y", color=LINE, linewidth=0.7)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
         axes.margins(x=0.02)
         if key == "loss":  # the first steps would hide the rest
             top = max(line.get_ydata()[len(line.get_ydata()) // 20] for line in axes.lines)

@@ -27,7 +27,6 @@ from bifocal.models.quantize import Quantised, Quantizer, QuantizerConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 from bifocal.training.memory import keep_freed_memory
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings
-from bifocal.training.trainer import finish_step
 
 
 class Peer(Quantizer):
@@ -73,7 +72,7 @@ def step_of(
         total, count, _ = model.loss(images)
         total.backward()
         optimizer.step(count, 1.0)
-        finish_step(model, optimizer)
+        model.after_step()
 
     return step
 

@@ -15,7 +15,8 @@ from bifocal import artifacts, encoded, inference
 from bifocal.commands.encode import encode_command
 from bifocal.config import UserError
 from bifocal.data.pictures import read_picture, resize_whole, to_tensor
-from bifocal.encoded import EncodedStore, encode_pictures
+from bifocal.encoded import EncodedStore, encode_pictures, weights_fingerprint
+from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 
 KEYS = [f"picture {number}" for number in range(50)]
 
@@ -132,3 +133,38 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path, vqvae: Path) -> No
         encode_command(vqvae, tmp_path / "empty")
     with pytest.raises(UserError, match="no directory"):
         encode_command(vqvae, tmp_path / "nowhere")
+
+
+def test_the_fingerprint_of_an_encoder_is_that_of_its_bytes() -> None:
+    """Whatever the number of threads; and it sees two codes that change places, which leaves every sum as it was."""
+    model = VQVAEModel(VQVAEConfig())
+    threads = torch.get_num_threads()
+    found = set()
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            found.add(weights_fingerprint(model))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
+    with torch.no_grad():
+        codes = model.quantize.embedding.weight  # type: ignore[union-attr]
+        codes[[4, 5]] = codes[[5, 4]]  # type: ignore[index]
+    assert weights_fingerprint(model) not in found
+
+
+def test_a_name_may_hold_what_else_ends_a_line(tmp_path: Path) -> None:
+    keys = ["a\x85b", "c\x0cd", "e\u2028f", "g"]
+    store = encode_pictures(
+        tmp_path / "s", keys, lambda some: torch.tensor([[keys.index(key)] for key in some]), lambda x: x,
+        fingerprint="f", codebook=8,
+    )  # fmt: skip
+    assert store.get(keys).flatten().tolist() == [0, 1, 2, 3]
+
+
+def test_a_store_with_fewer_names_than_rows_is_refused(tmp_path: Path) -> None:
+    path = stored(tmp_path / "store").path
+    text = (path / "keys.txt").read_text()
+    (path / "keys.txt").write_text(text[: text.rindex("picture")])
+    with pytest.raises(UserError, match="names 49 pictures and holds 50"):
+        EncodedStore(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -27,7 +28,11 @@ class EncodedStore:
         self.path = Path(path)
         self.about = json.loads((self.path / ABOUT).read_text(encoding="utf-8"))
         self.values = np.load(self.path / VALUES, mmap_mode="r")
-        keys = (self.path / KEYS).read_text(encoding="utf-8").splitlines()
+        keys = _read_keys(self.path)
+        if len(keys) != len(self.values):
+            raise UserError(
+                f"{self.path} is damaged: it names {len(keys)} pictures and holds {len(self.values)}; encode again"
+            )
         self.rows = {key: row for row, key in enumerate(keys)}
 
     @classmethod
@@ -57,20 +62,24 @@ class EncodedStore:
         return torch.from_numpy(values).view(torch.bfloat16)
 
 
+def _read_keys(path: Path) -> list[str]:
+    with (path / KEYS).open(encoding="utf-8", newline="\n") as file:
+        return file.read().split("\n")[:-1]  # a name may hold what else ends a line
+
+
 def is_store(path: Path) -> bool:
     """Whether a directory is a finished store."""
     return (path / ABOUT).is_file() and (path / VALUES).is_file()
 
 
 def weights_fingerprint(encoder: nn.Module) -> str:
-    """Names a frozen encoder by its weights: precision, double sums and first entry of every tensor."""
+    """Names a frozen encoder by the bytes of its weights."""
     return config.fingerprint(
         {
             name: [
                 str(value.dtype),
-                value.double().sum().item(),
-                value.double().abs().sum().item(),
-                value.flatten()[0].item(),
+                list(value.shape),
+                hashlib.sha256(value.cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest(),
             ]
             for name, value in encoder.state_dict().items()
             if value.numel()
@@ -102,13 +111,14 @@ def encode_pictures(
         return EncodedStore.open(path, fingerprint)
     if not keys:
         raise UserError("there are no pictures to encode")
-    work = path.with_name(f"{path.name}.partial")
+    work = _work_of(path)
     wanted = {"fingerprint": fingerprint, "keys": config.fingerprint(list(keys))}
     before = _unfinished(work, wanted)
     done, kind = (int(before["done"]), str(before["kind"])) if before else (0, "")
     if before is None:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
+        (work / KEYS).write_text("".join(f"{key}\n" for key in keys), encoding="utf-8", newline="\n")
     values = np.lib.format.open_memmap(work / VALUES, mode="r+") if before else None
     for start in range(done, len(keys), batch_size):
         some = keys[start : start + batch_size]
@@ -135,11 +145,24 @@ def encode_pictures(
     values.flush()
     about = {"fingerprint": fingerprint, "encoder": encoder, "kind": kind, "pictures": len(keys)}
     artifacts.atomic_write_json(work / ABOUT, about)
-    (work / KEYS).write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
     (work / DONE).unlink(missing_ok=True)
     artifacts.write_manifest(work)
     artifacts.publish(work, path)
     return EncodedStore.open(path, fingerprint)
+
+
+def _work_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def unfinished_rows(path: Path, fingerprint: str) -> dict[str, np.ndarray]:
+    """What a killed attempt of this encoder had done, by key, whatever else it was to encode."""
+    work = _work_of(path)
+    note = _unfinished(work, {"fingerprint": fingerprint})
+    if note is None:
+        return {}
+    values = np.load(work / VALUES, mmap_mode="r")
+    return {key: values[row] for row, key in enumerate(_read_keys(work)[: int(note["done"])])}
 
 
 def _unfinished(work: Path, wanted: dict[str, str]) -> dict[str, Any] | None:

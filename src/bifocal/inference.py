@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from bifocal.data.pictures import read_picture, to_pictures, to_tensor
 from bifocal.data.sample import Box, Message
 from bifocal.data.templates import DEFAULT, TEMPLATES, fill_template
 from bifocal.data.text import TextTokenizer
+from bifocal.encoded import weights_fingerprint
 from bifocal.generation.decode import Generated, Prompt, Sampling, draw_codes, generate
 from bifocal.generation.decode import score as score_continuations
 from bifocal.interop import open_clip
@@ -231,7 +231,7 @@ class VLM(Loaded):
         return config.fingerprint(
             {
                 "config": config.to_dict(self.model.config),
-                "weights": weights_digest(self.model),
+                "weights": weights_fingerprint(self.model),
                 "tokenizer": self.tokenizer.fingerprint_text,
                 "device": self.device.type,
             }
@@ -417,15 +417,6 @@ class VLM(Loaded):
         text = self.tokenizer.decode(result.tokens)
         boxes = tuple(boxes_from_text(text, len(self.tokenizer.boxes)))
         return Answer(text, boxes, (), "stop" if result.stopped else "length", tuple(result.logprobs))
-
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of all weights as they are, whatever the number of threads and the device."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 KINDS: dict[str, type] = {

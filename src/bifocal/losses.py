@@ -147,16 +147,6 @@ def _share(right_B: Tensor) -> float:
     return right_B.sum().item() / max(1, len(right_B))
 
 
-def codebook_loss(encoded: Tensor, quantised: Tensor) -> Tensor:
-    """Second term of the VQ-VAE loss, ||sg[z_e] - z_q||^2: moves codes towards the encoder (mean over entries)."""
-    return F.mse_loss(quantised, encoded.detach())
-
-
-def commitment_loss(encoded: Tensor, quantised: Tensor) -> Tensor:
-    """Third term of the VQ-VAE loss without its beta, ||z_e - sg[z_q]||^2: keeps the encoder near its code."""
-    return F.mse_loss(encoded, quantised.detach())
-
-
 def straight_through(encoded: Tensor, quantised: Tensor) -> Tensor:
     """The quantised value forwards, the identity backwards (Bengio et al. 2013; van den Oord et al. 2017, eq. 3)."""
     return encoded + (quantised - encoded).detach()
@@ -202,6 +192,15 @@ def reconstruction(outputs: Tensor, images: Tensor, likelihood: str) -> Tensor:
     location, log_scale = outputs.chunk(2, dim=1)
     logits = torch.logit(LOGIT_LAPLACE_MARGIN + (1 - 2 * LOGIT_LAPLACE_MARGIN) * images)
     return ((logits - location).abs() * torch.exp(-log_scale) + log_scale).mean()
+
+
+def alignment(hidden_ND: Tensor, features_NE: Tensor, projection_DE: Tensor) -> Tensor:
+    """1 less the cosine between hidden states, seen through a fixed projection, and what another encoder says there.
+
+    The mean over N places (REPA, Yu et al. 2025, with a projection that is not learnt: what it does not see is free).
+    """
+    seen_NE = hidden_ND.float() @ projection_DE
+    return 1 - F.cosine_similarity(seen_NE, features_NE.float(), dim=1).mean()
 
 
 def next_token(

@@ -29,11 +29,12 @@ def test_set(tmp_path: Path) -> FolderDataset:
     return FolderDataset(folder(tmp_path / "test", 1))
 
 
-def test_the_encoder_s_data_count_too_and_so_do_all_sets_of_a_mixture(tmp_path):
+def test_the_data_of_encoder_and_teacher_count_too_and_so_do_all_sets_of_a_mixture(tmp_path):
     mix = published.write(tmp_path / "mix.json", {"sets": [{"data": "a"}, {"data": "scenes"}, {"data": "b"}]})
     clip = run(tmp_path / "clip", data=str(tmp_path / "c"))
-    vlm = run(tmp_path / "vlm", data=str(mix), vision=str(clip))
-    assert list(training_sets(vlm)) == [str(tmp_path / name) for name in "abc"]
+    teacher = run(tmp_path / "teacher", data=str(tmp_path / "d"))
+    vlm = run(tmp_path / "vlm", data=str(mix), vision=str(clip), align=str(teacher))
+    assert list(training_sets(vlm)) == [str(tmp_path / name) for name in "abcd"]
     assert list(training_sets(run(tmp_path / "scenes"))) == []
     assert list(training_sets(tmp_path / "somebody-elses-model")) == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,41 @@ def test_a_killed_index_is_gone_on_with(
     again = search_command(clip, folder, "an owl")
     assert sum(embedded) == COUNT - 6
     assert [item["file"] for item in again["results"]] == [item["file"] for item in whole["results"]]
+
+
+def test_a_killed_index_is_gone_on_with_though_a_picture_came(
+    clip: Path, folder: Path, embedded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoded, "NOTE_EVERY", 1)
+    plain = encoded.encode_pictures
+
+    def killed(*values: object, **named: object) -> encoded.EncodedStore:
+        def stop(done: int) -> None:
+            if done == 6:
+                raise KeyboardInterrupt
+
+        return plain(*values, **{**named, "batch_size": 2, "progress": stop})  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bifocal.commands.search.encode_pictures", killed)
+        with pytest.raises(KeyboardInterrupt):
+            search_command(clip, folder, "an owl")
+    shutil.copy(next(folder.glob("*.png")), folder / "0-new.png")
+    embedded.clear()
+    search_command(clip, folder, "an owl")
+    assert sum(embedded) == COUNT + 1 - 6
+
+
+def test_a_directory_that_is_no_index_is_left_alone(clip: Path, folder: Path) -> None:
+    mine = folder.parent / "mine"
+    mine.mkdir()
+    (mine / "letter.txt").write_text("dear owl")
+    index = folder.parent / "made"
+    search_command(clip, folder, "an owl", index=index)
+    index.rename(folder.parent / "mine.new")
+    with pytest.raises(UserError, match="is no index of pictures"):
+        search_command(clip, folder, "an owl", index=mine)
+    assert (mine / "letter.txt").read_text() == "dear owl"
 
 
 def test_a_file_that_is_no_picture_is_left_out_and_said(

@@ -14,6 +14,7 @@ from bifocal.data.templates import TEMPLATES, fill_template, read_classes, read_
 def test_a_name_goes_in_with_its_article_or_alone() -> None:
     assert fill_template("a picture of {a}", "owl") == "a picture of an owl"
     assert fill_template("{a}", "dog") == "a dog"
+    assert [fill_template("{a}", name) for name in ("unicorn", "Hourglass")] == ["a unicorn", "an Hourglass"]
     assert fill_template("two of {}", "owl") == "two of owl"
     assert fill_template("one {c}", "{a}") == "one {a}"  # a name is put in as it is
 

@@ -6,7 +6,8 @@ import pytest
 
 import tiny
 from bifocal.config import UserError
-from bifocal.data.text import CONTROL, TextTokenizer, code_name, location_name
+from bifocal.data.boxes import location_token
+from bifocal.data.text import CONTROL, TextTokenizer, code_name
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +17,13 @@ def tokenizer() -> TextTokenizer:
 
 def test_names_are_those_of_the_published_layouts() -> None:
     assert [code_name(code) for code in (0, 17, 8191)] == ["IMGIMGAZ", "IMGIMGBHZ", "IMGIMGIBJBZ"]
-    assert [location_name(index) for index in (0, 17, 1023)] == ["<loc0000>", "<loc0017>", "<loc1023>"]
+    assert [location_token(index) for index in (0, 17, 1023)] == ["<loc0000>", "<loc0017>", "<loc1023>"]
 
 
 def test_ids_stand_where_the_layouts_want_them(tokenizer: TextTokenizer) -> None:
     find = tokenizer.tokenizer.token_to_id
     assert [find(name) for name in CONTROL] == list(range(len(CONTROL)))
-    assert list(tokenizer.boxes) == [find(location_name(index)) for index in range(8)]
+    assert list(tokenizer.boxes) == [find(location_token(index)) for index in range(8)]
     assert list(tokenizer.codes) == [find(code_name(code)) for code in range(tiny.CODES)]
     assert (tokenizer.image_begin, tokenizer.image_end) == (find("<racm3:break>"), find("<eoss>"))
     assert tokenizer.turn_end == find("<reserved08706>")

@@ -357,6 +357,7 @@ def test_reconstruction_scores_each_picture_once_and_the_codebook_over_all():
     assert rows["usage"].low is None and rows["perplexity"].high is None
     assert 1 <= rows["perplexity"].value <= len(used)
     assert rows["psnr"].value == pytest.approx(np.mean([10 * np.log10(1 / p["mse"]) for p in predictions]))
+    assert rows["psnr_of_mean_mse"].value == pytest.approx(10 * np.log10(1 / rows["mse"].value))
     assert rows["psnr"].value >= rows["psnr_of_mean_mse"].value
     assert rows["mse"].value < rows["mse"].baseline  # patches know more than one colour does
     assert rows["psnr"].blank is None

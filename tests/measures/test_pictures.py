@@ -30,21 +30,7 @@ def test_psnr_of_a_tenth_is_twenty_decibels_and_a_copy_is_capped():
     assert measures.psnr(0.0) == pytest.approx(100.0, abs=1e-12)
 
 
-def test_psnr_over_a_set_is_the_mean_over_pictures_however_it_is_batched():
-    original = torch.zeros(2, 3, 4, 4)
-    changed = torch.cat([torch.full((1, 3, 4, 4), 0.1), torch.full((1, 3, 4, 4), 0.01)])
-    whole, parts = measures.ReconstructionMeter(), measures.ReconstructionMeter()
-    whole.update(original, changed)
-    for i in range(2):
-        parts.update(original[i : i + 1], changed[i : i + 1])
-    assert whole.psnr == pytest.approx((20 + 40) / 2, abs=1e-4)  # 0.1 and 0.01 are rounded to float32
-    assert whole.psnr_of_mean_mse == pytest.approx(10 * math.log10(1 / ((0.01 + 0.0001) / 2)), abs=1e-4)
-    assert parts.psnr == pytest.approx(whole.psnr, abs=1e-12)
-    assert parts.mse == pytest.approx(whole.mse, abs=1e-15)
-
-
 def test_an_empty_meter_has_no_score():
-    assert math.isnan(measures.ReconstructionMeter().psnr)
     assert math.isnan(measures.CodebookMeter(4).perplexity)
 
 

@@ -331,6 +331,11 @@ def test_without_a_rotation_the_gradient_passes_straight(case: str) -> None:
         ({"kind": "simvq", "normalise": True}, "unit-norm"),
         ({"kind": "fsq", "codes": 64, "width": 2, "levels": (8, 8), "estimator": "rotation"}, "rounds"),
         ({"codes": 0}, "at least 1"),
+        ({"beta": -1.0}, "0 or more"),
+        ({"restart_after": -1}, "0 or more"),
+        ({"decay": 1.0}, "decay is in"),
+        ({"kind": "residual", "depth": 2, "normalise": True}, "residual codes cannot have unit norm"),
+        ({"kind": "fsq", "codes": 2004, "width": 2, "levels": (1002, 2)}, "each 2 to 1000"),
         ({"legacy_beta": True, "update": "ema"}, "legacy_beta is for a codebook that gradients move"),
         ({"legacy_beta": True, "kind": "simvq"}, "legacy_beta is for a codebook that gradients move"),
     ],
@@ -404,3 +409,28 @@ def test_codes_die_in_these_fifty_steps_so_that_restarts_are_among_what_ranks_ag
     idle = [value for key, value in left_alone.items() if key.endswith("idle_steps")]
     assert all(steps.max() >= 5 for steps in idle)
     assert all(value.max() < 5 for key, value in restarted.items() if key.endswith("idle_steps"))
+
+
+def test_a_constant_first_batch_leaves_the_start_to_the_next() -> None:
+    torch.manual_seed(0)
+    quantizer = Codebook(QuantizerConfig(codes=8, width=2, restart_after=0)).train()
+    quantizer(torch.ones(30, 2))
+    assert not quantizer.initialised
+    quantizer(torch.randn(30, 2))
+    assert len(quantizer.embedding.weight.unique(dim=0)) == 8
+
+
+@pytest.mark.parametrize("estimator", ["straight-through", "rotation"])
+def test_the_gradient_at_a_code_reaches_the_vector(estimator: str) -> None:
+    """Unchanged, if it passes straight through; else turned, and so of the same length relative to the vectors."""
+    quantizer = ready(QuantizerConfig(codes=16, width=3, estimator=estimator))  # type: ignore[arg-type]
+    vectors = torch.randn(50, 3, requires_grad=True)
+    upstream = torch.randn(50, 3)
+    result = quantizer(vectors)
+    result.vectors.backward(upstream)
+    assert vectors.grad is not None
+    if estimator == "straight-through":
+        assert torch.equal(vectors.grad, upstream)
+    else:
+        scale = result.vectors.detach().norm(dim=1) / vectors.detach().norm(dim=1)
+        torch.testing.assert_close(vectors.grad.norm(dim=1), scale * upstream.norm(dim=1))

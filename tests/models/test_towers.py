@@ -302,3 +302,9 @@ def test_an_earlier_version_s_settings_open_as_they_were() -> None:
 @pytest.mark.parametrize("config", [OPENAI, SIGLIP, CLIPConfig(RESNET, CAUSAL, WIDTH)])
 def test_settings_survive_the_way_through_json(config: CLIPConfig) -> None:
     assert from_dict(CLIPConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize("layer", [0, 1, -5])
+def test_a_layer_that_a_tower_does_not_have_is_refused(layer: int) -> None:
+    with pytest.raises(ValueError, match=r"a tower of 3 layers has layer -1 \(the last\) to -4"):
+        tiny.clip(300).vision_model.hidden(torch.rand(1, 3, 32, 32), layer)

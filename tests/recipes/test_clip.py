@@ -13,9 +13,11 @@ import bifocal
 import tiny
 from bifocal import inference
 from bifocal.config import UserError, apply_overrides
+from bifocal.data.augment import OFF, Augment
 from bifocal.data.patches import inside
 from bifocal.data.sample import Message, Picture, Sample, write_samples
 from bifocal.data.scenes import WorldSettings
+from bifocal.data.scenes.scene import TILE_COLOURS
 from bifocal.data.text import TextTokenizer
 from bifocal.models.clip import CLIPBatch, CLIPConfig, CLIPModel
 from bifocal.models.resnet import ResNetConfig
@@ -43,8 +45,20 @@ def config(context: int = 64) -> CLIPConfig:
     return CLIPConfig(vision=VisionConfig(), text=TextConfig(context=context))
 
 
-def batch(*, regions: bool = True, context: int = 64) -> CLIPBatch:
-    return contrastive_batch(SOURCE, "train", 0, SIZE, TOKENIZER, config(context), regions=regions)
+def batch(
+    *, regions: bool = True, context: int = 64, variation: Augment = OFF, seed: int = 0, first: int = 0
+) -> CLIPBatch:
+    return contrastive_batch(
+        SOURCE,
+        "train",
+        first,
+        SIZE,
+        TOKENIZER,
+        config(context),
+        regions=regions,
+        variation=variation,
+        seed=seed,
+    )
 
 
 def phrases_of(found: CLIPBatch) -> set[tuple[bytes, bytes, bytes]]:
@@ -88,6 +102,45 @@ def test_sorting_by_detail_keeps_what_belongs_together() -> None:
 
 def test_regions_can_be_left_out() -> None:
     assert batch(regions=False).regions is None
+
+
+def test_variation_is_decided_by_the_seed_and_the_place_in_training() -> None:
+    full = Augment(geometry=1, colour=1, style=1, background=1, flip=1)
+    found = batch(regions=False, variation=full)
+    assert found.images.equal(batch(regions=False, variation=full).images)
+    assert not found.images.equal(batch(regions=False, variation=full, seed=1).images)
+    later = batch(regions=False, variation=full, first=SIZE // 2)
+    assert not found.images[SIZE // 2 :].equal(later.images[: SIZE // 2])
+    assert not found.images.equal(batch(regions=False).images)
+
+
+def test_regions_and_their_phrases_keep_the_colours_they_speak_of() -> None:
+    plain, found = batch(), batch(variation=Augment(background=1))
+    other = (plain.images != found.images).flatten(1).any(dim=1)
+    assert other.any()
+    for place in other.nonzero()[:, 0].tolist():
+        pair = SOURCE.pair("train", place, 0)
+        assert not any(f" {tile} tile" in phrase for _, phrase in pair.regions for tile in TILE_COLOURS)
+
+
+def test_a_mirrored_picture_takes_its_regions_along() -> None:
+    plain, found = batch(), batch(variation=Augment(flip=1))
+    assert plain.regions is not None and found.regions is not None
+    mirrored = [not a.equal(b) for a, b in zip(plain.images, found.images, strict=True)]
+    assert 0 < sum(mirrored) < SIZE
+    for place, other in enumerate(mirrored):
+        mine = plain.regions.pictures == place
+        before, after = (x.view(-1, 8, 8) for x in (plain.regions.weights[mine], found.regions.weights[mine]))
+        # a mirrored edge is one minus the edge, which rounds
+        torch.testing.assert_close(after, before.flip(2) if other else before, rtol=0, atol=1e-5)
+        assert found.images[place].equal(plain.images[place].flip(2) if other else plain.images[place])
+
+
+def test_geometry_beside_regions_is_refused() -> None:
+    with pytest.raises(UserError, match=r"moves pictures away under their regions: set regions to false"):
+        apply_overrides(recipe_clip("smoke"), {"augment.geometry": "0.5"})
+    recipe = apply_overrides(recipe_clip("smoke"), {"augment.geometry": "0.5", "regions": "false"})
+    assert recipe.augment == Augment(geometry=0.5)
 
 
 def test_phrases_that_do_not_fit_are_left_out_and_captions_that_never_fit_are_refused() -> None:

@@ -51,3 +51,14 @@ def test_conversations_without_a_picture_are_told_and_not_looked_at(tmp_path):
 def test_a_folder_without_any_picture_is_refused(tmp_path):
     with pytest.raises(UserError, match="have no pictures"):
         folder(tmp_path, HELLO)
+
+
+def test_every_picture_of_a_pair_is_looked_at_in_an_order_that_is_not_the_folders(tmp_path):
+    source = FolderSource.__new__(FolderSource)
+    source.pictured = {"train": [(f"{n}a", f"{n}b") for n in range(10)], "validation": []}
+    source.pixels = lambda key: key
+    epochs = [[source.picture("train", 10 * epoch + n) for n in range(10)] for epoch in range(2)]
+    assert {key for epoch in epochs for key in epoch} == {f"{n}{side}" for n in range(10) for side in "ab"}
+    orders = [[key[0] for key in epoch] for epoch in epochs]
+    assert sorted(orders[0]) == sorted(orders[1]) == [str(n) for n in range(10)]
+    assert orders[0] != orders[1] and sorted(orders[0]) not in orders

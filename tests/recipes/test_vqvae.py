@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import tiny
 from bifocal import inference
 from bifocal.artifacts import read_json_lines
 from bifocal.config import UserError
 from bifocal.data.scenes import WorldSettings
+from bifocal.models.quantize import Codebook, QuantizerConfig
 from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.vqvae import VQVAERecipe, feature_distance, recipe_vqvae, train_vqvae
+from bifocal.training import trainer as training
+from bifocal.training.optimizer import OptimizerSettings
 
 
 @pytest.fixture
@@ -84,3 +88,46 @@ def test_a_clip_for_pictures_of_another_size_is_refused(tmp_path: Path, clip: Pa
     )
     with pytest.raises(UserError, match="takes pictures of 32 pixels, and these have 64"):
         train_vqvae(large, tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # so that the corrected command can go there
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        QuantizerConfig(codes=16, width=4),
+        QuantizerConfig(codes=16, width=4, normalise=True),
+        QuantizerConfig(codes=16, width=4, update="ema"),
+        QuantizerConfig(codes=16, width=4, kind="simvq"),
+        QuantizerConfig(codes=16, width=4, kind="residual", depth=2),
+    ],
+    ids=lambda quantizer: f"{quantizer.kind}, {quantizer.update}, {quantizer.normalise}",
+)
+def test_the_codes_that_a_run_starts_from_are_those_of_its_first_batch(
+    tmp_path: Path, quantizer: QuantizerConfig
+) -> None:
+    """The optimizer steps weights of its own, and must not put the random codes back."""
+    rate = 1e-5
+    run = recipe(model=replace(tiny.IMAGE_TOKENS, quantizer=quantizer))
+    optimizer = OptimizerSettings(learning_rate=rate, warmup_steps=1)
+    train = replace(run.train, steps=1, validate_every=1, checkpoint_every=1, optimizer=optimizer)
+    model = VQVAEModel(run.model)
+    codebooks = [part for part in model.modules() if isinstance(part, Codebook)]
+    random = [book.codebook().detach().clone() for book in codebooks]
+    started: list[Tensor] = []
+    for book in codebooks:
+        book.register_forward_hook(
+            lambda module, *_: started.append(module.codebook().detach().clone()) if module.training else None
+        )
+    pictures = torch.rand(4, 3, 32, 32)
+    training.train(model, train, lambda _: pictures, tmp_path, samples_per_step=4)
+    for book, before, start in zip(codebooks, random, started, strict=True):
+        moved = (book.codebook() - start).abs().max()
+        assert moved < (0.05 * start.std() if quantizer.update == "ema" else 20 * rate)
+        assert (start - before).abs().max() > 1000 * rate
+
+
+def test_several_processes_do_not_train_into_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="start it without torchrun"):
+        train_vqvae(recipe(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

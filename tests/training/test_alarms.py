@@ -41,6 +41,27 @@ def test_each_trouble_is_named_once_while_it_lasts(bad: dict[str, float], words:
     assert words in said[5][0]
 
 
+def test_a_fall_is_named_though_what_is_left_would_do() -> None:
+    assert "usage of the codebook has fallen to 0.12" in watched(*[{}] * 5, {"usage": 0.12})[5][0]
+    assert "perplexity of the codebook has fallen to 40" in watched(*[{}] * 5, {"perplexity": 40.0})[5][0]
+
+
+def test_a_likelihood_below_zero_can_explode_too() -> None:
+    assert (
+        "the reconstruction term is 500"
+        in watched(*[{"reconstruction": -1.0}] * 5, {"reconstruction": 500.0})[5][0]
+    )
+    assert watched(*[{"reconstruction": -1.0}] * 5, {"reconstruction": 2.0})[5] == []
+
+
+def test_a_slow_flight_from_the_averages_is_seen() -> None:
+    growing = [{"commitment": 0.1 * 1.12**window} for window in range(12)]
+    said = watched(*growing, ema=True)
+    assert [len(sentences) for sentences in said] == [0] * 8 + [1, 0, 0, 0]
+    assert "grew in each of the last 8 windows, from 0.1 to 0.248" in said[8][0]
+    assert watched(*growing, ema=False) == [[]] * 12  # a gradient pulls the codes after the encoder
+
+
 def test_an_average_that_the_encoder_outruns_is_called_so() -> None:
     assert "faster than their averages follow" in watched(*[{}] * 5, {"commitment": 5.0}, ema=True)[5][0]
 

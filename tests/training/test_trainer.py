@@ -171,6 +171,16 @@ def test_resuming_with_another_recipe_is_refused(trained: dict[str, tuple[Path, 
         train_vqvae(replace(recipe, batch_size=3), out, resume=True)
 
 
+def test_resuming_with_other_data_is_refused(
+    trained: dict[str, tuple[Path, Start]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, start = trained["vqvae"]
+    interrupt(start, tmp_path / "run", monkeypatch)
+    monkeypatch.setattr("bifocal.recipes.sources.fingerprint", lambda _: "0" * 64)
+    with pytest.raises(UserError, match="the data are not those that"):
+        start(tmp_path / "run", resume=True)
+
+
 def test_a_run_is_not_overwritten(trained: dict[str, tuple[Path, Start]]) -> None:
     out, start = trained["vqvae"]
     before = (out / "model.safetensors").read_bytes()

@@ -19,7 +19,7 @@ LOOKS = "training-looks"  # the folder of a run in which the looks of its traini
 
 
 def training_sets(run: Path) -> Iterator[str]:
-    """The folders that a run and the runs of its encoder were trained on, as their recipes name them."""
+    """The folders that a run and the runs of its encoder and teacher were trained on, as their recipes name them."""
     if not (run / RECIPE).is_file():
         return
     recipe = artifacts.read_json(run / RECIPE)
@@ -31,8 +31,9 @@ def training_sets(run: Path) -> Iterator[str]:
             yield data
     elif data:
         yield data
-    if recipe.get("vision"):
-        yield from training_sets(Path(recipe["vision"]))
+    for part in ("vision", "align"):
+        if recipe.get(part):
+            yield from training_sets(Path(recipe[part]))
 
 
 def contamination(run: Path, dataset: Dataset, more: str | None = None) -> list[Match] | None:

@@ -47,7 +47,7 @@ PAGED = (
 LIKE = {"reconstruction": "captioning", "linear-probe": "zero-shot"}
 TAUGHT = 3_000  # scenes that a linear probe learns from
 NOVEL_CONCEPTS = "test-novel-concepts"
-SHOWN = 400  # pictures whose codes the page about a VQ-VAE counts
+SHOWN = 500  # pictures whose codes the page about a VQ-VAE counts: all that are scored by default
 # Samples of each task on a split of the scenes: enough for an interval of a few points.
 COUNTS = {
     "reconstruction": 500,

@@ -21,7 +21,7 @@ from bifocal import artifacts, config, inference
 from bifocal.config import UserError
 from bifocal.data.own_sets import picture_files
 from bifocal.data.pictures import SUFFIXES, read_picture
-from bifocal.encoded import EncodedStore, encode_pictures, is_store, weights_fingerprint
+from bifocal.encoded import EncodedStore, encode_pictures, is_store, unfinished_rows, weights_fingerprint
 from bifocal.pages import Section, contact_sheet, escape, page, picture_html
 from bifocal.training.progress import Progress
 
@@ -98,13 +98,13 @@ def open_index(clip: inference.CLIP, folder: Path, place: Path) -> Index:
     fingerprint = config.fingerprint(
         {"weights": weights_fingerprint(clip.model), "config": config.to_dict(clip.model.config)}
     )
+    if place.exists() and not is_store(place):
+        raise UserError(f"{place} is no index of pictures: remove it, or name another place with --index")
     new = place.with_name(f"{place.name}.new")
     if new.exists():  # complete, but killed before it took the place of the old one
         artifacts.publish(new, place)
     before: EncodedStore | None = None
     if place.exists():
-        if not is_store(place):
-            raise UserError(f"{place} is no index of pictures: remove it, or name another place with --index")
         before = EncodedStore(place)
         if before.about["fingerprint"] != fingerprint:
             print(f"{place} was made with another model: indexing {folder} anew", file=sys.stderr)
@@ -114,7 +114,11 @@ def open_index(clip: inference.CLIP, folder: Path, place: Path) -> Index:
         else:
             print(f"{folder}: {changes_between(list(before.rows), keys)}", file=sys.stderr)
 
-    known = before.rows if before else {}
+    known: dict[str, np.ndarray] = {}
+    if before is not None:
+        known = {key: before.values[row] for key, row in before.rows.items()}
+    # what a killed attempt had embedded, though the folder may have changed since
+    known |= unfinished_rows(new, fingerprint)
     missing = [key for key in keys if key not in known]
     width = clip.model.config.width
 
@@ -123,8 +127,8 @@ def open_index(clip: inference.CLIP, folder: Path, place: Path) -> Index:
         found = torch.zeros(len(some), width)
         pictures, rows = [], []
         for row, key in enumerate(some):
-            if before is not None and key in known:
-                found[row] = torch.from_numpy(np.array(before.values[known[key]]))
+            if key in known:
+                found[row] = torch.from_numpy(np.array(known[key]))
                 continue
             try:
                 pictures.append(read_picture(folder / file_of(key)))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bifocal.config import UserError
+from bifocal.data.scenes.nouns import article_for
 
 # A name alone says less than a sentence of the kind that captions are; several sentences are averaged (Radford et
 # al. 2021, section 3.1.4). {} and {c} stand for the name, {a} for the name with its article.
@@ -30,8 +31,7 @@ _PLACE = re.compile(r"\{[^{}]*\}")
 
 def fill_template(template: str, label: str) -> str:
     """ "a picture of {a}", "owl" -> "a picture of an owl"."""
-    article = "an" if label[:1].lower() in "aeiou" else "a"
-    filled = {"{a}": f"{article} {label}", "{c}": label, "{}": label}
+    filled = {"{a}": f"{article_for(label.lower())} {label}", "{c}": label, "{}": label}
     return _PLACE.sub(lambda place: filled.get(place.group(), place.group()), template)
 
 

@@ -7,29 +7,23 @@ turn, code k is ``IMGIMG`` + its digits as letters A..J + ``Z`` (Chameleon), ``<
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bifocal.config import UserError
+from bifocal.data.boxes import location_token
 
 PAD, BOS, UNKNOWN, EOS = "<pad>", "<s>", "<unk>", "</s>"
 IMAGE, IMAGE_BEGIN, IMAGE_END, TURN_END = "<image>", "<racm3:break>", "<eoss>", "<reserved08706>"
 CONTROL = (PAD, BOS, UNKNOWN, EOS, IMAGE, IMAGE_BEGIN, IMAGE_END, TURN_END)
 LETTERS = "ABCDEFGHIJ"
-LOCATION = re.compile(r"<loc(\d{4})>")
 
 
 def code_name(code: int) -> str:
     """Code 17 of the codebook -> "IMGIMGBHZ"."""
     return "IMGIMG" + "".join(LETTERS[int(digit)] for digit in str(code)) + "Z"
-
-
-def location_name(index: int) -> str:
-    """Coordinate bin 17 -> "<loc0017>"."""
-    return f"<loc{index:04d}>"
 
 
 class TextTokenizer:
@@ -43,7 +37,7 @@ class TextTokenizer:
         self.image, self.turn_end = self.special[IMAGE], self.special[TURN_END]
         self.image_begin, self.image_end = self.special[IMAGE_BEGIN], self.special[IMAGE_END]
         self.codes = self._run(code_name)
-        self.boxes = self._run(location_name)
+        self.boxes = self._run(location_token)
 
     @classmethod
     def train(cls, texts: Iterable[str], *, size: int, codes: int = 0, box_bins: int = 64) -> TextTokenizer:
@@ -53,7 +47,7 @@ class TextTokenizer:
         tokenizer.decoder = decoders.ByteLevel()
         special = [
             *CONTROL,
-            *(location_name(index) for index in range(box_bins)),
+            *(location_token(index) for index in range(box_bins)),
             *(code_name(code) for code in range(codes)),
         ]
         trainer = trainers.BpeTrainer(
@@ -112,7 +106,7 @@ class TextTokenizer:
         run: list[int] = []
         for index in ids:
             if index in self.boxes:
-                pieces.append(self._plain(run) + location_name(index - self.boxes.start))
+                pieces.append(self._plain(run) + location_token(index - self.boxes.start))
                 run = []
             else:
                 run.append(index)

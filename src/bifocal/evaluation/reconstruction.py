@@ -14,7 +14,6 @@ from bifocal.data.sample import Dataset
 from bifocal.evaluation.asking import Progress
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.evaluation.scoring import Measure, mean_measure, score_rows, with_count
-from bifocal.evaluation.statistics import Combine
 from bifocal.measures import CodebookMeter, FeatureMeter, frechet_distance, mean_squared_error, psnr, ssim
 
 TASK = "reconstruction"
@@ -113,15 +112,9 @@ def measure(predictions: Sequence[Prediction]) -> list[Measure]:
     means over the depths.
     """
     mse, flat = (np.array([p[name] for p in predictions]) for name in ("mse", "flat_mse"))
-    used = code_counts(predictions)
+    books = codebooks(predictions)
     in_space = "pixels=[0,1]"
     of_mean = mean_measure("mse", mse, baseline=flat)
-
-    def of_codebooks(name: str) -> Combine:
-        def mean(summed: np.ndarray) -> np.ndarray:
-            return np.asarray(np.mean([getattr(meter, name) for meter in meters_of(summed, predictions)]))
-
-        return mean
 
     measures = [
         mean_measure("psnr", psnr(mse), baseline=psnr(flat), variant=in_space),
@@ -139,29 +132,33 @@ def measure(predictions: Sequence[Prediction]) -> list[Measure]:
             variant=in_space,
         ),
         mean_measure("mse", mse, baseline=flat, variant=in_space),
-        Measure("usage", used, of_codebooks("usage"), resampled=False),
-        Measure("perplexity", used, of_codebooks("perplexity"), resampled=False),
+        of_the_set("usage", float(np.mean([book.usage for book in books])), len(predictions)),
+        of_the_set("perplexity", float(np.mean([book.perplexity for book in books])), len(predictions)),
     ]
     # predictions kept by earlier versions have neither terms nor dimensions
     measures += [
         mean_measure(name, [p[name] for p in predictions]) for name in TERMS if name in predictions[0]
     ]
     if "dimensions" in predictions[0]:
-        measures += rates(predictions, used)
+        measures += rates(predictions, books)
     if "features" in predictions[0]:
         measures.append(frechet(predictions))
     return measures
 
 
-def code_counts(predictions: Sequence[Prediction]) -> np.ndarray:
-    """How often each code stands in each picture: (n, K), or (n, depth * K) of residual codes."""
-    size = predictions[0]["codebook_size"]
+def of_the_set(metric: str, value: float, pictures: int) -> Measure:
+    """What belongs to the set and not to a picture: every picture is given the same value, whose mean it is."""
+    return Measure(metric, with_count([value] * pictures), resampled=False)
+
+
+def codebooks(predictions: Sequence[Prediction]) -> list[CodebookMeter]:
+    """How often each code stands in all pictures together, for each depth."""
     depth = depth_of(predictions[0])
-    rows = []
+    meters = [CodebookMeter(predictions[0]["codebook_size"]) for _ in range(depth)]
     for prediction in predictions:
-        codes = np.asarray(prediction["codes"]).reshape(-1, depth) + np.arange(depth) * size
-        rows.append(np.bincount(codes.ravel(), minlength=depth * size))
-    return np.stack(rows)
+        for meter, codes in zip(meters, np.reshape(prediction["codes"], (-1, depth)).T, strict=True):
+            meter.update(codes)
+    return meters
 
 
 def depth_of(prediction: Prediction) -> int:
@@ -170,17 +167,7 @@ def depth_of(prediction: Prediction) -> int:
     return shape[2] if len(shape) == 3 else 1
 
 
-def meters_of(counts: np.ndarray, predictions: Sequence[Prediction]) -> list[CodebookMeter]:
-    """A meter for each depth, filled with summed counts (depth * K,)."""
-    size = predictions[0]["codebook_size"]
-    meters = []
-    for part in counts.reshape(-1, size):
-        meters.append(CodebookMeter(size))
-        meters[-1].histogram += part.astype(np.int64)
-    return meters
-
-
-def rates(predictions: Sequence[Prediction], used: np.ndarray) -> list[Measure]:
+def rates(predictions: Sequence[Prediction], books: Sequence[CodebookMeter]) -> list[Measure]:
     """Bits of the codes over the numbers in a picture, 3 * H * W; the baseline is log2 K bits for every code.
 
     "unigram" is the entropy of the codes as they are distributed over this set, each taken by itself: like perplexity
@@ -190,7 +177,7 @@ def rates(predictions: Sequence[Prediction], used: np.ndarray) -> list[Measure]:
     dimensions = np.array([p["dimensions"] for p in predictions], dtype=np.float64)
     codes = np.array([np.size(p["codes"]) for p in predictions])
     uniform = codes * np.log2(predictions[0]["codebook_size"]) / dimensions
-    of_a_code = np.mean([np.log2(meter.perplexity) for meter in meters_of(used.sum(axis=0), predictions)])
+    of_a_code = np.mean([np.log2(book.perplexity) for book in books])
     measures = [
         Measure(
             "bits_per_dim_unigram",

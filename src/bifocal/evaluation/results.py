@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -274,12 +275,12 @@ def print_table(rows: Sequence[Row], console: Console | None = None, *, title: s
     names = [column for column in _NAMING if len({cells[column] for cells in shown}) > 1]
     shared = [cells[column] for cells in shown[:1] for column in _NAMING if column not in names]
     title = ", ".join([title, *(text for text in shared if text and text not in title)])
-    numbers = [column for column in _NUMBERS if any(cells[column] != "–" for cells in shown)]
-    table = Table(title=title, title_justify="left", header_style="bold")
+    numbers = [column for column in _NUMBERS if any(cells[column] not in ("–", "0") for cells in shown)]
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for column in (*names, "slice", "metric"):
-        table.add_column(column)
-    for column in numbers:
-        table.add_column(column, justify="right", no_wrap=column == "value")
+        table.add_column(column, min_width=10)
+    for column in numbers:  # a name may break, a number may not
+        table.add_column(column, justify="right", no_wrap=True)
     previous: tuple[str, ...] = ()
     for row, cells in zip(rows, shown, strict=True):
         block = (row.model, row.task, row.split)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from bifocal.config import UserError
 from bifocal.data.sample import Dataset, Sample
+from bifocal.data.scenes.nouns import article_for
 from bifocal.evaluation.asking import Answering, Progress, batches, look_up, right_answers
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.evaluation.scoring import Measure, mean_measure, score_rows
@@ -41,7 +42,7 @@ def question_about(dataset: Dataset, name: str) -> str:
     """ "is there an owl?", with the article of the data set's own concepts, as the checker was taught it."""
     world = getattr(dataset, "world", None)
     concepts = {concept.name: concept for concept in world.concepts} if world is not None else {}
-    article = concepts[name].article if name in concepts else "an" if name[:1] in "aeiou" else "a"
+    article = concepts[name].article if name in concepts else article_for(name)
     return f"is there {article} {name}?"
 
 

@@ -17,7 +17,6 @@ from bifocal.measures.captions import (
 from bifocal.measures.pictures import (
     CodebookMeter,
     FeatureMeter,
-    ReconstructionMeter,
     frechet_distance,
     mean_squared_error,
     psnr,
@@ -25,26 +24,19 @@ from bifocal.measures.pictures import (
 )
 from bifocal.measures.ranking import (
     chance_recall,
-    mean_class_recall,
     ranks,
-    recall_at_k,
-    top_k_correct,
 )
 from bifocal.measures.vqa import official_vqa_accuracy, sane_vqa_accuracy
 
 __all__ = [
     "CodebookMeter",
     "FeatureMeter",
-    "ReconstructionMeter",
     "frechet_distance",
     "mean_squared_error",
     "psnr",
     "ssim",
     "chance_recall",
-    "mean_class_recall",
     "ranks",
-    "recall_at_k",
-    "top_k_correct",
     "exact_match",
     "normalize_answer",
     "verdict",

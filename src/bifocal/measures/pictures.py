@@ -66,39 +66,6 @@ def ssim(original: Tensor, reconstruction: Tensor, *, window: int = 11, sigma: f
     return (luminance * structure).mean(dim=(1, 2, 3))
 
 
-class ReconstructionMeter:
-    """Adds up reconstruction errors over a set of pictures, in float64.
-
-    ``psnr`` is the mean over pictures of each picture's PSNR (the headline); ``psnr_of_mean_mse`` is the PSNR
-    of the mean error over the set, which is never higher (Jensen) and which many papers report under the same
-    name.
-    """
-
-    def __init__(self) -> None:
-        self.pictures = 0
-        self._mse = 0.0
-        self._psnr = 0.0
-
-    def update(self, original: Tensor, reconstruction: Tensor) -> None:
-        """Add a batch: (B,3,H,W) twice, in [0,1]."""
-        errors = mean_squared_error(original, reconstruction).cpu().numpy()
-        self.pictures += len(errors)
-        self._mse += float(errors.sum())
-        self._psnr += float(psnr(errors).sum())
-
-    @property
-    def mse(self) -> float:
-        return self._mse / self.pictures if self.pictures else math.nan
-
-    @property
-    def psnr(self) -> float:
-        return self._psnr / self.pictures if self.pictures else math.nan
-
-    @property
-    def psnr_of_mean_mse(self) -> float:
-        return float(psnr(self.mse)) if self.pictures else math.nan
-
-
 class FeatureMeter:
     """Mean and covariance of features over a set of pictures, in float64, added up batch by batch."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,28 +29,8 @@ def ranks(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
     return ((scores > threshold) | tied_before).sum(axis=1).astype(np.int64)
 
 
-def recall_at_k(
-    similarity: np.ndarray, positives: np.ndarray, ks: Sequence[int] = (1, 5, 10)
-) -> dict[int, float]:
-    """Share of queries with at least one positive among the first k, for each k: (Q,G) -> {k: share}."""
-    places = ranks(similarity, positives)
-    return {k: float((places < k).mean()) for k in ks}
-
-
 def chance_recall(positives: int, gallery: int, k: int) -> float:
     """Chance that a random ranking has one of ``positives`` among the first k of ``gallery``."""
     if k >= gallery:
         return 1.0
     return 1.0 - math.comb(gallery - positives, k) / math.comb(gallery, k)
-
-
-def top_k_correct(scores: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
-    """Whether the true class is among the k highest scores, ties by class index: (n,L), (n,) -> (n,) bool."""
-    positives = np.arange(np.shape(scores)[1]) == np.asarray(truth)[:, None]
-    return ranks(scores, positives) < k
-
-
-def mean_class_recall(correct: Sequence[bool] | np.ndarray, truth: Sequence[str] | np.ndarray) -> float:
-    """Mean over the classes that occur of the share that is right: a frequent class counts once."""
-    _, classes = np.unique(np.asarray(truth), return_inverse=True)
-    return float((np.bincount(classes, np.asarray(correct, dtype=np.float64)) / np.bincount(classes)).mean())

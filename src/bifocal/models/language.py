@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -148,11 +149,12 @@ class LanguageModel(nn.Module):
         positions_BT: Tensor,
         bias: Tensor | None,
         cache: KeyValueCache | None = None,
+        watch: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         """(B, T, D) embeddings at (B, T) positions -> (B, T, D) normed hidden states.
 
         ``bias`` (broadcast to (B, H, T, S), 0 or -inf) says who sees whom; with a cache, S counts the cached positions
-        and the new ones.
+        and the new ones. ``watch`` is given the number of layers passed, from 1, and the hidden states behind them.
         """
         rotary = rotary_table(positions_BT, self.config.head_size, self.config.rotary_base)
         rotary = rotary[0].to(self.dtype), rotary[1].to(self.dtype)
@@ -160,6 +162,8 @@ class LanguageModel(nn.Module):
         bias = None if bias is None else bias.to(self.dtype)
         for index, layer in enumerate(self.layers):
             x_BTD = layer(x_BTD, rotary, bias, cache, index)
+            if watch is not None:
+                watch(index + 1, x_BTD)
         if cache is not None:
             cache.advance(positions_BT.shape[1])
         return self.norm(x_BTD)

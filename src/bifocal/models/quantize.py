@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from bifocal import distributed, losses
 from bifocal.models.nearest import nearest
 
+MOST_LEVELS = 1000  # of a finite scalar: beyond that the margin of its rounding is half a level
+
 
 @dataclass(frozen=True)
 class QuantizerConfig:
@@ -49,6 +51,13 @@ class QuantizerConfig:
             raise ValueError(
                 f"a quantizer needs codes and width of at least 1, got {self.codes}, {self.width}"
             )
+        if self.beta < 0 or self.restart_after < 0 or not 0 <= self.decay < 1:
+            raise ValueError(
+                "quantizer.beta and quantizer.restart_after are 0 or more, quantizer.decay is in [0, 1): got "
+                f"{self.beta}, {self.restart_after}, {self.decay}"
+            )
+        if self.kind == "residual" and self.normalise:
+            raise ValueError("residual codes cannot have unit norm: what is left of a vector gets shorter")
         if (self.kind == "residual") != (self.depth > 1):
             raise ValueError(
                 f'quantizer.depth is {self.depth}: "residual" needs 2 or more, other kinds have 1'
@@ -58,11 +67,13 @@ class QuantizerConfig:
                 'quantizer.levels belong to the kind "fsq", which cannot be without: 8,8,8 makes 512 codes'
             )
         if self.kind == "fsq" and (
-            min(self.levels) < 2 or math.prod(self.levels) != self.codes or len(self.levels) != self.width
+            not 2 <= min(self.levels) <= max(self.levels) <= MOST_LEVELS
+            or math.prod(self.levels) != self.codes
+            or len(self.levels) != self.width
         ):
             raise ValueError(
-                f"quantizer.levels {self.levels} (each at least 2) make {math.prod(self.levels)} codes of width "
-                f"{len(self.levels)}: set quantizer.codes and quantizer.width to these"
+                f"quantizer.levels {self.levels} (each 2 to {MOST_LEVELS}) make {math.prod(self.levels)} codes of "
+                f"width {len(self.levels)}: set quantizer.codes and quantizer.width to these"
             )
         if self.kind in ("simvq", "fsq") and (self.update == "ema" or self.normalise):
             raise ValueError(
@@ -230,8 +241,8 @@ class Codebook(Quantizer):
     def _start_from(self, vectors_ND: Tensor) -> None:
         """Data-driven start: encoder outputs of the first batch; a learned map starts with their mean and spread."""
         everyone_ND = distributed.gather_with_gradient(vectors_ND)
-        if not everyone_ND.isfinite().all():
-            return
+        if not everyone_ND.isfinite().all() or (everyone_ND == everyone_ND[0]).all():
+            return  # nothing to tell codes apart by: the next batch may have it
         if self.config.kind == "simvq":
             self._start_map(everyone_ND)
         else:
@@ -319,8 +330,6 @@ class Residual(Quantizer):
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
-        if config.normalise:
-            raise ValueError("residual codes cannot have unit norm: what is left of a vector gets shorter")
         self.config = config
         self.codebooks = nn.ModuleList(
             Codebook(replace(config, kind="codebook", depth=1, estimator="straight-through"))

@@ -172,8 +172,13 @@ class VisionTransformer(nn.Module):
 
     def hidden(self, images_BCHW: Tensor, layer: int = -1) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, T, D) after ``layer`` (-1 the last, -2 the one before, as LLaVA counts)."""
+        layers = len(self.encoder.layers)
+        if not -layers - 1 <= layer <= -1:
+            raise ValueError(
+                f"a tower of {layers} layers has layer -1 (the last) to {-layers - 1}, and no {layer}"
+            )
         x = self.pre_layrnorm(self.embed(images_BCHW))
-        for block in self.encoder.layers[: len(self.encoder.layers) + layer + 1]:
+        for block in self.encoder.layers[: layers + layer + 1]:
             x = block(x)
         return x
 

@@ -50,6 +50,20 @@ class Rows:
     image_places: Tensor  # (P, N) int64 into B * T
     pictures: Tensor  # (P, 3, H, W) pixels in [0, 1], or what the frozen encoder made of them
     answers: int  # conversations with an answer in these rows
+    features: Tensor | None = None  # (P, N, E): what the pictures' positions are aligned with, in training
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Draws the hidden states at a picture's positions, behind ``layer`` layers, to the features of ``Rows``.
+
+    A decoder on image tokens has to learn to see, and the bits of an answer teach that slowly; an image encoder that
+    sees already teaches it at every place. Used in training alone: the finished model is what it is without.
+    """
+
+    layer: int
+    weight: float
+    projection: Tensor  # (D, E) with orthonormal columns, fixed
 
 
 class DiscretePath(nn.Module):
@@ -125,6 +139,7 @@ class VLM(nn.Module):
             DiscretePath(config) if config.family == "discrete" else ContinuousPath(config)
         )
         self.language_model = LanguageModel(config.language)
+        self.alignment: Alignment | None = None  # set by whoever trains
         self.start_ordered_tokens()
 
     @torch.no_grad()
@@ -161,11 +176,20 @@ class VLM(nn.Module):
         return x_BTD, tokens_BT
 
     def loss(self, rows: Rows) -> tuple[Tensor, int, dict[str, float]]:
-        """Cross-entropy of the supervised tokens, summed; logits are computed only where a label stands."""
+        """Cross-entropy of the supervised tokens, summed; logits are computed only where a label stands.
+
+        With an ``alignment`` its distance is added for each of them.
+        """
         raw_pixels = rows.pictures.ndim == 4
         encoded = self.image_path.encode(rows.pictures) if raw_pixels else rows.pictures
         x_BTD, tokens_BT = self.embed(rows.tokens, rows.image_places, encoded)
-        hidden_BTD = self.language_model(x_BTD, rows.positions, row_mask(rows.documents, rows.segments))
+        layers: dict[int, Tensor] = {}
+        hidden_BTD = self.language_model(
+            x_BTD,
+            rows.positions,
+            row_mask(rows.documents, rows.segments),
+            watch=None if self.alignment is None else layers.__setitem__,
+        )
         targets_at = rows.supervised.flatten().nonzero().squeeze(1)
         targets_N = tokens_BT.flatten()[targets_at]
         logits_NV = self.language_model.lm_head(hidden_BTD.flatten(0, 1)[targets_at - 1])
@@ -175,7 +199,13 @@ class VLM(nn.Module):
         )
         right_N = logits_NV.detach().argmax(dim=1) == targets_N
         metrics = {"accuracy": right_N.float().mean().item(), "answers": float(rows.answers)}
-        return losses_N.sum(), len(targets_N), metrics
+        total = losses_N.sum()
+        if self.alignment is not None and rows.features is not None and len(rows.features):
+            seen_ND = layers[self.alignment.layer].flatten(0, 1)[rows.image_places.flatten()]
+            apart = losses.alignment(seen_ND, rows.features.flatten(0, 1), self.alignment.projection)
+            total = total + self.alignment.weight * apart * len(targets_N)
+            metrics["alignment"] = 1 - apart.item()
+        return total, len(targets_N), metrics
 
 
 def smooth_code(count: int, width: int) -> Tensor:

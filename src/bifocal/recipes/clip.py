@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bifocal.config import UserError, fingerprint
+from bifocal.data.augment import OFF, Augment, augment, mirrored, speaks_of_colours, speaks_of_places
 from bifocal.data.patches import KeptPatches, by_detail, drop_patches, inside, keep_patches, looked_at
 from bifocal.data.pictures import to_tensor
 from bifocal.data.scenes import WorldSettings
@@ -25,7 +27,7 @@ from bifocal.models.text import TextConfig
 from bifocal.models.vision import VisionConfig
 from bifocal.recipes.mixture import source_of
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
-from bifocal.recipes.sources import Source
+from bifocal.recipes.sources import Pair, Source
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import Outcome, TrainSettings
 
@@ -42,7 +44,8 @@ class CLIPRecipe:
     A picture with several captions is shown with one of them, drawn anew each time. With ``skip_flat`` most flat
     patches are left out of training (``data.patches``), with ``patch_dropout`` that share of a picture's patches,
     whatever is on them; the last ``whole_share`` of the steps look at whole pictures. With ``regions`` the parts of a
-    picture that the data describe are contrasted with their descriptions too. With a ``chunk_size`` the memory is that
+    picture that the data describe are contrasted with their descriptions too. ``augment`` varies the pictures of
+    training, as far as their texts stay true (``data.augment``). With a ``chunk_size`` the memory is that
     of so many pairs, whatever the batch, for one more pass forwards: gradients are cached (``CLIPModel``).
     """
 
@@ -54,6 +57,7 @@ class CLIPRecipe:
     skip_flat: bool = True
     patch_dropout: float = 0.0
     whole_share: float = 0.05
+    augment: Augment = field(default_factory=Augment)
     data: str | None = None
     world: WorldSettings = field(default_factory=WorldSettings)
     model: CLIPConfig = field(default_factory=CLIPConfig)
@@ -69,6 +73,8 @@ class CLIPRecipe:
             raise ValueError(
                 "a ResNet looks at whole pictures: set skip_flat to false and patch_dropout to 0"
             )
+        if self.augment.geometry and self.regions:
+            raise ValueError("augment.geometry moves pictures away under their regions: set regions to false")
         if self.model.logit_bias and self.objective != "sigmoid":
             raise ValueError(
                 "model.logit_bias is trained by the sigmoid objective alone: set objective to sigmoid"
@@ -84,8 +90,13 @@ def contrastive_batch(
     model: CLIPConfig,
     *,
     regions: bool,
+    variation: Augment = OFF,
+    seed: int = 0,
 ) -> CLIPBatch:
-    """``size`` pictures from number ``first`` on, each with a caption that fits the context."""
+    """``size`` pictures from number ``first`` on, each with a caption that fits the context.
+
+    They are varied as a pure function of ``seed`` and ``first``.
+    """
     context = model.text.context
 
     def fits(text: str) -> bool:
@@ -94,7 +105,7 @@ def contrastive_batch(
     pairs = []
     for number in range(first, first + size):
         for attempt in range(ATTEMPTS):
-            pair = source.pair(split, number, attempt)
+            pair = mirrored_pair(source.pair(split, number, attempt), variation.flip, f"{seed}/{number}")
             if fits(pair.text):
                 break
         else:
@@ -109,8 +120,17 @@ def contrastive_batch(
         if regions and fits(phrase)
     ]
     texts = [pair.text for pair in pairs]
+    images = to_tensor([pair.picture for pair in pairs])
+    said = [[pair.text, *(phrase for _, phrase in pair.regions if regions)] for pair in pairs]
+    images = augment(
+        images,
+        variation,
+        torch.Generator().manual_seed(seed * 1_000_003 + first),
+        keep_colours_B=torch.tensor([speaks_of_colours(some) for some in said]),
+        keep_places_B=torch.tensor([speaks_of_places(some) for some in said]),
+    )
     return CLIPBatch(
-        images=to_tensor([pair.picture for pair in pairs]),
+        images=images,
         tokens=clip_tokens(texts, tokenizer, context),
         text_ids=_numbered(texts),
         regions=Regions(
@@ -122,6 +142,16 @@ def contrastive_batch(
         if described
         else None,
     )
+
+
+def mirrored_pair(pair: Pair, strength: float, seed: str) -> Pair:
+    """The pair, or its mirror image with left and right swapped in the words."""
+    if not strength:
+        return pair
+    boxes, phrases = [box for box, _ in pair.regions], [phrase for _, phrase in pair.regions]
+    rng = random.Random(f"mirror/{seed}")
+    picture, texts, carried = mirrored(pair.picture, [pair.text, *phrases], boxes, strength, rng)
+    return Pair(picture, texts[0], list(zip(carried, texts[1:], strict=True)))
 
 
 def _numbered(texts: Sequence[str]) -> Tensor:
@@ -150,7 +180,6 @@ def train_clip(
     else:
         begin, tokenizer = open_clip(init_from)
         text = replace(recipe.model.text, vocabulary=begin.text.vocabulary, end=begin.text.end)
-    open_run(out, "clip", recipe, resume=resume)
     size = recipe.batch_size
     torch.manual_seed(recipe.train.seed)
     sigmoid = recipe.objective == "sigmoid"
@@ -159,14 +188,25 @@ def train_clip(
     if sigmoid:
         model.start_sigmoid(size)
     start_from(model, init_from)
+    open_run(out, "clip", recipe, resume=resume)
 
     whole_from = recipe.train.steps * (1 - recipe.whole_share)
 
-    def pairs(split: str, first: int, count: int) -> CLIPBatch:
-        return contrastive_batch(source, split, first, count, tokenizer, model.config, regions=recipe.regions)
+    def pairs(split: str, first: int, count: int, variation: Augment = OFF) -> CLIPBatch:
+        return contrastive_batch(
+            source,
+            split,
+            first,
+            count,
+            tokenizer,
+            model.config,
+            regions=recipe.regions,
+            variation=variation,
+            seed=recipe.train.seed,
+        )
 
     def batch_at(step: int) -> CLIPBatch:
-        batch = pairs("train", step * size, size)
+        batch = pairs("train", step * size, size, recipe.augment)
         if recipe.patch_dropout and step < whole_from:
             batch = drop_some_patches(batch, model.config.vision.patches, recipe.patch_dropout, step)
         if batch.regions is not None:

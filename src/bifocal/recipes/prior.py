@@ -80,6 +80,18 @@ def train_prior(
     tokenizer = open_tokenizer(recipe)
     encoder = weights_fingerprint(tokenizer)
     quantizer = tokenizer.config.quantizer
+    torch.manual_seed(recipe.train.seed)
+    vocabulary = quantizer.depth * quantizer.codes + 1
+    model = PriorModel(
+        PriorConfig(
+            codes=quantizer.codes,
+            depth=quantizer.depth,
+            places=tokenizer.config.codes_per_picture // quantizer.depth,
+            encoder=encoder,
+            language=replace(recipe.language, vocabulary=vocabulary),
+        )
+    )
+    start_from(model, init_from)
     sets: dict[str, tuple[EncodedStore, Sequence[str]]]
     if recipe.data is not None and is_store(Path(recipe.data)):
         store = open_store(Path(recipe.data), encoder, recipe.vision)
@@ -114,18 +126,6 @@ def train_prior(
 
     size, seed, count = recipe.batch_size, recipe.train.seed, len(sets["train"][1])
     held_out = codes("validation", range(min(HELD_OUT, len(sets["validation"][1])))).split(size)
-    torch.manual_seed(seed)
-    vocabulary = quantizer.depth * quantizer.codes + 1
-    model = PriorModel(
-        PriorConfig(
-            codes=quantizer.codes,
-            depth=quantizer.depth,
-            places=tokenizer.config.codes_per_picture // quantizer.depth,
-            encoder=encoder,
-            language=replace(recipe.language, vocabulary=vocabulary),
-        )
-    )
-    start_from(model, init_from)
     return run(
         model,
         recipe.train,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ RECIPE = "recipe.json"
 
 def open_run(out: Path, kind: str, recipe: Any, *, resume: bool) -> None:
     """Begin or continue a run: its recipe is written first, and a resumed one must be the same."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "training is for one process so far, and torchrun started several: start it without torchrun"
+        )
     written = {"kind": kind, **config.to_dict(recipe)}
     if resume and begun(out):
         before = json.loads((out / RECIPE).read_text(encoding="utf-8"))
@@ -109,6 +114,13 @@ def start_from(model: nn.Module, init_from: str | None) -> None:
         return
     other, _ = inference.load_model(init_from)
     if isinstance(other, CLIPModel) and isinstance(model, CLIPModel):
+        if other.config.logit_bias != model.config.logit_bias:
+            has, wanted = (
+                "sigmoid" if each.logit_bias else "softmax" for each in (other.config, model.config)
+            )
+            raise UserError(
+                f"--init-from {init_from} was trained with the {has} objective: give --objective {has}, not {wanted}"
+            )
         other = other.at_picture_size(model.config.vision.picture_size)
         refuse_other_manner(other.config, model.config, init_from)
     try:

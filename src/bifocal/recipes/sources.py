@@ -186,12 +186,13 @@ class FolderSource:
         return groups[number % len(groups)]
 
     def _pictured(self, split: str, number: int) -> tuple[str, ...]:
+        """In an order that is new in every epoch: a folder may be sorted by what its pictures show."""
         groups = self.pictured[split]
-        return groups[number % len(groups)]
+        return groups[shuffled(number, len(groups), 0)]
 
     def picture(self, split: str, number: int) -> np.ndarray:
         keys = self._pictured(split, number)
-        return self.pixels(keys[number % len(keys)])
+        return self.pixels(keys[number // len(self.pictured[split]) % len(keys)])  # another one each epoch
 
     def pair(self, split: str, number: int, attempt: int) -> Pair:
         rng = random.Random(f"pair/{split}/{number}/{attempt}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -22,8 +22,9 @@ from bifocal.models.clip import CLIPModel
 from bifocal.models.language import LanguageConfig
 from bifocal.models.precision import fast_dtype, open_device, set_precision
 from bifocal.models.vision import VisionConfig
-from bifocal.models.vlm import VLM, ContinuousPath, DiscretePath, Rows, VLMConfig
+from bifocal.models.vlm import VLM, Alignment, ContinuousPath, DiscretePath, Rows, VLMConfig
 from bifocal.models.vqvae import VQVAEModel
+from bifocal.recipes.alignment import Teacher, open_teacher
 from bifocal.recipes.curriculum import Stage, TaskWeights, scene_stages, stage_at
 from bifocal.recipes.encoding import ENCODED, encode_split
 from bifocal.recipes.mixture import MixtureSource, source_of
@@ -40,7 +41,9 @@ HELD_OUT_ROWS = 32
 class VLMRecipe:
     """A decoder on the frozen encoder of another run: ``vision`` is a VQ-VAE (discrete) or a CLIP (continuous).
 
-    ``tasks`` says how often each task is asked, ``stages`` where that changes on the way.
+    ``tasks`` says how often each task is asked, ``stages`` where that changes on the way. ``align`` names a finished
+    CLIP that teaches a discrete decoder to see: its hidden states behind ``align_layer`` layers are drawn to what that
+    CLIP says of each patch.
     """
 
     family: Literal["discrete", "continuous"] = "continuous"
@@ -54,12 +57,25 @@ class VLMRecipe:
     number_pictures: bool = True
     feature_layer: int = -1
     drop_prompt: float = 0.1
+    align: str | None = None
+    align_layer: int = 2
+    align_weight: float = 1.0
     data: str | None = None
     world: WorldSettings = field(default_factory=WorldSettings)
     tasks: TaskWeights = field(default_factory=TaskWeights)
     stages: tuple[Stage, ...] = ()
     language: LanguageConfig = field(default_factory=LanguageConfig)
     train: TrainSettings = field(default_factory=TrainSettings)
+
+    def __post_init__(self) -> None:
+        if self.align is not None and self.family == "continuous":
+            raise ValueError(
+                "align is for the discrete family: a continuous VLM reads the features of a CLIP as it is"
+            )
+        if self.align is not None and not 1 <= self.align_layer <= self.language.layers:
+            raise ValueError(
+                f"align_layer must be one of the decoder's {self.language.layers} layers, got {self.align_layer}"
+            )
 
 
 def build(recipe: VLMRecipe, tokenizer: TextTokenizer, encoder: CLIPModel | VQVAEModel) -> VLM:
@@ -114,9 +130,15 @@ class Packer:
     """Rows of conversations about encoded pictures, as a pure function of (split, step)."""
 
     def __init__(
-        self, recipe: VLMRecipe, source: Source, template: Template, stores: Mapping[str, EncodedStore]
+        self,
+        recipe: VLMRecipe,
+        source: Source,
+        template: Template,
+        stores: Mapping[str, EncodedStore],
+        teacher: Teacher | None = None,
     ) -> None:
         self.recipe, self.source, self.template, self.stores = recipe, source, template, stores
+        self.teacher = teacher
 
     def rows(self, split: str, step: int, size: int) -> Rows:
         """``size`` rows; in a discrete model the last of them hold drawings. Stages are for training alone."""
@@ -162,6 +184,7 @@ class Packer:
             image_places=torch.from_numpy(arrays["image_places"]),
             pictures=self.stores[split].get(builder.picture_keys),
             answers=builder.answers,
+            features=None if self.teacher is None else self.teacher.features(split, builder.picture_keys),
         )
 
     def _drawing(self, split: str, number: int, rng: random.Random) -> Sample | None:
@@ -175,10 +198,10 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
     """Train into ``out``; the encoded pictures are kept in ``out/encoded``."""
     device = open_device(recipe.train.device)
     encoder = open_encoder(recipe)
+    clip = None if recipe.align is None else open_teacher(recipe.align, encoder)
     source = source_of(recipe.data, recipe.world, recipe.episodes)
     if isinstance(source, MixtureSource):
         source.require(asked_of(recipe))
-    open_run(out, "vlm", recipe, resume=resume)
     codes = encoder.config.quantizer.codes if isinstance(encoder, VQVAEModel) else 0
     tokenizer = tokenizer_of(init_from) or TextTokenizer.train(
         source.texts(), size=recipe.text_tokens, codes=codes, box_bins=recipe.box_bins
@@ -186,6 +209,7 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
     torch.manual_seed(recipe.train.seed)
     model = build(recipe, tokenizer, encoder)
     start_from(model, init_from)
+    open_run(out, "vlm", recipe, resume=resume)
     model.to(device)
     # a copy, because the finished model keeps the encoder's weights unrounded
     encoding = copy.deepcopy(model.image_path)
@@ -204,9 +228,16 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
         )
         for split in ("train", "validation")
     }
-    packer = Packer(
-        recipe, source, Template(tokenizer, model.image_path.positions, recipe.number_pictures), stores
-    )
+    teacher = None
+    if clip is not None:
+        teacher = Teacher(clip, source, out / ENCODED, device, fast_dtype(device, recipe.train.dtype))
+        model.alignment = Alignment(
+            recipe.align_layer,
+            recipe.align_weight,
+            teacher.projection(recipe.language.width, recipe.train.seed).to(device),
+        )
+    template = Template(tokenizer, model.image_path.positions, recipe.number_pictures)
+    packer = Packer(recipe, source, template, stores, teacher)
     held_out = [move(packer.rows("validation", 0, min(HELD_OUT_ROWS, recipe.batch_size)), device)]
     return run(
         model,
@@ -235,10 +266,10 @@ def tokenizer_of(init_from: str | None) -> TextTokenizer | None:
 
 def move(rows: Rows, device: torch.device) -> Rows:
     """The rows on a device."""
-    return replace(
-        rows,
-        **{item.name: getattr(rows, item.name).to(device) for item in fields(rows) if item.name != "answers"},
-    )
+    moved: dict[str, Any] = {
+        name: value.to(device) for name, value in vars(rows).items() if isinstance(value, torch.Tensor)
+    }
+    return replace(rows, **moved)
 
 
 def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuous") -> VLMRecipe:
@@ -264,13 +295,16 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
         ("quickstart", "continuous"): (550, 8_000, scene_stages(0.4, 0.85)),
         ("quickstart", "discrete"): (110, 4_000, ()),
         ("standard", "continuous"): (2800, 40_000, scene_stages(0.2, 0.45)),
-        ("standard", "discrete"): (2200, 30_000, scene_stages(0.6, 0.85)),
+        ("standard", "discrete"): (1600, 30_000, scene_stages(0.4, 0.7)),
     }[scale, family]
+    # A decoder of twice the parameters learns more in a step and less in a minute, with so few tokens to see. One that
+    # has to see for itself needs more layers.
+    layers = 6 if (scale, family) == ("standard", "discrete") else 4
     return VLMRecipe(
         family=family,
         episodes=episodes,
-        # a decoder of twice the parameters learns more in a step and less in a minute, with so few tokens to see
-        language=LanguageConfig(width=192, layers=4, heads=3, kv_heads=3, hidden=512, qk_norm=True),
+        align_layer=3,
+        language=LanguageConfig(width=192, layers=layers, heads=3, kv_heads=3, hidden=512, qk_norm=True),
         stages=stages,
         train=TrainSettings(
             steps=steps,

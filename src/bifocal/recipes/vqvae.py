@@ -62,7 +62,6 @@ def train_vqvae(
     if recipe.model.quantizer.legacy_beta and not (resume and begun(out)):
         refuse_legacy_beta(init_from)
     source = source_of(recipe.data, recipe.world, 0)
-    open_run(out, "vqvae", recipe, resume=resume)
     size = recipe.batch_size
 
     def batch_at(step: int) -> Tensor:
@@ -79,6 +78,7 @@ def train_vqvae(
         clip = open_clip(recipe.perceptual, recipe.world.picture_size)
         set_precision(clip.to(device), fast_dtype(device, recipe.train.dtype))
         model.perceptual = (functools.partial(feature_distance, clip.vision_model), recipe.perceptual_weight)
+    open_run(out, "vqvae", recipe, resume=resume)
     if recipe.model.quantizer.update == "ema" and distributed.is_main():
         print("vqvae: moving averages stand for the codebook term, which is 0 in the log", flush=True)
     return run(
@@ -148,9 +148,10 @@ def recipe_vqvae(scale: str) -> VQVAERecipe:
                 optimizer=OptimizerSettings(kind="muon", learning_rate=2e-3, warmup_steps=4),
             ),
         )
-    steps = {"quickstart": 760, "standard": 1400}[scale]
+    steps = {"quickstart": 760, "standard": 1300}[scale]
     return VQVAERecipe(
         batch_size=16,
+        perceptual_weight=0.05,
         train=TrainSettings(
             steps=steps,
             validate_every=max(100, steps // 12),

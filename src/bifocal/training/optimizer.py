@@ -154,10 +154,9 @@ class MasterOptimizer:
 
     @torch.no_grad()
     def adopt(self, names: Iterable[str]) -> None:
-        """Take over weights that the model changed by itself (a clamped scale, a restarted code)."""
+        """Take over float32 weights that the model changed by itself (a clamped scale, a restarted code)."""
         for name in names:
-            if name in self.masters:
-                self.masters[name].copy_(self.weights[name])
+            self.masters[name].copy_(self.weights[name])
 
     @torch.no_grad()
     def finish(self) -> None:

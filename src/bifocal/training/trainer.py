@@ -118,6 +118,11 @@ def train(
     if resume:
         found = checkpoint.load(checkpoints)
         if found is not None:
+            if found.state.get("data") != about.get("data"):
+                raise UserError(
+                    f"the data are not those that {out} was begun with (their fingerprint has changed): "
+                    "put them back as they were, or choose another --out"
+                )
             restore(found, model, optimizer, buffers)
             start, spent, skipped = found.step, float(found.state["seconds"]), int(found.state["skipped"])
             # rows behind the checkpoint belong to steps that will be run again
@@ -162,6 +167,9 @@ def train(
     def seconds() -> float:
         return spent + time.perf_counter() - began
 
+    after_step: Callable[[], None] | None = getattr(model, "after_step", None)
+    # what a model may change by itself
+    own = [name for name in float32_names(model) if name in optimizer.masters]
     window: list[tuple[float, dict[str, float]]] = []
     window_began = time.perf_counter()
     model.train()
@@ -170,13 +178,16 @@ def train(
             torch.manual_seed(settings.seed * 1_000_003 + step)
             share = learning_rate_share(step, settings.steps, settings.optimizer)
             total, count, metrics = model.loss(batch)  # type: ignore[operator]
+            optimizer.adopt(own)  # a codebook may have started from this batch
             total.backward()
             everyone = distributed.all_reduce_sum(torch.tensor(float(count)))
             taken, norm = optimizer.step(everyone.item(), share)
             done = step + 1
             if taken:
                 skipped = 0
-                finish_step(model, optimizer)
+                if after_step is not None:
+                    after_step()
+                    optimizer.adopt(own)
             else:
                 skipped += 1
                 record("skipped", done, {"gradient_norm": norm if math.isfinite(norm) else -1.0})
@@ -234,14 +245,6 @@ def moved_without_gradient(model: nn.Module) -> dict[str, Tensor]:
         for name, weight in model.named_parameters()
         if name in kept and not weight.requires_grad
     }
-
-
-def finish_step(model: nn.Module, optimizer: MasterOptimizer) -> None:
-    """Let the model do what follows a step, and hand what it changed to the optimizer's masters."""
-    after_step = getattr(model, "after_step", None)
-    if after_step is not None:
-        after_step()
-        optimizer.adopt(name for name, weight in optimizer.weights.items() if weight.dtype == torch.float32)
 
 
 def average(window: Sequence[tuple[float, dict[str, float]]]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bifocal.data.sample import Part
 from bifocal.data.scenes.facts import View
+from bifocal.data.scenes.nouns import article_for
 from bifocal.data.scenes.words import (
     CELL_PHRASES,
     DIRECTION_PHRASES,
@@ -11,7 +12,6 @@ from bifocal.data.scenes.words import (
     ON_A_TILE,
     Random,
     a,
-    article,
     counted,
     join,
     look,
@@ -126,7 +126,7 @@ def caption(view: View, random: Random) -> str:
     objects = _enumeration(view, random, 0.0 if random() < 0.6 else 0.45)
     way = random()
     if way < 0.15:
-        opening = f"{objects} on {article(view.scene.background)} {view.scene.background} background."
+        opening = f"{objects} on {article_for(view.scene.background)} {view.scene.background} background."
     elif way < 0.3:
         opening = f"there {'is' if objects.startswith(('a ', 'an ')) else 'are'} {objects}."
     else:

@@ -48,7 +48,7 @@ def article_for(name: str) -> str:
         return "a"
     if name.startswith(("hour", "x-ray", "atm", "honest", "heir")):
         return "an"
-    return "an" if name[0] in "aeiou" else "a"
+    return "an" if name[:1] in tuple("aeiou") else "a"
 
 
 def plural_of(name: str) -> str:

@@ -44,11 +44,6 @@ def pick(items: Sequence[Item], random: Random) -> Item:
     return items[int(random() * len(items))]
 
 
-def article(words: str) -> str:
-    """ "a" or "an" before these words. Concepts know their own article; this is for adjectives and colours."""
-    return "an" if words[0] in "aeiou" else "a"
-
-
 def a(concept: Concept) -> str:
     return f"{concept.article} {concept.name}"
 

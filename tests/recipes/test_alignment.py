@@ -1,0 +1,105 @@
+"""A discrete decoder that is taught to see by a CLIP: the term itself, what it does in a run, what it leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from bifocal import inference, losses
+from bifocal.artifacts import read_json_lines
+from bifocal.config import UserError
+from bifocal.data.scenes import WorldSettings
+from bifocal.models.language import LanguageConfig
+from bifocal.models.vqvae import VQVAEModel
+from bifocal.recipes.alignment import patch_embeddings
+from bifocal.recipes.vlm import TaskWeights, VLMRecipe, train_vlm
+from bifocal.training.optimizer import OptimizerSettings
+from bifocal.training.trainer import TrainSettings
+
+
+def test_the_term_is_one_less_the_cosine_seen_through_the_projection() -> None:
+    projection = torch.linalg.qr(torch.randn(6, 4)).Q
+    features = torch.randn(10, 4)
+    hidden = features @ projection.T
+    beside = torch.linalg.qr(torch.cat([projection, torch.randn(6, 2)], dim=1)).Q[
+        :, 4:
+    ]  # what it does not see
+    for factor, value in ((3.0, 0.0), (-0.5, 2.0)):
+        unseen = torch.randn(10, 2) @ beside.T
+        assert losses.alignment(factor * hidden + unseen, features, projection).item() == pytest.approx(
+            value, abs=1e-5
+        )
+
+
+def test_a_patch_embedding_is_that_of_a_region_of_one_patch() -> None:
+    clip = tiny.clip(300)
+    images = torch.rand(2, 3, 32, 32)
+    patches = patch_embeddings(clip, images)
+    seen = clip.vision_model.look(images)  # type: ignore[operator]
+    weights = torch.zeros(2, 16)
+    weights[0, 3] = weights[1, 9] = 1
+    regions = clip.vision_model.pool_regions(seen, torch.tensor([0, 1]), weights)  # type: ignore[operator]
+    expected = clip.project_images(regions)
+    torch.testing.assert_close(torch.stack([patches[0, 3], patches[1, 9]]), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    words = tiny.tokenizer()
+    for name, model in (("clip", tiny.clip(len(words))), ("vqvae", tiny.vqvae())):
+        (tmp_path / name).mkdir()
+        inference.save(tmp_path / name, model, words if name == "clip" else None)
+    tiny.folder(tmp_path / "data")
+    return tmp_path
+
+
+def recipe(parts: Path, **changes: object) -> VLMRecipe:
+    settings = TrainSettings(
+        steps=30, log_every=1, validate_every=30, checkpoint_every=30, dtype="float32",
+        optimizer=OptimizerSettings(learning_rate=1e-2, warmup_steps=1),
+    )  # fmt: skip
+    plain = VLMRecipe(
+        family="discrete", vision=str(parts / "vqvae"), batch_size=4, row_length=128, text_tokens=300, box_bins=8,
+        data=str(parts / "data"), world=WorldSettings(picture_size=32), tasks=TaskWeights(drawing=0.25),
+        language=LanguageConfig(width=32, layers=2, heads=2, kv_heads=1, hidden=48, qk_norm=True), train=settings,
+    )  # fmt: skip
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def test_hidden_states_come_to_say_what_the_teacher_says_and_no_trace_stays(parts: Path) -> None:
+    train_vlm(recipe(parts), parts / "without")
+    train_vlm(recipe(parts, align=str(parts / "clip")), parts / "with")
+    rows = [row for row in read_json_lines(parts / "with" / "log.jsonl") if row["phase"] == "train"]
+    assert abs(rows[0]["alignment"]) < 0.3  # a random decoder says nothing of it
+    assert rows[-1]["alignment"] > rows[0]["alignment"] + 0.3
+    finished = [inference.load_model(str(parts / name))[0] for name in ("without", "with")]
+    assert finished[0].state_dict().keys() == finished[1].state_dict().keys()
+    assert finished[0].config == finished[1].config
+    assert "alignment" not in next(iter(read_json_lines(parts / "without" / "log.jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"family": "continuous"}, "align is for the discrete family"),
+        ({"align_layer": 3}, "one of the decoder's 2 layers, got 3"),
+    ],
+)
+def test_an_alignment_that_cannot_be_is_refused(parts: Path, changes: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        recipe(parts, align=str(parts / "clip"), **changes)
+
+
+def test_a_teacher_with_other_patches_is_refused(parts: Path) -> None:
+    stride_four = replace(tiny.IMAGE_TOKENS, multipliers=(1, 1, 1), decoder_blocks=(0, 1, 1))
+    (parts / "fine").mkdir()
+    inference.save(parts / "fine", VQVAEModel(stride_four))
+    with pytest.raises(UserError, match="each code needs its patch"):
+        train_vlm(recipe(parts, vision=str(parts / "fine"), align=str(parts / "clip")), parts / "run")
+    with pytest.raises(UserError, match="--align needs a CLIP"):
+        train_vlm(recipe(parts, align=str(parts / "vqvae")), parts / "run")
+    assert not (parts / "run").exists()
