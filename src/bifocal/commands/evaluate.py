@@ -26,7 +26,7 @@ from bifocal.data.scenes import World, WorldSettings
 from bifocal.data.scenes.dataset import SceneDataset
 from bifocal.data.templates import read_classes, read_templates
 from bifocal.encoded import weights_fingerprint
-from bifocal.evaluation.compare import Comparison, compare, load_predictions
+from bifocal.evaluation.compare import Comparison, Predictions, compare, load_predictions
 from bifocal.evaluation.controls import ShuffledPictures, as_shuffled, contamination_rows
 from bifocal.evaluation.report_samples import PictureOf
 from bifocal.evaluation.results import Row, prediction_path, read_predictions
@@ -201,13 +201,20 @@ def evaluate_command(
             name=name,
             **options,
         )
+    scored = bool(rows)
     if matches is not None:
         rows += contamination_rows(dataset, matches, model=name or model.name, task=task)
-    if shuffled:
+    if not scored and (shuffled or page is not None):
+        print(
+            "bifocal: there is nothing to hold the answers against, so no control and no page of them",
+            file=sys.stderr,
+        )
+    elif shuffled:
+        others = ShuffledPictures(dataset)
         with Progress(f"{name or model.name} {task} {split}, pictures shuffled", total=total) as progress:
-            others = evaluation.evaluate(
+            more = evaluation.evaluate(
                 model,
-                ShuffledPictures(dataset),
+                others,
                 task,
                 directory=directory / "shuffled",
                 blank=False,
@@ -216,15 +223,10 @@ def evaluate_command(
                 name=name,
                 **options,
             )
-        rows += as_shuffled(others)
-    if page is not None and distributed.is_main():
-        answers = {
-            (task, split): read_predictions(prediction_path(directory, name or model.name, task, split))
-        }
-        with counted("pictures of the page") as update:
-            text = evaluation_page(name or model.name, answers, rows, dataset.picture, progress=update)
-        atomic_write_text(page, text)
-        print(f"wrote {page}", file=sys.stderr)
+        rows += as_shuffled(more)
+    if scored and page is not None and distributed.is_main():
+        kept = prediction_path(directory, name or model.name, task, split)
+        write_page(page, name or model.name, {(task, split): read_predictions(kept)}, rows, dataset.picture)
     if directory == run and isinstance(model, inference.VQVAE):
         keys = list(dict.fromkeys(key for sample in dataset.samples for key in sample.pictures))[:SHOWN]
         pictures = [resize_whole(dataset.picture(key), model.picture_size) for key in keys]
@@ -233,6 +235,16 @@ def evaluate_command(
         predictions = read_predictions(prediction_path(run, name or model.name, task, split))
         print(f"wrote {zero_shot_page(dataset, predictions, rows, run)}", file=sys.stderr)
     return rows
+
+
+def write_page(
+    path: Path, model: str, predictions: Predictions, rows: Sequence[Row], picture: PictureOf
+) -> None:
+    """Write the page of a model's answers, with progress over its pictures."""
+    with counted("pictures of the page") as update:
+        text = evaluation_page(model, predictions, rows, picture, progress=update)
+    atomic_write_text(path, text)
+    print(f"wrote {path}", file=sys.stderr)
 
 
 def open_prior(path: Path, run: Path, *, device: str, dtype: str) -> inference.Prior:
