@@ -199,6 +199,15 @@ def test_a_file_of_an_earlier_version_takes_the_default_of_a_younger_setting() -
         from_dict(Recipe, data, older=True)
 
 
+@dataclass(frozen=True)
+class Sets:
+    models: tuple[Model, ...]
+
+
+def test_so_do_the_groups_of_a_list() -> None:
+    assert from_dict(Sets, {"models": [{"width": 128}, {}]}, older=True) == Sets((Model(width=128), Model()))
+
+
 def test_a_file_that_holds_no_settings_is_refused() -> None:
     with pytest.raises(UserError, match="expected a group of settings"):
         from_dict(Recipe, [1, 2])

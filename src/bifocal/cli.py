@@ -117,7 +117,8 @@ def train(
         family: of a vlm: image tokens (discrete) or CLIP features (continuous).
         vision: the finished run of a vlm's image encoder, or of the VQ-VAE whose codes a prior is over.
         tower: what a clip sees pictures with, a ViT if not given.
-        data: a folder of samples (for a prior also what `bifocal encode` wrote); the default scenes if not given.
+        data: a folder of samples (for a prior also what `bifocal encode` wrote), or a .toml or .json file that mixes
+            several; the default scenes if not given.
         init_from: start from the weights of a finished run of the same shape; a clip takes shape and tokenizer from
             it, and may start from a directory that transformers or open_clip wrote.
         scale: the size of the recipe.
@@ -159,12 +160,15 @@ def evaluate(
     count: int | None = None,
     blank: bool = True,
     restart: bool = False,
+    shuffled: bool = False,
+    contamination: bool = True,
     checker: Path | None = None,
     features: Path | None = None,
     prior: Path | None = None,
     classes: Path | None = None,
     templates: str | None = None,
     train_data: str | None = None,
+    page: Path | None = None,
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
     device: str = "cpu",
     dtype: Dtype = "auto",
@@ -183,11 +187,15 @@ def evaluate(
         count: how many samples.
         blank: also put the same questions with blank pictures.
         restart: throw away the answers that were kept from before, and ask everything anew.
+        shuffled: also put the same questions with each other's pictures.
+        contamination: look up which pictures and questions of DATA the run was trained on.
         checker: for text-to-image, the VLM that is asked about the drawings.
         features: for reconstruction, the CLIP in whose features the Fréchet distance is measured.
         prior: for reconstruction, the prior over the codes by which their bits are counted.
         classes: for zero-shot, a file of names to choose from, one a line, or JSON {folder: name}.
         train_data: for linear-probe, the folder to learn from; without, the other folds of DATA, or training scenes.
+            For other tasks, a folder that the run was trained on and that its recipe does not name.
+        page: an HTML file with every sample and its answer, to filter and search.
         templates: for zero-shot, drawings, photos or name, or a file of sentences with {} for the name.
         json_output: print rows as JSON and nothing else.
         device: where to compute.
@@ -206,12 +214,15 @@ def evaluate(
             count=count,
             blank=blank,
             restart=restart,
+            shuffled=shuffled,
+            contamination=contamination,
             checker=checker,
             features=features,
             prior=prior,
             classes=classes,
             templates=templates,
             train_data=train_data,
+            page=page,
             device=device,
             dtype=dtype,
         )
@@ -264,6 +275,8 @@ def compare(
     run_a: tyro.conf.Positional[Path],
     run_b: tyro.conf.Positional[Path],
     every_slice: bool = False,
+    page: Path | None = None,
+    data: tuple[str, ...] = (),
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """Two evaluated runs side by side, with intervals and a paired test.
@@ -274,12 +287,14 @@ def compare(
         run_a: the first run.
         run_b: the second run, evaluated on the same samples.
         every_slice: also each kind of question by itself.
+        page: an HTML file with every sample and both answers: which of them only one has right, to filter and search.
+        data: the folders that the pictures of the page are in, where they are no scenes.
         json_output: print JSON and nothing else.
     """
     from bifocal.commands.evaluate import compare_command
     from bifocal.evaluation.compare import print_comparison
 
-    result = compare_command(run_a, run_b)
+    result = compare_command(run_a, run_b, page=page, data=data)
     if json_output:
         print(json.dumps(result.to_json()))
     else:

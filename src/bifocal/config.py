@@ -326,10 +326,10 @@ def _converted(value: Any, annotation: Any, older: bool = False) -> Any:
     if annotation is Path and isinstance(value, str):
         return Path(value)
     if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_converted(item, inner) for item, inner in _paired(value, annotation))
+        return tuple(_converted(item, inner, older) for item, inner in _paired(value, annotation))
     if _is_mapping(origin) and isinstance(value, Mapping):
         inner = typing.get_args(annotation)[1]
-        return {_text_key(key): _converted(item, inner) for key, item in value.items()}
+        return {_text_key(key): _converted(item, inner, older) for key, item in value.items()}
     raise _Unfit(f"expected {describe(annotation)}, got {value!r}")
 
 

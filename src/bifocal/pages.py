@@ -250,8 +250,13 @@ def details(summary: str, body: str) -> str:
 # ------------------------------------------------------------ page
 
 
-def page(title: str, sections: Sequence[Section], *, lead: str = "") -> str:
-    """The whole page: ``title`` is text, ``lead`` finished HTML under it; a menu leads to the sections."""
+def page(
+    title: str, sections: Sequence[Section], *, lead: str = "", style: str = "", script: str = ""
+) -> str:
+    """The whole page: ``title`` is text, ``lead`` finished HTML under it; a menu leads to the sections.
+
+    ``style`` and ``script`` are a page's own, after those that all pages have.
+    """
     menu = "".join(f'<a href="#{escape(s.name)}">{escape(s.title)}</a>' for s in sections)
     body = "".join(
         f'<section id="{escape(s.name)}"><h2>{escape(s.title)}</h2>{s.body}</section>' for s in sections
@@ -259,9 +264,11 @@ def page(title: str, sections: Sequence[Section], *, lead: str = "") -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>\n'
+        f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{STYLE}{style}</style></head>\n'
         f"<body><header><h1>{escape(title)}</h1>{lead}</header><nav>{menu}</nav>\n<main>{body}</main>"
-        f"<script>{SCRIPT}</script></body></html>\n"
+        f"<script>{SCRIPT}</script>"
+        + (f'<script type="module">{script}</script>' if script else "")
+        + "</body></html>\n"
     )
 
 

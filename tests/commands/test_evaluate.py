@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from bifocal import inference
 from bifocal.cli import main
 from bifocal.commands.evaluate import dataset_of, evaluate_command
 from bifocal.config import UserError
+from bifocal.data.sample import Message, Picture, Sample, write_samples
 from bifocal.evaluation.results import Row, read_predictions
 
 
@@ -109,8 +111,64 @@ def test_a_linear_probe_learns_from_another_folder_or_from_its_own(clip: Path, p
     assert own["top1"].n == 12 and own["top1"].variant == "training=pets, labels=12"
     other = by_metric(evaluate_command(clip, "linear-probe", data=str(pets), train_data=str(pets)))
     assert other["top1"].value == 1.0  # taught with the very pictures it is asked about
-    with pytest.raises(UserError, match="--train-data is for linear-probe"):
+
+
+def test_a_folder_that_was_trained_on_is_looked_through(clip: Path, pets: Path, tmp_path: Path) -> None:
+    for number in range(3):  # of the twelve
+        Image.fromarray(tiny.picture(number)).save(tmp_path / f"{number}.png")
+    messages = (Message("user", (Picture(0), "?")), Message("assistant", ("owl",)))
+    seen = [Sample(str(n), "vqa", "all", (f"{n}.png",), messages) for n in range(3)]
+    write_samples(tmp_path / "samples.jsonl", seen)
+    rows = evaluate_command(clip, "zero-shot", data=str(pets), train_data=str(tmp_path))
+    shares = {row.variant: row for row in rows if row.metric == "pictures_in_training"}
+    assert shares["exact"].value == 3 / 12 and shares["exact"].n == 12
+    assert not [
+        row
+        for row in evaluate_command(
+            clip, "zero-shot", data=str(pets), train_data=str(tmp_path), contamination=False
+        )
+        if "training" in row.metric
+    ]
+    with pytest.raises(UserError, match=r"no samples.jsonl in"):
         evaluate_command(clip, "zero-shot", data=str(pets), train_data=str(pets))
+    with pytest.raises(UserError, match="--train-data is looked through for what is in --data"):
+        evaluate_command(clip, "zero-shot", train_data=str(tmp_path))
+
+
+def test_shuffled_pictures_are_a_control_with_predictions_of_its_own(clip: Path, pets: Path) -> None:
+    rows = evaluate_command(clip, "zero-shot", data=str(pets), shuffled=True)
+    assert {row.variant for row in rows if row.metric == "top1"} == {"", "pictures=shuffled"}
+    own, others = (
+        read_predictions(place / "predictions" / "clip" / "zero-shot.test.jsonl")
+        for place in (clip, clip / "shuffled")
+    )
+    assert [p["id"] for p in own] == [p["id"] for p in others]
+    assert [p["answer"] for p in own] == [p["answer"] for p in others]
+    with pytest.raises(UserError, match="--shuffled is for tasks that ask about pictures"):
+        evaluate_command(clip, "linear-probe", data=str(pets), shuffled=True)
+
+
+def test_pages_of_one_run_and_of_two(
+    clip: Path, pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(clip, other)
+    words = ["--task", "zero-shot", "--data", str(pets)]
+    assert main(["evaluate", str(clip), *words, "--page", str(tmp_path / "one.html")]) == 0
+    assert main(["evaluate", str(other), *words]) == 0
+    page = ["--page", str(tmp_path / "two.html"), "--data", str(pets)]
+    assert main(["compare", str(clip), str(other), *page]) == 0, capsys.readouterr().err
+    for name, sides in (("one.html", '"sides":["clip"]'), ("two.html", '"sides":["clip","other"]')):
+        text = (tmp_path / name).read_text()
+        assert sides in text and text.count("owl/0.png") >= 1
+    assert main(["compare", str(clip), str(other), *page[:2]]) == 2
+    assert "names no scene" in capsys.readouterr().err
+    assert main(["compare", str(clip), str(other), *page[:2], "--data", str(tmp_path)]) == 2
+    assert "name its folder with --data" in capsys.readouterr().err
+    assert main(["compare", str(clip), str(other), "--data", str(pets)]) == 2
+    assert "none is asked for" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--page is for captioning"):
+        evaluate_command(clip, "linear-probe", data=str(pets), page=tmp_path / "x.html")
 
 
 def test_a_linear_probe_of_scenes_learns_from_training_scenes(

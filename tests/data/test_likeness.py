@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from bifocal.data.likeness import equal_pairs, look_at, near_pairs
+from bifocal.data.likeness import Gallery, equal_pairs, look_at, near_pairs
 from bifocal.data.scenes import World, WorldSettings
 
 
@@ -69,3 +69,15 @@ def test_all_pairs_within_six_bits_are_found():
         if (looks[one].bits ^ looks[other].bits).bit_count() <= 6
     }
     assert set(near_pairs(looks)) == expected and len(expected) > 100
+
+
+def test_a_gallery_finds_what_all_pairs_would(scenes):
+    looks = [look_at(picture) for picture in scenes[:60]]
+    asked = [look_at(as_jpeg(picture)) for picture in scenes[:20]] + looks[50:]
+    gallery = Gallery(looks)
+    for number, look in enumerate(asked):
+        together = [*looks, look]
+        near = {one for one, other in near_pairs(together) if other == len(looks)}
+        same = {one for one, other in enumerate(looks) if other.pixels == look.pixels}
+        assert set(gallery.alike(look)) == near | same, number
+    assert Gallery([]).alike(looks[0]) == []

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from bifocal.data.sample import Box, Message, Picture, Sample
-from bifocal.evaluation import evaluate
+from bifocal.evaluation import TASKS, evaluate
 from bifocal.evaluation.results import Row, write_results
 
 SHAPES = ("circle", "square", "triangle", "diamond", "bar", "cross", "ring", "moon")
@@ -311,6 +311,24 @@ class FakeVQVAE:
     def loss_terms(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         error = (images - self.decode(self.encode(images))).square().mean(dim=(1, 2, 3)).double()
         return {"reconstruction": error, "codebook": 2 * error, "commitment": 3 * error}
+
+
+class TwoModels:
+    """The predictions of a good and a bad model on questions, expressions and statements, and their pictures."""
+
+    def __init__(self, count: int = 30) -> None:
+        self.sets = {task: FakeDataset(task, count) for task in ("vqa", "grounding", "reasoning")}
+        self.a, self.b = (
+            {
+                (task, "test"): TASKS[task].predict(FakeVLM(name, accuracy, data.shapes), data)
+                for task, data in self.sets.items()
+            }
+            for name, accuracy in (("good", 0.9), ("bad", 0.5))
+        )
+
+    def picture(self, key: str) -> np.ndarray:
+        # the sets name their pictures alike, and draw the same under one name
+        return next(data for data in self.sets.values() if key in data.truth).picture(key)
 
 
 def write_log(path: Path, steps: int, metrics: Sequence[str]) -> None:

@@ -8,13 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from bifocal import evaluation, inference
+from bifocal import distributed, evaluation, inference
+from bifocal.artifacts import atomic_write_text
+from bifocal.commands.contamination import contamination as trained_before
 from bifocal.commands.figures import reconstruction_page
 from bifocal.commands.zero_shot_page import zero_shot_page
 from bifocal.config import UserError, fingerprint
-from bifocal.data.folder import FolderDataset
+from bifocal.data.folder import FolderDataset, PictureFiles
+from bifocal.data.overlap import marked
 from bifocal.data.own_sets import CaptionedFolder, ClassFolders, zero_shot_folder
 from bifocal.data.pictures import resize_whole
 from bifocal.data.sample import Dataset, Sample
@@ -22,12 +26,23 @@ from bifocal.data.scenes import World, WorldSettings
 from bifocal.data.scenes.dataset import SceneDataset
 from bifocal.data.templates import read_classes, read_templates
 from bifocal.encoded import weights_fingerprint
-from bifocal.evaluation.compare import Comparison, compare, load_predictions
+from bifocal.evaluation.compare import Comparison, Predictions, compare, load_predictions
+from bifocal.evaluation.controls import ShuffledPictures, as_shuffled, contamination_rows
+from bifocal.evaluation.report_samples import PictureOf
 from bifocal.evaluation.results import Row, prediction_path, read_predictions
-from bifocal.training.progress import Progress
+from bifocal.evaluation.sample_page import comparison_page, evaluation_page
+from bifocal.training.progress import Progress, counted
 
 PREDICTIONS = "predictions"
 LABELLED = ("zero-shot", "linear-probe")  # tasks whose right answer is the name of a class
+PAGED = (
+    "captioning",
+    "vqa",
+    "grounding",
+    "reasoning",
+    "zero-shot",
+    "retrieval",
+)  # with answers to look through
 # Tasks that are scored on the scenes of another: a reconstruction needs pictures only, and those may be any.
 LIKE = {"reconstruction": "captioning", "linear-probe": "zero-shot"}
 TAUGHT = 3_000  # scenes that a linear probe learns from
@@ -105,12 +120,15 @@ def evaluate_command(
     count: int | None = None,
     blank: bool = True,
     restart: bool = False,
+    shuffled: bool = False,
+    contamination: bool = True,
     checker: Path | None = None,
     features: Path | None = None,
     prior: Path | None = None,
     classes: Path | None = None,
     templates: str | None = None,
     train_data: str | None = None,
+    page: Path | None = None,
     directory: Path | None = None,
     device: str = "cpu",
     dtype: str = "auto",
@@ -119,8 +137,10 @@ def evaluate_command(
 ) -> list[Row]:
     """Score a run on a task; its predictions are kept beside it, or under ``directory``.
 
-    A VQ-VAE and a CLIP's zero-shot answers evaluated by themselves also get a page, ``reconstruction.html`` or
-    ``zero-shot.html`` in the run.
+    On a folder it is looked up what of it the run was trained on, where its recipe says where that lies;
+    ``train_data`` is another folder that was. ``shuffled`` also scores the questions with each other's pictures.
+    ``page`` is an HTML file for every sample with its answer. A VQ-VAE and a CLIP's zero-shot answers evaluated by
+    themselves also get a page, ``reconstruction.html`` or ``zero-shot.html`` in the run.
     """
     options: dict[str, Any] = {}
     names: Mapping[str, str] = {}
@@ -128,8 +148,12 @@ def evaluate_command(
         raise UserError(f"--classes is for {' and '.join(LABELLED)}, and the task is {task}")
     if task != "zero-shot" and templates is not None:
         raise UserError(f"--templates is for zero-shot, and the task is {task}")
-    if task != "linear-probe" and train_data is not None:
-        raise UserError(f"--train-data is for linear-probe, and the task is {task}")
+    if train_data is not None and task != "linear-probe" and data is None:
+        raise UserError("--train-data is looked through for what is in --data, and none is given")
+    if shuffled and task in evaluation.WITHOUT_BLANK:
+        raise UserError(f"--shuffled is for tasks that ask about pictures, and the task is {task}")
+    if page is not None and task not in PAGED:
+        raise UserError(f"--page is for {', '.join(PAGED)}, and the task is {task}")
     if classes is not None:
         labels, names = read_classes(classes)
         if task == "zero-shot":
@@ -139,6 +163,11 @@ def evaluate_command(
     model = inference.load(run, device=device, dtype=dtype)
     dataset = dataset_of(task, split, data=data, count=count, world=world, names=names)
     directory = directory or run
+    matches = None
+    if isinstance(dataset, FolderDataset | ClassFolders) and contamination and task != "linear-probe":
+        matches = trained_before(run, dataset, train_data)
+        if matches is not None:
+            dataset.samples = marked(dataset.samples, matches)
     if task == "linear-probe":
         options["training"] = taught_from(dataset, train_data, names)
     if task == "text-to-image":
@@ -172,6 +201,32 @@ def evaluate_command(
             name=name,
             **options,
         )
+    scored = bool(rows)
+    if matches is not None:
+        rows += contamination_rows(dataset, matches, model=name or model.name, task=task)
+    if not scored and (shuffled or page is not None):
+        print(
+            "bifocal: there is nothing to hold the answers against, so no control and no page of them",
+            file=sys.stderr,
+        )
+    elif shuffled:
+        others = ShuffledPictures(dataset)
+        with Progress(f"{name or model.name} {task} {split}, pictures shuffled", total=total) as progress:
+            more = evaluation.evaluate(
+                model,
+                others,
+                task,
+                directory=directory / "shuffled",
+                blank=False,
+                restart=restart,
+                progress=lambda done, total: progress.update(done),
+                name=name,
+                **options,
+            )
+        rows += as_shuffled(more)
+    if scored and page is not None and distributed.is_main():
+        kept = prediction_path(directory, name or model.name, task, split)
+        write_page(page, name or model.name, {(task, split): read_predictions(kept)}, rows, dataset.picture)
     if directory == run and isinstance(model, inference.VQVAE):
         keys = list(dict.fromkeys(key for sample in dataset.samples for key in sample.pictures))[:SHOWN]
         pictures = [resize_whole(dataset.picture(key), model.picture_size) for key in keys]
@@ -180,6 +235,16 @@ def evaluate_command(
         predictions = read_predictions(prediction_path(run, name or model.name, task, split))
         print(f"wrote {zero_shot_page(dataset, predictions, rows, run)}", file=sys.stderr)
     return rows
+
+
+def write_page(
+    path: Path, model: str, predictions: Predictions, rows: Sequence[Row], picture: PictureOf
+) -> None:
+    """Write the page of a model's answers, with progress over its pictures."""
+    with counted("pictures of the page") as update:
+        text = evaluation_page(model, predictions, rows, picture, progress=update)
+    atomic_write_text(path, text)
+    print(f"wrote {path}", file=sys.stderr)
 
 
 def open_prior(path: Path, run: Path, *, device: str, dtype: str) -> inference.Prior:
@@ -202,12 +267,39 @@ def save_drawing(directory: Path, name: str, picture: Image.Image) -> str:
     return str(path)
 
 
-def compare_command(run_a: Path, run_b: Path) -> Comparison:
-    """Two runs on everything both were evaluated on, from the predictions that were kept."""
-    sides = []
-    for run in (run_a, run_b):
-        sides.append(load_predictions(predictions_folder(run)))
-    return compare(sides[0], sides[1], name_a=run_a.name, name_b=run_b.name)
+def compare_command(
+    run_a: Path, run_b: Path, *, page: Path | None = None, data: Sequence[str] = ()
+) -> Comparison:
+    """Two runs on everything both were evaluated on, from the predictions that were kept.
+
+    ``page`` is an HTML file for every sample with both answers; its pictures are in the folders ``data``, or scenes.
+    """
+    if data and page is None:
+        raise UserError("--data is where the pictures of a --page are, and none is asked for")
+    a, b = (load_predictions(predictions_folder(run)) for run in (run_a, run_b))
+    comparison = compare(a, b, name_a=run_a.name, name_b=run_b.name)
+    if page is not None:
+        paged = {key: some for key, some in a.items() if key[0] in PAGED}
+        with counted("pictures of the page") as update:
+            text = comparison_page(comparison, paged, b, pictures_of(data), progress=update)
+        atomic_write_text(page, text)
+        print(f"wrote {page}", file=sys.stderr)
+    return comparison
+
+
+def pictures_of(data: Sequence[str]) -> PictureOf:
+    """Pictures by their keys: of the folders, in their order, or of the default scenes where there is none."""
+    if not data:
+        return World(WorldSettings()).picture
+    folders = [PictureFiles(folder) for folder in data]
+
+    def picture(key: str) -> np.ndarray:
+        for folder in folders:
+            if key in folder:
+                return folder.picture(key)
+        raise UserError(f"the picture {key} is not in {' or '.join(data)}: name its folder with --data")
+
+    return picture
 
 
 def predictions_folder(run: Path) -> Path:

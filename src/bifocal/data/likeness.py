@@ -81,6 +81,35 @@ def near_pairs(looks: Sequence[Look]) -> Iterator[tuple[int, int]]:
                 close = np.bitwise_count(bits[others] ^ bits[one]) <= MOST_BITS
                 found.update((int(one), int(other)) for other in others[close])
     for one, other in sorted(found):
-        a, b = looks[one], looks[other]
-        if a.pixels != b.pixels and np.abs(a.small.astype(np.int16) - b.small).mean() <= MOST_COLOUR:
+        if looks[one].pixels != looks[other].pixels and same_colours(looks[one], looks[other]):
             yield one, other
+
+
+def same_colours(a: Look, b: Look) -> bool:
+    """Whether two pictures of nearly one hash are also coloured alike."""
+    return bool(np.abs(a.small.astype(np.int16) - b.small).mean() <= MOST_COLOUR)
+
+
+class Gallery:
+    """Pictures by their looks, to be asked which of them look like another."""
+
+    def __init__(self, looks: Sequence[Look]) -> None:
+        self.looks = looks
+        self._bits = np.array([look.bits for look in looks], dtype=np.uint64)  # (n,)
+        self._buckets: list[
+            tuple[np.ndarray, np.ndarray]
+        ] = []  # of each byte: positions by its value, their starts
+        for shift in range(0, 64, 8):
+            byte = (self._bits >> np.uint64(shift)) & np.uint64(255)
+            order = np.argsort(byte, kind="stable")
+            self._buckets.append((order, np.searchsorted(byte[order], np.arange(257, dtype=np.uint64))))
+
+    def alike(self, look: Look) -> list[int]:
+        """Positions of those that look like this picture by the rule of ``near_pairs``, or have the same pixels."""
+        near: set[int] = set()
+        for number, (order, starts) in enumerate(self._buckets):
+            value = (look.bits >> (8 * number)) & 255
+            some = order[starts[value] : starts[value + 1]]
+            close = np.bitwise_count(self._bits[some] ^ np.uint64(look.bits)) <= MOST_BITS
+            near.update(some[close].tolist())
+        return [one for one in sorted(near) if same_colours(self.looks[one], look)]

@@ -13,6 +13,7 @@ from bifocal import distributed
 from bifocal.config import UserError
 from bifocal.data.sample import Dataset, Sample
 from bifocal.evaluation.answers import AnswerStore, Given, data_fingerprint, is_whole
+from bifocal.evaluation.kinds import slices_of
 from bifocal.evaluation.results import Prediction
 
 Progress = Callable[[int, int], None]  # (samples done, samples in all)
@@ -248,7 +249,9 @@ def prediction_of(sample: Sample, text: str, boxes: Sequence[Sequence[float]] = 
     }
     if "benchmark" in facts:
         prediction["facts"] = facts
-    for key in ("slices", "group"):
-        if key in facts:
-            prediction[key] = facts[key]
+    slices = slices_of(sample)
+    if slices != [sample.slice]:
+        prediction["slices"] = slices
+    if "group" in facts:
+        prediction["group"] = facts["group"]
     return prediction

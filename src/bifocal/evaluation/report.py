@@ -369,7 +369,8 @@ def _curves(found: Findings) -> str:
     return body
 
 
-def _result_table(rows: Sequence[Row], name: str = "") -> str:
+def result_table(rows: Sequence[Row], name: str = "") -> str:
+    """All that rows say, one a line; with a ``name`` they can be filtered."""
     columns = ["model", "task", "split", "slice", "metric", "value", "95% interval", "baseline", "blank", "n"]
     columns += ["unparsed", "cut off", "failed", "variant"]
 
@@ -398,7 +399,7 @@ def _result_table(rows: Sequence[Row], name: str = "") -> str:
 def _results(found: Findings) -> str:
     if not found.rows:
         return _notice("There is no results.json yet.")
-    return _result_table(found.rows, name="all-results") + (
+    return result_table(found.rows, name="all-results") + (
         '<p class="muted">Intervals are resampled by picture. Baseline: the most frequent answer of each '
         "kind, or chance. Blank: the same model with blank pictures. Unparsed answers count as wrong.</p>"
     )

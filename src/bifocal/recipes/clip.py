@@ -25,8 +25,9 @@ from bifocal.models.precision import open_device
 from bifocal.models.resnet import ResNetConfig
 from bifocal.models.text import TextConfig
 from bifocal.models.vision import VisionConfig
+from bifocal.recipes.mixture import source_of
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
-from bifocal.recipes.sources import Pair, Source, source_of
+from bifocal.recipes.sources import Pair, Source
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import Outcome, TrainSettings
 

@@ -18,8 +18,9 @@ from bifocal.models.precision import fast_dtype, open_device, set_precision
 from bifocal.models.prior import PriorConfig, PriorModel
 from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.encoding import ENCODED, encode_split
+from bifocal.recipes.mixture import MixtureSource, source_of
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
-from bifocal.recipes.sources import shuffled, source_of
+from bifocal.recipes.sources import shuffled
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import Outcome, TrainSettings
 
@@ -99,6 +100,10 @@ def train_prior(
         sets = {split: (store, keys) for split, keys in halves(list(store.rows)).items()}
     else:
         source = source_of(recipe.data, recipe.world, recipe.episodes)
+        if isinstance(source, MixtureSource):
+            raise UserError(
+                f"a prior learns every picture as often, and {recipe.data} mixes sets by weight: name one"
+            )
         data_fingerprint = source.fingerprint
         open_run(out, "prior", recipe, resume=resume)
         set_precision(tokenizer.to(device), fast_dtype(device, recipe.train.dtype))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -16,11 +16,13 @@ import numpy as np
 
 from bifocal.config import UserError, fingerprint
 from bifocal.data.fitting import WHOLE, Fitting, fit_picture
-from bifocal.data.folder import FolderDataset
+from bifocal.data.folder import FolderDataset, kept_for_validation
+from bifocal.data.prompts import reworded
 from bifocal.data.sample import Box, Message, Picture, Sample
 from bifocal.data.scenes import World, WorldSettings
 from bifocal.data.scenes.dataset import clip_caption, clip_regions, samples_for, training_texts
 
+SCENE_TASKS = ("captioning", "vqa", "grounding", "reasoning", "text-to-image")  # of those that a VLM learns
 SINGLE_SHARE = (
     0.5  # of CLIP's training scenes, those with one object: single objects are what zero-shot names
 )
@@ -39,6 +41,7 @@ class Source(Protocol):
     """What recipes ask of data. ``split`` is "train" or "validation"."""
 
     fingerprint: str
+    tasks: Collection[str]  # that it has samples of
 
     def texts(self) -> list[str]:
         """Texts to learn a tokenizer from."""
@@ -54,6 +57,10 @@ class Source(Protocol):
 
     def documents(self, split: str) -> int:
         """How many sets of pictures there are to talk about."""
+        ...
+
+    def turn(self, split: str, number: int, seed: int) -> int:
+        """Which document comes ``number``-th: an order without an end, as a pure function."""
         ...
 
     def document_keys(self, split: str, number: int) -> tuple[str, ...]:
@@ -93,6 +100,7 @@ class SceneSource:
         self.episodes = episodes
         self.samples_per_document = samples_per_document
         self.fingerprint = self.world.fingerprint
+        self.tasks: Collection[str] = SCENE_TASKS
 
     def texts(self) -> list[str]:
         return training_texts(self.world, 20_000)
@@ -110,6 +118,9 @@ class SceneSource:
 
     def documents(self, split: str) -> int:
         return self.episodes if split == "train" else 512
+
+    def turn(self, split: str, number: int, seed: int) -> int:
+        return shuffled(number, self.documents(split), seed)
 
     def document_keys(self, split: str, number: int) -> tuple[str, ...]:
         return tuple(scene.key for scene in self.world.scenes(split, number))
@@ -147,8 +158,7 @@ class FolderSource:
             groups.setdefault(sample.pictures, []).append(sample)
         self.groups: dict[str, list[tuple[str, ...]]] = {"train": [], "validation": []}
         for keys in groups:
-            kept = int(fingerprint(list(keys))[:8], 16) % 10 == 0
-            self.groups["validation" if kept else "train"].append(keys)
+            self.groups["validation" if kept_for_validation(keys) else "train"].append(keys)
         for split, other in (("validation", "train"), ("train", "validation")):
             if not self.groups[split]:
                 self.groups[split] = self.groups[other][:1]
@@ -160,10 +170,12 @@ class FolderSource:
         if not self.pictured["train"]:
             raise UserError(f"the samples of {self.dataset.name} have no pictures")
         self.samples = groups
+        self.tasks: Collection[str] = {sample.task for sample in self.dataset.samples}
         self.fingerprint = fingerprint([sample.id for sample in self.dataset.samples])
 
     def texts(self) -> list[str]:
-        samples = self.dataset.samples
+        # in other words too, as often as training uses them
+        samples = [reworded(sample, random.Random(sample.id)) for sample in self.dataset.samples]
         said = [part for sample in samples for message in sample.messages for part in message.parts]
         return [part for part in said if isinstance(part, str)] + [
             text for sample in samples for text in sample.references[1:]
@@ -200,6 +212,9 @@ class FolderSource:
     def documents(self, split: str) -> int:
         return len(self.groups[split])
 
+    def turn(self, split: str, number: int, seed: int) -> int:
+        return shuffled(number, self.documents(split), seed)
+
     def document_keys(self, split: str, number: int) -> tuple[str, ...]:
         return self._keys(split, number)
 
@@ -213,6 +228,8 @@ class FolderSource:
     ) -> list[Sample]:
         group = self.samples[self._keys(split, number)]
         samples = [another_caption(sample, rng) for sample in group if sample.task in tasks]
+        if split == "train":
+            samples = [reworded(sample, rng) for sample in samples]
         if not kinds:
             return rng.sample(samples, len(samples))
         # a random order in which the first is drawn by weight, then the next (Efraimidis & Spirakis 2006)
@@ -237,17 +254,12 @@ def drawing_sample(sample: Sample, *, blank: bool) -> Sample:
     return Sample(sample.id, sample.task, sample.slice, sample.pictures, messages)
 
 
-def source_of(data: str | None, world: WorldSettings, episodes: int, fitting: Fitting = WHOLE) -> Source:
-    """The scenes, or the samples of a folder, its pictures made square as ``fitting`` says."""
-    return SceneSource(world, episodes) if data is None else FolderSource(data, world.picture_size, fitting)
-
-
 def shuffled(number: int, count: int, seed: int) -> int:
     """The ``number``-th of ``count`` things in an order that is new in every epoch, as a pure function."""
     epoch, place = divmod(number, count)
-    return _permutation(count, seed, epoch)[place]
+    return int(_permutation(count, seed, epoch)[place])
 
 
-@functools.lru_cache(maxsize=2)
-def _permutation(count: int, seed: int, epoch: int) -> Sequence[int]:
-    return np.random.default_rng((seed, epoch)).permutation(count).tolist()
+@functools.lru_cache(maxsize=32)  # two for each set of a mixture
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)

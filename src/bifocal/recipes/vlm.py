@@ -27,8 +27,9 @@ from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.alignment import Teacher, open_teacher
 from bifocal.recipes.curriculum import Stage, TaskWeights, scene_stages, stage_at
 from bifocal.recipes.encoding import ENCODED, encode_split
+from bifocal.recipes.mixture import MixtureSource, source_of
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
-from bifocal.recipes.sources import Source, drawing_sample, shuffled, source_of
+from bifocal.recipes.sources import Source, drawing_sample
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import Outcome, TrainSettings
 
@@ -118,6 +119,13 @@ def open_encoder(recipe: VLMRecipe) -> CLIPModel | VQVAEModel:
     return encoder
 
 
+def asked_of(recipe: VLMRecipe) -> set[str]:
+    """The tasks that a recipe trains, in any of its stages."""
+    weights = [recipe.tasks, *(stage.tasks for stage in recipe.stages)]
+    draws = recipe.family == "discrete" and any(each.drawing > 0 for each in weights)
+    return {task for each in weights for task in each.reading()} | ({DRAWING} if draws else set())
+
+
 class Packer:
     """Rows of conversations about encoded pictures, as a pure function of (split, step)."""
 
@@ -147,16 +155,15 @@ class Packer:
         number = step * size * 4  # room for the several drawings of a row
         misses = 0
         while len(builder.rows) < size - drawing:
-            samples = self.source.document(
-                split, shuffled(number, count, recipe.train.seed), rng, reading, kinds
-            )
+            turn = self.source.turn(split, number, recipe.train.seed)
+            samples = self.source.document(split, turn, rng, reading, kinds)
             number += 1
             # a document begins a row, or joins the last one if both are short (a user's own data)
             misses = 0 if builder.add_document(samples) else misses + 1
             if misses > count:
                 raise UserError(f"the data have no {split} sample of {', '.join(reading)}")
         while drawing:
-            sample = self._drawing(split, shuffled(number, count, recipe.train.seed), rng)
+            sample = self._drawing(split, self.source.turn(split, number, recipe.train.seed), rng)
             number += 1
             if sample is None:
                 misses += 1
@@ -193,6 +200,8 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
     encoder = open_encoder(recipe)
     clip = None if recipe.align is None else open_teacher(recipe.align, encoder)
     source = source_of(recipe.data, recipe.world, recipe.episodes)
+    if isinstance(source, MixtureSource):
+        source.require(asked_of(recipe))
     codes = encoder.config.quantizer.codes if isinstance(encoder, VQVAEModel) else 0
     tokenizer = tokenizer_of(init_from) or TextTokenizer.train(
         source.texts(), size=recipe.text_tokens, codes=codes, box_bins=recipe.box_bins

@@ -19,8 +19,8 @@ from bifocal.inference import load_model
 from bifocal.models.clip import CLIPModel, PictureTower
 from bifocal.models.precision import fast_dtype, open_device, set_precision
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
+from bifocal.recipes.mixture import source_of
 from bifocal.recipes.runs import begun, mean_loss, open_run, run, start_from
-from bifocal.recipes.sources import source_of
 from bifocal.training.alarms import CodebookAlarms
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import Outcome, TrainSettings

@@ -17,13 +17,12 @@ from bifocal.config import UserError
 from bifocal.data.chat import question_messages
 from bifocal.data.dialects import Dialect
 from bifocal.data.files import Document, Entry, located
+from bifocal.data.prompts import WORDINGS
 from bifocal.data.records import expect
 from bifocal.data.sample import Box, Message, Part, Sample
 
-# What a picture is asked where the format itself has no words for it; among those the default data use.
-DESCRIBE = "describe the picture."
-FIND = "find {}."
-JUDGE = "{}. true or false?"
+# What a picture is asked where the format itself has no words for it.
+DESCRIBE, FIND, JUDGE = (WORDINGS[task][0] for task in ("captioning", "grounding", "reasoning"))
 
 PIXEL = 1.0  # by so much an annotated box may leave its picture, as rounding makes some, and is cut
 

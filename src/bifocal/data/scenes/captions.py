@@ -18,12 +18,6 @@ from bifocal.data.scenes.words import (
     pick,
 )
 
-DESCRIBE = (
-    "describe the picture.",
-    "what does the picture show?",
-    "write a caption.",
-    "say what is in the picture.",
-)
 LIST = ("list every object with its box.", "name every object and its box.")
 PLACES = ("say where everything is.", "tell where each thing is.")
 DRAW = ("draw %s.", "draw a picture of %s.", "make a picture of %s.")

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from bifocal.config import UserError
+from bifocal.data.prompts import DESCRIBE
 from bifocal.data.sample import Box, Picture, Sample
 from bifocal.data.scenes import captions
 from bifocal.data.scenes.balance import LOOSE_SHARE, SHARES, Draft, Tally
@@ -231,7 +232,7 @@ class SceneDataset:
         random = self._rng.random
         if self.task == "captioning":
             texts = captions.captions(view, random, _REFERENCES)
-            question = captions.DESCRIBE[place % len(captions.DESCRIBE)]
+            question = DESCRIBE[place % len(DESCRIBE)]
             return Draft("caption", question, texts[:1], "", "", ()), texts
         if self.task == "zero-shot":
             return Draft("all", WHAT_SINGLE[0], (view.names[0],), "", "", ()), (view.names[0],)

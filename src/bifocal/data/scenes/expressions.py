@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from bifocal.data.prompts import FIND
 from bifocal.data.scenes.balance import Draft
 from bifocal.data.scenes.facts import View
 from bifocal.data.scenes.words import (
@@ -21,7 +22,6 @@ from bifocal.data.scenes.words import (
     the_look,
 )
 
-FIND = ("find %s.", "point to %s.", "box: %s", "draw a box around %s.")
 EVERY = ("find every %s.", "box every %s.", "find each %s.")
 NOTHING = "none"
 _CLAUSES = ("that is", "which is")
@@ -215,7 +215,7 @@ def every(view: View, random: Random, lexicon: Lexicon) -> Draft | None:
 
 def _draft(flavour: str, view: View, index: int, words: str, random: Random) -> Draft:
     this = view.objects[index]
-    return Draft(flavour, pick(FIND, random) % words, (this.box,), "", "", (this.concept.name,))
+    return Draft(flavour, pick(FIND, random).format(words), (this.box,), "", "", (this.concept.name,))
 
 
 FLAVOURS: dict[str, Callable[[View, Random, Lexicon], Draft | None]] = {

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 
 from bifocal.config import UserError
+from bifocal.data.prompts import DESCRIBE
 from bifocal.data.sample import Message, Part, Picture, Sample
 from bifocal.data.scenes import captions, pair_statements, statements
 from bifocal.data.scenes.balance import SHARES, Draft, Tally, acceptance
@@ -174,7 +175,7 @@ class Speaker:
         way = random()
         if way < 0.4:
             text = captions.caption(view, random)
-            return Draft("caption", pick(captions.DESCRIBE, random), (text,), "", "", ())
+            return Draft("caption", pick(DESCRIBE, random), (text,), "", "", ())
         if way < 0.85:
             return Draft("list", pick(captions.LIST, random), captions.listing(view, random), "", "", ())
         return Draft("place", pick(captions.PLACES, random), (captions.places(view),), "", "", ())

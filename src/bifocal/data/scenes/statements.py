@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bifocal.data.prompts import JUDGE
 from bifocal.data.scenes.balance import Draft
 from bifocal.data.scenes.facts import View
 from bifocal.data.scenes.scene import SIZES, TILE_COLOURS, TILTS
@@ -29,8 +30,6 @@ from bifocal.data.scenes.words import (
 
 Statement = tuple[str, str, bool, tuple[str, ...]]  # the words, their group, whether true, the names in them
 SingleTemplate = Callable[[View, Random, Lexicon], Statement | None]
-
-ASK = ("%s. true or false?", "true or false: %s?", "is it true that %s?")
 
 
 def are(number: int) -> str:
@@ -292,7 +291,7 @@ SINGLE_TEMPLATES: tuple[SingleTemplate, ...] = (
 def drafted(flavour: str, statement: Statement, random: Random) -> Draft:
     words, group, true, about = statement
     answer = "true" if true else "false"
-    return Draft(flavour, pick(ASK, random) % words, (answer,), group, answer, about)
+    return Draft(flavour, pick(JUDGE, random).format(words), (answer,), group, answer, about)
 
 
 def about_one(view: View, random: Random, lexicon: Lexicon) -> Draft | None:

@@ -1,0 +1,63 @@
+"""What a run was trained on, as far as it can be known from the run, held against a test set."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from bifocal import artifacts, distributed
+from bifocal.config import UserError
+from bifocal.data.folder import sample_files
+from bifocal.data.overlap import Match, overlap, trained_on
+from bifocal.data.sample import Dataset
+from bifocal.recipes.mixture import SCENES, is_mixture, read_mixture
+from bifocal.recipes.runs import RECIPE
+from bifocal.training.progress import counted
+
+LOOKS = "training-looks"  # the folder of a run in which the looks of its training pictures are kept
+
+
+def training_sets(run: Path) -> Iterator[str]:
+    """The folders that a run and the runs of its encoder and teacher were trained on, as their recipes name them."""
+    if not (run / RECIPE).is_file():
+        return
+    recipe = artifacts.read_json(run / RECIPE)
+    data = recipe.get("data")
+    if data and is_mixture(data):
+        try:
+            yield from (item.data for item in read_mixture(Path(data)).sets if item.data != SCENES)
+        except UserError:
+            yield data
+    elif data:
+        yield data
+    for part in ("vision", "align"):
+        if recipe.get(part):
+            yield from training_sets(Path(recipe[part]))
+
+
+def contamination(run: Path, dataset: Dataset, more: str | None = None) -> list[Match] | None:
+    """For every sample of the test, what of it the run was trained on; None where no folder is known to look at.
+
+    What training kept for validation was not trained on. ``more`` is another folder that training saw, all of it, such
+    as that of the run which this one was begun with. A folder that is no longer where the recipe says is named in a
+    warning. Raises ``UserError`` where ``more`` has no samples.
+    """
+    if more is not None:
+        sample_files(Path(more))
+    named = list(dict.fromkeys([*training_sets(run), *([more] if more else [])]))
+    folders = [Path(name) for name in named if any(Path(name).glob("*.jsonl"))]
+    gone = [name for name in named if Path(name) not in folders]
+    if gone and distributed.is_main():
+        print(
+            f"bifocal: {run} was trained on {', '.join(gone)}, which is not there: nobody can say whether the test "
+            "was in it (--train-data names the folder)",
+            file=sys.stderr,
+        )
+    if not folders:
+        return None
+    with counted("looks of training pictures") as update:
+        whole = [Path(more)] if more is not None else []
+        trained = trained_on(folders, whole=whole, cache=run / LOOKS, progress=update)
+    with counted("looks of test pictures") as update:
+        return overlap(dataset, trained, update)

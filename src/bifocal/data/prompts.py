@@ -1,0 +1,62 @@
+"""In which words a task is put: the one wording of evaluation first, then others that a model should bear.
+
+``{}`` stands for the expression, the statement or the question. The scenes are asked about in the same words as
+benchmarks and a user's own pictures.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+
+from bifocal.data.sample import Message, Sample
+
+DESCRIBE = (
+    "describe the picture.",
+    "what does the picture show?",
+    "write a caption.",
+    "say what is in the picture.",
+)
+FIND = ("find {}.", "point to {}.", "box: {}", "draw a box around {}.")
+JUDGE = ("{}. true or false?", "true or false: {}?", "is it true that {}?")
+ANSWER = ("{}", "question: {}", "{} answer in a word or two.", "answer the question: {}")
+
+WORDINGS: Mapping[str, tuple[str, ...]] = {
+    "captioning": DESCRIBE,
+    "grounding": FIND,
+    "reasoning": JUDGE,
+    "vqa": ANSWER,
+}
+# How often training asks in the words of evaluation; every other wording has an equal part of the rest.
+OFFICIAL_SHARE = 0.5
+
+
+def reworded(sample: Sample, rng: random.Random) -> Sample:
+    """The sample, half of the time asked in other words that mean the same; a pure function of sample and ``rng``.
+
+    Only what was asked in the words of evaluation is changed. A question, which has no words around it to tell that
+    by, is changed where it is a benchmark's: a user's own questions and conversations stay as they were written.
+    """
+    wordings = WORDINGS.get(sample.task)
+    if wordings is None or [message.role for message in sample.messages] != ["user", "assistant"]:
+        return sample
+    if sample.task == "vqa" and "benchmark" not in (sample.facts or {}):
+        return sample
+    parts = sample.messages[0].parts
+    texts = [part for part in parts if isinstance(part, str)]
+    words = inside(wordings[0], texts[0]) if len(texts) == 1 else None
+    if words is None or rng.random() < OFFICIAL_SHARE:
+        return sample
+    said = rng.choice(wordings[1:]).replace("{}", words)
+    asked = Message("user", tuple(said if isinstance(part, str) else part for part in parts))
+    return replace(sample, messages=(asked, sample.messages[1]))
+
+
+def inside(wording: str, text: str) -> str | None:
+    """What stands at the place of ``{}``; None where the text is not put in this wording."""
+    before, _, after = wording.partition("{}")
+    if "{}" not in wording:
+        return "" if text == wording else None
+    fits = text.startswith(before) and text.endswith(after) and len(text) > len(before) + len(after)
+    return text[len(before) : len(text) - len(after)] if fits else None
