@@ -309,6 +309,18 @@ def test_a_slice_alone_can_be_withheld(tmp_path):
     )
 
 
+def test_a_slice_whose_requests_all_failed_has_its_row(tmp_path):
+    dataset = FakeDataset("vqa", 180)
+    places = [i for i, sample in enumerate(dataset.samples) if sample.slice == "count"]
+    dataset.samples = [sample for i, sample in enumerate(dataset.samples) if i not in places[1:]]
+    rows = {row.slice: row for row in run(Failing(dataset, 0), dataset, tmp_path, blank=True)}
+    assert set(rows) == {"all", "count", "existence", "what"}
+    row = rows["count"]
+    assert (row.n, row.failed, row.value, row.low, row.baseline, row.blank) == (0, 1, None, None, None, None)
+    assert rows["all"].value is not None
+    assert notes(list(rows.values()))[0].startswith('vlm, vqa on test, "count": the score is withheld')
+
+
 def test_blank_pictures_that_fail_alone_leave_no_blank_column(tmp_path):
     dataset = FakeDataset("vqa", 120)
 
@@ -351,6 +363,17 @@ def test_where_all_of_a_few_requests_fail_the_reason_is_said(tmp_path):
         UserError, match="Every one of the 6 requests for vqa on test failed, the first with: Runt"
     ):
         run(Failing(dataset, *range(6)), dataset, tmp_path)
+
+
+def test_a_file_in_which_nothing_was_written_yet_is_begun_anew(tmp_path):
+    dataset = FakeDataset("vqa", 30)
+    stopped(dataset, tmp_path, 2)
+    kept(tmp_path).rename(kept(tmp_path).with_name("rank-1.jsonl"))  # of the first of two that were killed
+    kept(tmp_path).touch()
+    stopped(dataset, tmp_path, 1)
+    again = Mortal(dataset)
+    assert run(again, dataset, tmp_path) == run(Mortal(dataset), dataset, tmp_path / "through")
+    assert len(again.asked) == 30 - 3 * BATCH
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):

@@ -10,7 +10,9 @@ from bifocal.config import UserError
 from bifocal.data.sample import Box, Message, Picture, Sample
 from bifocal.evaluation import grounding, reasoning, vqa
 from bifocal.evaluation.asking import prediction_of
+from bifocal.evaluation.compare import compare_task
 from bifocal.evaluation.results import Prediction, Row
+from bifocal.evaluation.statistics import interval
 
 
 def asked(
@@ -66,17 +68,17 @@ def test_questions_of_two_benchmarks_are_not_scored_together():
 
 
 def question(identity: str, said: str, answer: str, *, balanced: bool = True, **more: Any) -> Prediction:
-    facts = {"entailed": [], "group": None, "detailed": "", **more}
+    facts = {"entailed": [], "answer_group": None, "detailed": "", **more}
     return asked(identity, said, answer, benchmark="gqa", balanced=balanced, **facts)
 
 
 def test_the_gqa_suite():
     choices = {"valid": ["red", "blue"], "plausible": ["red"]}
     predictions = [
-        question("a", "red", "red", entailed=["a", "b", "c"], group="colour", **choices),
+        question("a", "red", "red", entailed=["a", "b", "c"], answer_group="colour", **choices),
         question("b", "no", "yes", balanced=False),
         question("c", "yes", "yes", balanced=False),
-        question("d", "blue", "red", entailed=["b"], group="colour", **choices),
+        question("d", "blue", "red", entailed=["b"], answer_group="colour", **choices),
         question("e", "Red", "red", **choices),
     ]
     rows = by_name(vqa.score(predictions, model="m", split="val"))
@@ -98,6 +100,45 @@ def test_what_gqa_cannot_compute_has_no_value_and_is_not_zero():
     for metric in ("consistency", "validity", "plausibility", "distribution"):
         assert values[metric] == (None, 0)
     assert values["accuracy"] == (1.0, 1)
+
+
+def test_gqa_is_resampled_by_picture_and_not_by_the_group_of_its_answers():
+    sides = ("red", "blue", "red", "red", "blue", "red")
+    predictions = [question(str(i), said, "red", answer_group="colour") for i, said in enumerate(sides)]
+    row = by_name(vqa.score(predictions, model="m", split="val"))["all", "accuracy", "official"]
+    values = [said == "red" for said in sides]
+    by_picture = interval(values, [p["pictures"] for p in predictions])
+    assert (row.value, row.low, row.high) == pytest.approx(tuple(by_picture))
+    assert row.low < row.value < row.high
+    with pytest.raises(UserError, match=r"imported by an earlier version, .* import them again"):
+        vqa.score([asked("1", "a", "a", benchmark="gqa", balanced=True, group="x")], model="m", split="val")
+
+
+def test_gqa_s_usual_answer_is_that_of_the_balanced_questions():
+    predictions = [
+        question("a", "x", "red"),
+        question("b", "x", "red"),
+        question("c", "x", "blue"),
+        *(question(f"u{i}", "x", "blue", balanced=False) for i in range(5)),
+    ]
+    rows = by_name(vqa.score(predictions, model="m", split="val"))
+    assert rows["all", "accuracy", "official"].baseline == pytest.approx(2 / 3)
+
+
+def test_two_models_on_gqa_have_mcnemar_s_test_on_the_balanced_questions():
+    a, b = (
+        [
+            question("a", "red", "red"),
+            question("b", said, "red"),
+            question("c", said, "red"),
+            question("u", said, "red", balanced=False),
+        ]
+        for said in ("red", "blue")
+    )
+    row = next(
+        d for d in compare_task("vqa", "val", a, b) if (d.metric, d.variant) == ("accuracy", "official")
+    )
+    assert (row.n, row.a_only, row.b_only, row.p) == (3, 2, 0, 0.5)
 
 
 # ------------------------------------------------------------ CLEVR

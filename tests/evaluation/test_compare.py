@@ -74,7 +74,42 @@ def test_corpus_metrics_have_paired_intervals_but_no_mcnemar():
 def test_a_sample_that_failed_for_one_is_left_out_for_both():
     a, b = _vqa("one", 0.8), _vqa("two", 0.6)
     b[0] = {"id": b[0]["id"], "slice": b[0]["slice"], "failed": True}
-    assert compare_task("vqa", "test", a, b)[0].n == 89
+    row = compare_task("vqa", "test", a, b)[0]
+    assert (row.n, row.a_failed, row.b_failed) == (89, 0, 1)
+
+
+def test_where_more_than_one_per_cent_failed_for_either_nothing_is_compared_and_it_is_said():
+    a, b = _vqa("one", 0.8), _vqa("two", 0.6)
+    for place in (0, 3):  # two questions of one kind
+        b[place] = {"id": b[place]["id"], "slice": b[place]["slice"], "failed": True}
+    for sides in ((a, b), (b, a)):
+        rows = {row.slice: row for row in compare_task("vqa", "test", *sides)}
+        for name in ("all", "count"):
+            row = rows[name]
+            assert (row.a, row.b, row.difference, row.low, row.a_only, row.p) == (None,) * 6
+            assert not row.clear
+        assert rows["what"].difference is not None
+    comparison = compare({("vqa", "test"): a}, {("vqa", "test"): b}, name_a="A", name_b="B")
+    (note,) = comparison.notes
+    assert note.startswith("vqa on test: not compared, because 2 requests of B failed, more than 1% of all")
+    assert comparison.to_json()["notes"] == (note,)
+    out = io.StringIO()
+    print_comparison(comparison, Console(file=out, width=250))
+    assert note in out.getvalue()
+
+
+def test_where_every_request_of_one_failed_that_is_said():
+    a, b = _vqa("one", 0.8, 6), _vqa("two", 0.6, 6)
+    b = [{"id": p["id"], "slice": p["slice"], "failed": True} for p in b]
+    comparison = compare({("vqa", "test"): a}, {("vqa", "test"): b}, name_a="A", name_b="B")
+    assert comparison.differences == () and "6 requests of B failed" in comparison.notes[0]
+
+
+def test_other_questions_under_the_same_ids_are_no_comparison():
+    a, b = _vqa("one", 0.8, 6), _vqa("two", 0.6, 6)
+    b[2]["question"] = "what else is there?"
+    with pytest.raises(UserError, match="not about the same samples: vqa/2 is another question in each"):
+        compare_task("vqa", "test", a, b)
 
 
 def test_what_only_one_model_was_evaluated_on_is_said(tmp_path):

@@ -65,7 +65,9 @@ class AnswerStore:
     def keep(self, batch: int, answers: Sequence[Given]) -> None:
         """Write down the answers of a batch; from here on they outlast the process."""
         path = self.place / f"rank-{distributed.rank()}.jsonl"
-        if not path.is_file():
+        if (
+            not path.is_file() or not path.stat().st_size
+        ):  # a process may be killed before its first line is whole
             append_json_line(path, {"about": self.about})
         append_json_line(path, {"batch": batch, "answers": list(answers)})
 

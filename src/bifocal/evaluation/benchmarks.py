@@ -53,14 +53,17 @@ def vqav2(predictions: Sequence[Prediction]) -> list[Measure]:
 # ------------------------------------------------------------ one right answer: CLEVR, GQA
 
 
-def exact(predictions: Sequence[Prediction]) -> list[Measure]:
-    """Accuracy by equality of strings, and after normalisation. The baseline gives each slice its usual answer."""
+def exact(predictions: Sequence[Prediction], counted: np.ndarray | None = None) -> list[Measure]:
+    """Accuracy by equality of strings, and after normalisation. The baseline gives each slice its usual answer.
+
+    That is the usual one of the ``counted`` samples, (n,) bool, where not all are.
+    """
     measures = []
     readings: tuple[tuple[str, Callable[[str], str]], ...] = ((OFFICIAL, str), (SANE, normalize_answer))
     for variant, form in readings:
         truth = [form(p["answer"]) for p in predictions]
         correct = [form(p["prediction"]) == t for p, t in zip(predictions, truth, strict=True)]
-        baseline = majority(predictions, truth)
+        baseline = majority(predictions, truth, counted)
         measures.append(
             mean_measure("accuracy", correct, baseline=baseline, variant=variant, right_or_wrong=True)
         )
@@ -71,9 +74,14 @@ def gqa(predictions: Sequence[Prediction]) -> list[Measure]:
     """Accuracy on balanced questions, consistency, validity, plausibility and distribution.
 
     Consistency has no value (None) where an entailed question is not among those asked; validity and plausibility have
-    none without the choices of every balanced question. No value is not zero: it was not computed.
+    none without the choices of every balanced question. No value is not zero: it was not computed. Raises UserError
+    for samples of an import that called the group of answers as others call what is resampled together.
     """
     facts: list[Mapping[str, Any]] = [p["facts"] for p in predictions]
+    if not all("answer_group" in f for f in facts):
+        raise UserError(
+            "These questions of GQA were imported by an earlier version, whose intervals were wrong: import them again."
+        )
     balanced = np.array([f["balanced"] for f in facts], dtype=np.float64)
     measures = [
         Measure(
@@ -81,9 +89,10 @@ def gqa(predictions: Sequence[Prediction]) -> list[Measure]:
             measure.statistics * balanced[:, None],
             baseline=None if measure.baseline is None else measure.baseline * balanced[:, None],
             variant=measure.variant,
+            right_or_wrong=measure.right_or_wrong,
             denominator=balanced,
         )
-        for measure in exact(predictions)
+        for measure in exact(predictions, balanced > 0)
     ]
     correct = {p["id"]: p["prediction"] == p["answer"] for p in predictions}
     chosen: list[int] = np.flatnonzero(balanced).tolist()
@@ -95,9 +104,9 @@ def gqa(predictions: Sequence[Prediction]) -> list[Measure]:
                 i: belongs(predictions[i]["prediction"], facts[i][key], facts[i]["detailed"]) for i in chosen
             }
         measures.append(_mean_of(metric, len(predictions), values))
-    grouped = [i for i in chosen if facts[i]["group"] is not None]
+    grouped = [i for i in chosen if facts[i]["answer_group"] is not None]
     value = distribution(
-        [facts[i]["group"] for i in grouped],
+        [facts[i]["answer_group"] for i in grouped],
         [predictions[i]["answer"] for i in grouped],
         [predictions[i]["prediction"] for i in grouped],
     )

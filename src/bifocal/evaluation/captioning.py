@@ -12,7 +12,8 @@ import numpy as np
 from bifocal.data.sample import Dataset, Sample
 from bifocal.evaluation.asking import Answering, Asking, ask_and_judge, right_answers
 from bifocal.evaluation.results import Prediction, Row
-from bifocal.evaluation.scoring import Measure, score_rows, with_count
+from bifocal.evaluation.scoring import Measure, score_rows
+from bifocal.evaluation.statistics import with_count
 from bifocal.measures import CiderD, bleu_from_statistics, bleu_statistics, rouge_l, simple_tokens
 
 TASK = "captioning"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +24,7 @@ from bifocal.evaluation import (
     zero_shot,
 )
 from bifocal.evaluation.results import (
+    HELD_BACK,
     Prediction,
     format_interval,
     format_value,
@@ -31,7 +32,15 @@ from bifocal.evaluation.results import (
     number,
     read_predictions,
 )
-from bifocal.evaluation.scoring import Measure, Measuring, groups_of, same_samples, slices
+from bifocal.evaluation.scoring import (
+    Measure,
+    Measuring,
+    did_answer,
+    groups_of,
+    is_withheld,
+    same_samples,
+    slices,
+)
 from bifocal.evaluation.statistics import mcnemar, paired_corpus_bootstrap
 
 MEASURING: Mapping[str, Measuring] = MappingProxyType(
@@ -58,7 +67,8 @@ class Difference:
     """Two models on one slice of one task; ``difference`` is A minus B, with its paired 95% interval.
 
     ``a_only`` and ``b_only`` count samples that one model alone has right and ``p`` is McNemar's exact test
-    on them; the three are None where answers are not right or wrong.
+    on them; the three are None where answers are not right or wrong. ``a_failed`` and ``b_failed`` count requests that
+    failed: those samples are left out for both, and where they are more than 1% of either's nothing is computed (None).
     """
 
     task: str
@@ -79,6 +89,8 @@ class Difference:
     a_only: int | None
     b_only: int | None
     p: float | None
+    a_failed: int = 0
+    b_failed: int = 0
 
     @property
     def clear(self) -> bool:
@@ -88,13 +100,17 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All differences between two models, and what only one of them was evaluated on ("task on split")."""
+    """All differences between two models, and what only one of them was evaluated on ("task on split").
+
+    ``notes`` are sentences about what is withheld, and why.
+    """
 
     a: str
     b: str
     differences: tuple[Difference, ...]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as plain dictionaries and lists."""
@@ -104,24 +120,55 @@ class Comparison:
 def compare_task(task: str, split: str, a: Sequence[Prediction], b: Sequence[Prediction]) -> list[Difference]:
     """Every metric on all samples and on each slice; raises UserError where the samples differ.
 
-    A sample that failed for one model is left out for both.
+    A sample that failed for one model is left out for both; where more than 1% failed for either, nothing is computed.
+    Where all samples failed for one, there are no differences.
     """
     if task not in MEASURING:
         raise UserError(f"{task!r} is not a task that can be compared; there are {', '.join(MEASURING)}.")
     matched = same_samples(a, b, f"The two models' predictions for {task} on {split}")
-    pairs = [(x, y) for x, y in zip(a, matched, strict=True) if not x.get("failed") and not y.get("failed")]
-    if not pairs:
+    in_a, in_b = did_answer(a), did_answer(matched)
+    shared = in_a & in_b
+    if not shared.any():
         return []
-    ours, theirs = [x for x, _ in pairs], [y for _, y in pairs]
+    places = np.cumsum(shared) - 1
+    ours, theirs = ([side[i] for i in np.flatnonzero(shared)] for side in (a, matched))
     groups = groups_of(ours)
     of_b = {measure.name: measure for measure in MEASURING[task](theirs)}
     measures = [(measure, of_b[measure.name]) for measure in MEASURING[task](ours) if measure.name in of_b]
-    return [
-        _difference(task, split, name, chosen, groups, *both)
-        for name, chosen in slices(ours).items()
-        for both in measures
-        if name == "all" or both[0].sliced
-    ]
+    rows = []
+    for name, members in slices(a).items():
+        chosen = places[members[shared[members]]]
+        failed = int((~in_a[members]).sum()), int((~in_b[members]).sum())
+        for both in measures:
+            if name != "all" and not both[0].sliced:
+                continue
+            if any(is_withheld(some, len(members)) for some in failed):
+                row = _withheld(task, split, name, both[0], len(chosen))
+            else:
+                row = _difference(task, split, name, chosen, groups, *both)
+            rows.append(replace(row, a_failed=failed[0], b_failed=failed[1]))
+    return rows
+
+
+def _withheld(task: str, split: str, name: str, measure: Measure, count: int) -> Difference:
+    return Difference(task, split, name, measure.metric, measure.variant, count, *[None] * 12)
+
+
+def failure_notes(task: str, split: str, sides: Sequence[tuple[str, Sequence[Prediction]]]) -> Iterator[str]:
+    """A sentence about each model of which so much failed that it is not compared; of slices only if the whole is."""
+    failing: dict[str, dict[str, int]] = {}  # slice -> whose requests failed, how many
+    for owner, predictions in sides:
+        answered = did_answer(predictions)
+        for name, members in slices(predictions).items():
+            failed = int((~answered[members]).sum())
+            if is_withheld(failed, len(members)):
+                failing.setdefault(name, {})[owner] = failed
+    for name, owners in failing.items():
+        for owner, failed in owners.items():
+            if name == "all" or "all" not in failing:
+                part = "" if name == "all" else f', "{name}"'
+                requests = "request" if failed == 1 else "requests"
+                yield f"{task} on {split}{part}: not compared, because {failed} {requests} of {owner} {HELD_BACK}"
 
 
 def _difference(
@@ -147,7 +194,7 @@ def _difference(
         name,
         a.metric,
         a.variant,
-        len(chosen),
+        a.count(chosen) if a.right_or_wrong else len(chosen),
         *(at_a[0], at_a[1], at_a[2]),
         *(at_b[0], at_b[1], at_b[2]),
         *(between[0], between[1], between[2]),
@@ -159,12 +206,14 @@ def _difference(
 
 def compare(a: Predictions, b: Predictions, *, name_a: str, name_b: str) -> Comparison:
     """Compare two models on everything that both were evaluated on."""
-    differences = [row for key in a if key in b for row in compare_task(*key, a[key], b[key])]
+    shared = [key for key in a if key in b]
+    differences = [row for key in shared for row in compare_task(*key, a[key], b[key])]
+    notes = [note for key in shared for note in failure_notes(*key, ((name_a, a[key]), (name_b, b[key])))]
     only_a, only_b = (
         tuple(f"{task} on {split}" for task, split in mine if (task, split) not in other)
         for mine, other in ((a, b), (b, a))
     )
-    return Comparison(name_a, name_b, tuple(differences), only_a, only_b)
+    return Comparison(name_a, name_b, tuple(differences), only_a, only_b, tuple(notes))
 
 
 def load_predictions(directory: str | Path) -> dict[tuple[str, str], list[Prediction]]:
@@ -240,3 +289,5 @@ def print_comparison(
     for owner, only in ((comparison.a, comparison.only_a), (comparison.b, comparison.only_b)):
         if only:
             console.print(f"Only {owner} was evaluated on {', '.join(only)}.")
+    for note in comparison.notes:
+        console.print(note, markup=False, highlight=False)

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from bifocal.config import UserError
 from bifocal.evaluation.results import Prediction
-from bifocal.evaluation.scoring import Measure, with_count
+from bifocal.evaluation.scoring import Measure
+from bifocal.evaluation.statistics import with_count
 
 Also = Literal["METEOR", "SPICE"]
 _MODULES = {

@@ -13,7 +13,8 @@ from bifocal.config import UserError
 from bifocal.data.sample import Dataset
 from bifocal.evaluation.asking import Progress, look_up, right_answers
 from bifocal.evaluation.results import Prediction, Row
-from bifocal.evaluation.scoring import Measure, mean_measure, score_rows, with_count
+from bifocal.evaluation.scoring import Measure, mean_measure, score_rows
+from bifocal.evaluation.statistics import with_count
 from bifocal.evaluation.zero_shot import class_recall
 from bifocal.measures import ranks
 

@@ -13,7 +13,8 @@ from bifocal.data.pictures import resize_whole, to_pictures, to_tensor
 from bifocal.data.sample import Dataset
 from bifocal.evaluation.asking import Progress
 from bifocal.evaluation.results import Prediction, Row
-from bifocal.evaluation.scoring import Measure, mean_measure, score_rows, with_count
+from bifocal.evaluation.scoring import Measure, mean_measure, score_rows
+from bifocal.evaluation.statistics import with_count
 from bifocal.measures import CodebookMeter, FeatureMeter, frechet_distance, mean_squared_error, psnr, ssim
 
 TASK = "reconstruction"

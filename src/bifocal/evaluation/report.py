@@ -187,6 +187,7 @@ def _differences(found: Findings) -> str:
         shared = [name for name in only if not name.startswith("text-to-image")]
         if shared:
             body += _notice(f"Only {owner} was evaluated on {', '.join(shared)}.")
+    body += "".join(_notice(f"{note}.") for note in found.comparison.notes)
     return body + (
         '<p class="muted">Difference: CLIP minus VQ-VAE on the same samples, with the 95% interval of a '
         "bootstrap over pictures, coloured where the interval leaves out zero; p is McNemar's exact test, "

@@ -181,6 +181,10 @@ def format_interval(metric: str, low: float | None, high: float | None, *, sign:
 # ------------------------------------------------------------ files
 
 
+# Why there is no score, after how many requests of whom.
+HELD_BACK = "failed, more than 1% of all, and what was answered may be the easy part"
+
+
 def withheld(rows: Sequence[Row]) -> dict[tuple[str, str, str, str], int]:
     """The (model, task, split, slice) of which no score is given because so many requests failed, and how many."""
     slices: dict[tuple[str, str, str, str], list[Row]] = {}
@@ -203,8 +207,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
         part = "" if name == "all" else f', "{name}"'
         requests = "request" if failed == 1 else "requests"
         said.append(
-            f"{model}, {task} on {split}{part}: the score is withheld, because {failed} {requests} failed, more than "
-            "1% of all, and what was answered may be the easy part; the same command asks them again"
+            f"{model}, {task} on {split}{part}: the score is withheld, because {failed} {requests} {HELD_BACK}; "
+            "the same command asks them again"
         )
     return said
 

@@ -106,6 +106,7 @@ def differences_table(comparison: Comparison, names: tuple[str, str]) -> str:
     for owner, only in ((names[0], comparison.only_a), (names[1], comparison.only_b)):
         if only:
             body += f'<p class="notice">Only {escape(owner)} was evaluated on {escape(", ".join(only))}.</p>'
+    body += "".join(f'<p class="notice">{escape(note)}.</p>' for note in comparison.notes)
     return body + (
         f'<p class="muted">Difference: {escape(names[0])} minus {escape(names[1])} on the same samples, with the 95% '
         "interval of a bootstrap over pictures, coloured where the interval leaves out zero; p is McNemar's exact "

@@ -15,7 +15,7 @@ import numpy as np
 
 from bifocal.config import UserError
 from bifocal.evaluation.results import Prediction, Row, number
-from bifocal.evaluation.statistics import Combine, Interval, corpus_intervals, ratio
+from bifocal.evaluation.statistics import Combine, Interval, corpus_intervals, ratio, with_count
 
 # A score is withheld when more than this share of the requests failed: what is left may be the easy part.
 MOST_FAILURES = 0.01
@@ -92,23 +92,22 @@ def mean_measure(
     return Measure(metric, with_count(values), baseline=base, variant=variant, right_or_wrong=right_or_wrong)
 
 
-def with_count(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """n values -> (n,2): the value and a one, the statistics of a mean."""
-    values = np.asarray(values, dtype=np.float64)
-    return np.stack([values, np.ones_like(values)], axis=1)
-
-
-def majority(predictions: Sequence[Prediction], answers: Sequence[str]) -> np.ndarray:
+def majority(
+    predictions: Sequence[Prediction], answers: Sequence[str], counted: np.ndarray | None = None
+) -> np.ndarray:
     """Whether each sample's answer is the most frequent one of its slice (ties by the alphabet): (n,) bool.
 
     The mean over a slice is what always giving that answer scores there; over everything it is what knowing
-    the kind of question and nothing else scores.
+    the kind of question and nothing else scores. Where not all samples are scored, ``counted``, (n,) bool, are.
     """
     by_slice: dict[str, Counter[str]] = {}
-    for prediction, answer in zip(predictions, answers, strict=True):
-        by_slice.setdefault(prediction["slice"], Counter())[answer] += 1
+    for place, (prediction, answer) in enumerate(zip(predictions, answers, strict=True)):
+        if counted is None or counted[place]:
+            by_slice.setdefault(prediction["slice"], Counter())[answer] += 1
     best = {name: min(counts, key=lambda a: (-counts[a], a)) for name, counts in by_slice.items()}
-    return np.array([best[p["slice"]] == a for p, a in zip(predictions, answers, strict=True)], dtype=bool)
+    return np.array(
+        [best.get(p["slice"]) == a for p, a in zip(predictions, answers, strict=True)], dtype=bool
+    )
 
 
 def parts_of(prediction: Prediction) -> Sequence[str]:
@@ -131,6 +130,16 @@ def slices(predictions: Sequence[Prediction]) -> dict[str, np.ndarray]:
     return {"all": np.arange(len(predictions)), **parts}
 
 
+def is_withheld(failed: int, asked: int) -> bool:
+    """Whether so many of the requests failed that what was answered gives no score."""
+    return failed > MOST_FAILURES * asked
+
+
+def did_answer(predictions: Sequence[Prediction]) -> np.ndarray:
+    """Of each prediction whether it is an answer, and no failed request: (n,) bool."""
+    return np.array([not prediction.get("failed") for prediction in predictions], dtype=bool)
+
+
 def groups_of(predictions: Sequence[Prediction]) -> list[tuple[str, ...]]:
     """What is resampled together: the pictures of each sample, or the ``group`` of samples that it belongs to."""
     return [
@@ -140,7 +149,7 @@ def groups_of(predictions: Sequence[Prediction]) -> list[tuple[str, ...]]:
 
 
 def same_samples(a: Sequence[Prediction], b: Sequence[Prediction], what: str) -> list[Prediction]:
-    """``b`` in the order of ``a``; raises UserError naming some ids where the samples differ."""
+    """``b`` in the order of ``a``; raises UserError naming some ids where the samples, or their questions, differ."""
     if len({p["id"] for p in a}) != len(a) or len({p["id"] for p in b}) != len(b):
         raise UserError(f"{what} have an id twice, so they cannot be matched.")
     by_id = {prediction["id"]: prediction for prediction in b}
@@ -150,7 +159,13 @@ def same_samples(a: Sequence[Prediction], b: Sequence[Prediction], what: str) ->
         raise UserError(
             f"{what} are not about the same samples: {len(different)} ids are in one only ({some})."
         )
-    return [by_id[prediction["id"]] for prediction in a]
+    matched = [by_id[prediction["id"]] for prediction in a]
+    for one, other in zip(a, matched, strict=True):
+        if "question" in one and "question" in other and one["question"] != other["question"]:
+            raise UserError(
+                f"{what} are not about the same samples: {one['id']} is another question in each."
+            )
+    return matched
 
 
 def _count(predictions: Sequence[Prediction], chosen: np.ndarray, key: str, equals: object) -> int | None:
@@ -172,16 +187,15 @@ def score_rows(
     """Rows for all samples and for each slice, every metric with interval, baseline and blank column.
 
     A prediction with ``"failed": True`` is no answer: it is left out of the score and counted, and above 1%
-    of them the score is withheld (None). An answer that could not be parsed is wrong and counted apart. Where a sample
-    was answered and failed with a blank picture, the two do not compare, and there is no blank column.
+    of them the score is withheld (None), also that of a slice without any answer. An answer that could not be parsed is
+    wrong and counted apart. Where a sample was answered and failed with a blank picture, the two do not compare, and
+    there is no blank column.
     """
     if not predictions:
         raise UserError(f"There are no predictions to score for {task} on {split}.")
-    failures = [p for p in predictions if p.get("failed")]
-    failed = Counter(name for p in failures for name in parts_of(p) if name != "all")
     answered = [p for p in predictions if not p.get("failed")]
     if not answered:
-        why = failures[0].get("failure", "nobody knows why").rstrip(".")
+        why = predictions[0].get("failure", "nobody knows why").rstrip(".")
         raise UserError(
             f"Every one of the {len(predictions)} requests for {task} on {split} failed, the first with: {why}."
         )
@@ -195,17 +209,22 @@ def score_rows(
             blank_measures = [by_name.get(measure.name) for measure in measures]
     groups = groups_of(answered)
     rows = []
-    for name, chosen in slices(answered).items():
-        missing = len(failures) if name == "all" else failed[name]
-        withheld = missing > MOST_FAILURES * (missing + len(chosen))
+    is_answer = did_answer(predictions)
+    places = np.cumsum(is_answer) - 1  # of an answer among the answers
+    for name, members in slices(predictions).items():
+        chosen = places[members[is_answer[members]]]
+        missing = len(members) - len(chosen)
+        withheld = is_withheld(missing, len(members))
         kept_measures = [
             both for both in zip(measures, blank_measures, strict=True) if name == "all" or both[0].sliced
         ]
         bounds = intervals([measure for measure, _ in kept_measures], chosen, groups)
         for (measure, blank_measure), (value, low, high) in zip(kept_measures, bounds, strict=True):
-            base = np.nan
-            if measure.baseline is not None:
+            base = without = np.nan
+            if measure.baseline is not None and len(chosen):
                 base = float(measure.combine(measure.baseline[chosen].sum(axis=0)))
+            if blank_measure is not None and len(chosen):
+                without = blank_measure.value(chosen)
             rows.append(
                 Row(
                     model=model,
@@ -219,7 +238,7 @@ def score_rows(
                     high=None if withheld else number(high),
                     n=measure.count(chosen),
                     baseline=number(base),
-                    blank=number(blank_measure.value(chosen)) if blank_measure is not None else None,
+                    blank=number(without),
                     unparsed=_count(answered, chosen, "unparsed", True),
                     truncated=_count(answered, chosen, "finish_reason", "length"),
                     failed=missing,

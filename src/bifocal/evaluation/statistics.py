@@ -119,16 +119,17 @@ def percentiles(scores: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _with_count(values: Sequence[float] | np.ndarray) -> np.ndarray:
+def with_count(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """n values -> (n,2) float64: the value and a one, the statistics of a mean, which ``ratio`` combines."""
     values = np.asarray(values, dtype=np.float64)
-    return np.stack([values, np.ones_like(values)], axis=1)  # (n,2): the sum and the count of a mean
+    return np.stack([values, np.ones_like(values)], axis=1)
 
 
 def interval(
     values: Sequence[float] | np.ndarray, groups: Sequence[Hashable], seed: int = 0, resamples: int = 1000
 ) -> Interval:
     """Mean of n values with its 95% interval, resampled by group."""
-    return corpus_interval(_with_count(values), ratio, groups, seed=seed, resamples=resamples)
+    return corpus_interval(with_count(values), ratio, groups, seed=seed, resamples=resamples)
 
 
 def paired_corpus_bootstrap(
@@ -161,7 +162,7 @@ def paired_bootstrap(
     resamples: int = 1000,
 ) -> Interval:
     """Mean of a - b over the same n samples with its 95% interval, resampled by group."""
-    both = _with_count(a), _with_count(b)
+    both = with_count(a), with_count(b)
     return paired_corpus_bootstrap(*both, ratio, groups, seed=seed, resamples=resamples)
 
 

@@ -90,8 +90,17 @@ def test_vqav2_without_questions_has_no_words_and_without_annotations_no_answers
 def test_gqa_knows_what_is_balanced_entailed_and_possible(tmp_path):
     first = samples("gqa", tmp_path)["001"]
     assert first.facts["balanced"] and first.facts["entailed"] == ["001", "002"]
-    assert first.facts["valid"] == ["red", "blue"] and first.facts["group"] == "color"
-    assert first.facts["slices"] == ["structural: query", "semantic: attr"]
+    assert first.facts["valid"] == ["red", "blue"] and first.facts["answer_group"] == "color"
+    assert first.facts["slices"] == ["structural: query", "semantic: attr", "open"]
+
+
+@pytest.mark.parametrize("structural", ["verify", "choose", "logical", "compare"])
+def test_gqa_s_questions_are_open_where_they_are_queries_and_else_binary(tmp_path, structural):
+    questions, choices = annotations("gqa", tmp_path)
+    whole = open_document(questions).value
+    whole["002"]["types"]["structural"] = structural
+    first, second, _ = read_samples_of("gqa", [published.write(questions, whole), choices])
+    assert (first.facts["slices"][-1], second.facts["slices"][-1]) == ("open", "binary")
 
 
 def test_gqa_comes_in_chunks(tmp_path):

@@ -61,11 +61,13 @@ def _sample(identity: str, record: Mapping[str, Any], choices: Any) -> Sample:
     types = record.get("types") or {}
     kinds = {name: str(types.get(name) or "") for name in ("structural", "semantic", "detailed")}
     parts = [f"{name}: {kinds[name]}" for name in ("structural", "semantic") if kinds[name]]
+    if kinds["structural"]:  # as the official script tells them apart
+        parts.append("open" if kinds["structural"] == "query" else "binary")
     facts = {
         "benchmark": "gqa",
         "balanced": bool(expect(required(record, "isBalanced"), bool, '"isBalanced"')),
         "entailed": texts(record, "entailed") if record.get("entailed") else [],
-        "group": (record.get("groups") or {}).get("global"),
+        "answer_group": (record.get("groups") or {}).get("global"),
         "detailed": kinds["detailed"],
     }
     if parts:
