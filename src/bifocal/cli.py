@@ -155,7 +155,7 @@ def train(
 def evaluate(
     run: tyro.conf.Positional[Path],
     task: Task,
-    split: Split = "test",
+    split: str | None = None,
     data: str | None = None,
     count: int | None = None,
     blank: bool = True,
@@ -168,6 +168,8 @@ def evaluate(
     classes: Path | None = None,
     templates: str | None = None,
     train_data: str | None = None,
+    tokenizer: Literal["simple", "ptb"] = "simple",
+    also: tuple[Literal["METEOR", "SPICE"], ...] = (),
     page: Path | None = None,
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
     device: str = "cpu",
@@ -182,7 +184,7 @@ def evaluate(
     Args:
         run: a finished run.
         task: what to ask of it.
-        split: of the scenes.
+        split: of the scenes (test if not given), or of DATA where its samples say which they are of (or all of them).
         data: a folder of samples instead of the scenes; for zero-shot also one with a folder for each class.
         count: how many samples.
         blank: also put the same questions with blank pictures.
@@ -195,6 +197,8 @@ def evaluate(
         classes: for zero-shot, a file of names to choose from, one a line, or JSON {folder: name}.
         train_data: for linear-probe, the folder to learn from; without, the other folds of DATA, or training scenes.
             For other tasks, a folder that the run was trained on and that its recipe does not name.
+        tokenizer: of captions; ptb is the official one and needs Java.
+        also: further scores of captions, which need Java and the PTB tokenizer.
         page: an HTML file with every sample and its answer, to filter and search.
         templates: for zero-shot, drawings, photos or name, or a file of sentences with {} for the name.
         json_output: print rows as JSON and nothing else.
@@ -203,8 +207,9 @@ def evaluate(
     """
     from bifocal.commands.evaluate import evaluate_command
     from bifocal.distributed import is_main, joined
-    from bifocal.evaluation.results import print_table, results_text
+    from bifocal.evaluation.results import Stamp, print_table, results_text
 
+    about: list[Stamp] = []
     with joined():
         rows = evaluate_command(
             run,
@@ -222,16 +227,19 @@ def evaluate(
             classes=classes,
             templates=templates,
             train_data=train_data,
+            tokenizer=tokenizer,
+            also=also,
             page=page,
+            about=about,
             device=device,
             dtype=dtype,
         )
         if not is_main():
             return
     if json_output:
-        print(results_text(rows), end="")
+        print(results_text(rows, about), end="")
     elif rows:  # there are none where the right answers are not published
-        print_table(rows, title=f"{run.name}: {task} on {split}")
+        print_table(rows, title=f"{run.name}: {task} on {rows[0].split}")
 
 
 def score(

@@ -67,6 +67,19 @@ class Loaded:
         self.name = name
         self.device = device
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Names all that decides what it says: settings, weights in their precision, words, kind of device."""
+        tokenizer = getattr(self, "tokenizer", None)
+        return config.fingerprint(
+            {
+                "config": config.to_dict(self.model.config),
+                "weights": weights_fingerprint(self.model),
+                "device": self.device.type,
+                **({} if tokenizer is None else {"tokenizer": tokenizer.fingerprint_text}),
+            }
+        )
+
     def _pixels(self, pictures: Sequence[AnyPicture], size: int) -> Tensor:
         """Any pictures -> (B, 3, size, size) in [0, 1]."""
         arrays = [
@@ -224,18 +237,6 @@ class VLM(Loaded):
         forbidden[tokenizer.boxes.start : tokenizer.boxes.stop] = False
         forbidden[tokenizer.eos] = False
         self.forbidden = forbidden.to(device)
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Names all that decides what it answers: settings, weights in their precision, words, kind of device."""
-        return config.fingerprint(
-            {
-                "config": config.to_dict(self.model.config),
-                "weights": weights_fingerprint(self.model),
-                "tokenizer": self.tokenizer.fingerprint_text,
-                "device": self.device.type,
-            }
-        )
 
     @property
     def picture_size(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import pytest
 from PIL import Image
 
 import tiny
-from bifocal import inference
+from bifocal import evaluation, inference
 from bifocal.cli import main
-from bifocal.commands.evaluate import dataset_of, evaluate_command
+from bifocal.commands.evaluate import compare_command, dataset_of, evaluate_command
 from bifocal.config import UserError
 from bifocal.data.sample import Message, Picture, Sample, write_samples
 from bifocal.evaluation.results import Row, read_predictions
+from evaluation.fakes import FakeDataset, FakeVLM, read_caption
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def test_class_folders_are_scored_and_get_a_page(clip: Path, pets: Path) -> None
     rows = by_metric(evaluate_command(clip, "zero-shot", data=str(pets)))
     assert set(rows) == {"top1", "mean_class_recall"}  # three classes have no top-5
     assert rows["top1"].n == 12 and rows["top1"].baseline == pytest.approx(1 / 3)
-    predictions = read_predictions(clip / "predictions" / "clip" / "zero-shot.test.jsonl")
+    predictions = read_predictions(clip / "predictions" / "clip" / "pets" / "zero-shot.test.jsonl")
     assert {p["answer"] for p in predictions} == {"owl", "cat", "sea horse"}
     page = (clip / "zero-shot.html").read_text()
     assert "confusion matrix" in page and "Named wrongly" in page
@@ -72,7 +74,7 @@ def test_other_templates_may_give_other_answers(clip: Path, pets: Path) -> None:
     ranks = []
     for templates in ("drawings", "name"):
         evaluate_command(clip, "zero-shot", data=str(pets), templates=templates, blank=False)
-        kept = read_predictions(clip / "predictions" / "clip" / "zero-shot.test.jsonl")
+        kept = read_predictions(clip / "predictions" / "clip" / "pets" / "zero-shot.test.jsonl")
         ranks.append([prediction["rank"] for prediction in kept])
     assert ranks[0] != ranks[1]
 
@@ -139,7 +141,7 @@ def test_shuffled_pictures_are_a_control_with_predictions_of_its_own(clip: Path,
     rows = evaluate_command(clip, "zero-shot", data=str(pets), shuffled=True)
     assert {row.variant for row in rows if row.metric == "top1"} == {"", "pictures=shuffled"}
     own, others = (
-        read_predictions(place / "predictions" / "clip" / "zero-shot.test.jsonl")
+        read_predictions(place / "predictions" / "clip" / "pets" / "zero-shot.test.jsonl")
         for place in (clip, clip / "shuffled")
     )
     assert [p["id"] for p in own] == [p["id"] for p in others]
@@ -185,3 +187,171 @@ def test_a_linear_probe_of_scenes_learns_from_training_scenes(
     for split in ("test-novel-concepts", "train"):  # learned from themselves
         dataset = dataset_of("linear-probe", split, data=None, count=8, world=world)
         assert module.taught_from(dataset, None, {}) is None
+
+
+# ------------------------------------------------------------ several folders, several splits
+
+
+def classes(place: Path, seed: int) -> Path:
+    for number in range(4):
+        path = place / ["owl", "cat"][number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tiny.picture(seed + number)).save(path)
+    return place
+
+
+def test_folders_of_one_name_keep_their_predictions_apart(clip: Path, tmp_path: Path) -> None:
+    one, other = classes(tmp_path / "one" / "test", 0), classes(tmp_path / "other" / "test", 50)
+    home = clip / "predictions" / "clip"
+    evaluate_command(clip, "zero-shot", data=str(one), blank=False)
+    first = read_predictions(home / "test" / "zero-shot.test.jsonl")
+    evaluate_command(clip, "zero-shot", data=str(other), blank=False)
+    assert read_predictions(home / "test" / "zero-shot.test.jsonl") == first
+    places = sorted(path.name for path in home.iterdir())
+    assert len(places) == 2 and places[0] == "test" and re.fullmatch("test-[0-9a-f]{8}", places[1])
+    (tmp_path / "moved").mkdir()
+    one.rename(tmp_path / "moved" / "test")  # it is known again, and so is the other
+    for folder in (tmp_path / "moved" / "test", other):
+        evaluate_command(clip, "zero-shot", data=str(folder), blank=False)
+    assert sorted(path.name for path in home.iterdir()) == places
+
+
+def test_two_runs_are_compared_on_the_same_folder_whatever_its_place_is_called(
+    clip: Path, tmp_path: Path
+) -> None:
+    one, other = classes(tmp_path / "one" / "test", 0), classes(tmp_path / "other" / "test", 50)
+    (other / "owl" / "0.png").rename(other / "owl" / "7.png")
+    second = tmp_path / "second"
+    shutil.copytree(clip, second)
+    for run, folders in ((clip, (one, other)), (second, (other, one))):
+        for folder in folders:
+            evaluate_command(run, "zero-shot", data=str(folder), blank=False)
+    comparison = compare_command(clip, second)
+    assert comparison.only_a == comparison.only_b == ()
+    assert {d.difference for d in comparison.differences} == {0.0}
+    splits = {d.split for d in comparison.differences}
+    assert len(splits) == 2 and "test/test" in splits
+
+
+def split_folder(place: Path, *splits: str | None) -> Path:
+    place.mkdir()
+    samples = []
+    for number, split in enumerate(splits):
+        Image.fromarray(tiny.picture(number)).save(place / f"{number}.png")
+        messages = (Message("user", (Picture(0), "?")), Message("assistant", (f"caption {number}",)))
+        facts = {"split": split} if split else None
+        samples.append(Sample(str(number), "captioning", "all", (f"{number}.png",), messages, (), facts))
+    write_samples(place / "samples.jsonl", samples)
+    return place
+
+
+def test_the_split_of_a_folder_is_that_of_its_samples(clip: Path, tmp_path: Path) -> None:
+    data = split_folder(tmp_path / "data", "testA", "testA", "val")
+    for task in ("retrieval", "captioning"):
+        with pytest.raises(UserError, match=r"of several splits \(testA, val\): choose one with --split"):
+            dataset_of(task, None, data=str(data), count=None)
+        chosen = dataset_of(task, "testA", data=str(data), count=None)
+        assert (chosen.split, [sample.id for sample in chosen.samples]) == ("testA", ["0", "1"])
+        everything = dataset_of(task, "all", data=str(data), count=None)
+        assert (everything.split, len(everything.samples)) == ("all", 3)
+        with pytest.raises(
+            UserError, match=r"There is no split dev in .*data; its samples are of testA, val"
+        ):
+            dataset_of(task, "dev", data=str(data), count=None)
+    one = split_folder(tmp_path / "one", "val2014", "val2014")
+    assert dataset_of("captioning", None, data=str(one), count=None).split == "val2014"
+    own = split_folder(tmp_path / "own", None, None)
+    assert dataset_of("captioning", None, data=str(own), count=None).split == "test"
+    assert dataset_of("captioning", "mine", data=str(own), count=None).split == "mine"
+    rows = evaluate_command(clip, "retrieval", split="testA", data=str(data), blank=False)
+    assert {row.split for row in rows} == {"testA"}
+    assert (clip / "predictions" / "clip" / "data" / "retrieval.testA.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--count", "0"), "--count must be at least 1, got 0"),
+        (("--count", "-3"), "--count must be at least 1, got -3"),
+        (("--split", "dev"), "there is no split 'dev' of the scenes; choose from train"),
+    ],
+)
+def test_what_asks_for_nothing_is_refused(
+    clip: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
+) -> None:
+    assert main(["evaluate", str(clip), "--task", "zero-shot", *words]) == 2
+    assert says in capsys.readouterr().err
+
+
+# ------------------------------------------------------------ stamps
+
+
+def test_scores_are_stamped_with_model_and_data(
+    clip: Path, pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(clip), "--task", "zero-shot", "--data", str(pets), "--json", "--no-blank"]
+    assert main([*words, "--page", str(tmp_path / "page.html")]) == 0
+    (stamp,) = json.loads(capsys.readouterr().out)["about"]
+    assert (stamp["model"], stamp["task"], stamp["split"], stamp["data"]) == (
+        "clip",
+        "zero-shot",
+        "test",
+        "pets",
+    )
+    assert (stamp["samples"], stamp["prompt"], stamp["decoding"]) == (12, None, None)
+    assert stamp["model_fingerprint"] == inference.load(clip).fingerprint
+    page = (tmp_path / "page.html").read_text()
+    for name in ("model", "data", "answers"):
+        assert len(stamp[f"{name}_fingerprint"]) == 64 and stamp[f"{name}_fingerprint"][:12] in page
+    (pets / "owl").rename(pets / "eagle")
+    assert main(words) == 0
+    (other,) = json.loads(capsys.readouterr().out)["about"]
+    assert other["model_fingerprint"] == stamp["model_fingerprint"]
+    assert other["data_fingerprint"] != stamp["data_fingerprint"]
+    assert other["answers_fingerprint"] != stamp["answers_fingerprint"]
+
+
+# ------------------------------------------------------------ captions by the official tokenizer
+
+
+def test_captions_can_be_scored_on_the_official_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bifocal.evaluation import captioning, java
+
+    def stand_in(texts: list[str]) -> list[str]:
+        return [text.lower().replace(".", "") for text in texts]
+
+    monkeypatch.setattr(java, "_class_of", lambda what: None)
+    monkeypatch.setattr(java, "ptb_tokens", stand_in)
+    dataset = FakeDataset("captioning", 4)
+    said: list[Row] = evaluation.evaluate(
+        FakeVLM("m", 0.7, dataset.shapes), dataset, captioning.TASK, scoring={"tokenizer": "ptb", "also": ()},
+        reader=read_caption,
+    )  # fmt: skip
+    likeness = [row for row in said if row.metric in ("CIDEr-D", "BLEU-4", "ROUGE-L")]
+    assert {row.variant for row in likeness} == {"tokenizer=ptb"} and len(likeness) == 3
+    assert all(row.blank is not None for row in likeness)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ("zero-shot", "--tokenizer", "ptb"),
+            "--tokenizer and --also are for captions, and the task is zero-shot",
+        ),
+        (("captioning", "--also", "METEOR"), "METEOR are scored on the PTB tokens: add --tokenizer ptb"),
+        (("captioning", "--tokenizer", "ptb"), "the PTB tokenizer is a Java program, and there is no java"),
+    ],
+)
+def test_what_java_needs_is_said_before_anything_is_asked(
+    clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    says: str,
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert main(["evaluate", str(clip), "--task", *words]) == 2
+    assert says in capsys.readouterr().err

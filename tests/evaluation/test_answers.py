@@ -77,7 +77,10 @@ def stopped(dataset: FakeDataset, directory: Path, at: int, **options: Any) -> M
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (directory / "predictions" / "vlm").glob("*.jsonl")}
+    home = directory / "predictions" / "vlm"
+    files = [*home.glob("*.jsonl"), *home.glob("data/*.jsonl")]
+    assert files
+    return {path.name: path.read_bytes() for path in files}
 
 
 def kept(directory: Path) -> Path:
@@ -210,7 +213,7 @@ def test_after_kill_9_in_the_middle_the_score_is_that_of_an_uninterrupted_run(
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     words = [sys.executable, "-c", code, *map(str, (vlm, data, tmp_path / "killed"))]
-    path = tmp_path / "killed" / "predictions" / "vlm" / "captioning.test.answers" / "rank-0.jsonl"
+    path = tmp_path / "killed" / "predictions" / "vlm" / "data" / "captioning.test.answers" / "rank-0.jsonl"
     process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE)
     try:
         patience = time.monotonic() + 60
@@ -240,8 +243,10 @@ def test_after_kill_9_in_the_middle_the_score_is_that_of_an_uninterrupted_run(
 
 def test_two_ranks_equal_one_also_where_they_go_on_from_one(vlm, data, tmp_path):
     alone = evaluated(vlm, data, tmp_path / "alone")
-    kept_alone = tmp_path / "alone" / "predictions" / "vlm" / "captioning.test.answers" / "rank-0.jsonl"
-    begun = tmp_path / "begun" / "predictions" / "vlm" / "captioning.test.answers" / "rank-0.jsonl"
+    kept_alone = (
+        tmp_path / "alone" / "predictions" / "vlm" / "data" / "captioning.test.answers" / "rank-0.jsonl"
+    )
+    begun = tmp_path / "begun" / "predictions" / "vlm" / "data" / "captioning.test.answers" / "rank-0.jsonl"
     begun.parent.mkdir(parents=True)
     begun.write_bytes(b"\n".join(kept_alone.read_bytes().split(b"\n")[:2]) + b'\n{"batch": 1, "ans')
     run_on_ranks(_evaluate_on_ranks, vlm, data, tmp_path, [row.to_json() for row in alone])
@@ -340,7 +345,7 @@ def test_a_picture_that_cannot_be_read_fails_its_own_question_alone(tmp_path, vl
     rows = evaluate_command(vlm, "vqa", data=str(data), directory=tmp_path, blank=True)
     assert {(row.n, row.failed) for row in rows if row.slice == "all"} == {(119, 1)}
     assert all(row.blank is not None for row in rows)
-    predictions = read_predictions(tmp_path / "predictions" / "vlm" / "vqa.test.jsonl")
+    predictions = read_predictions(tmp_path / "predictions" / "vlm" / "data" / "vqa.test.jsonl")
     assert "5.png" in predictions[5]["failure"] and predictions[5]["failed"]
 
 

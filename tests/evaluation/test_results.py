@@ -72,6 +72,21 @@ def test_predictions_survive_their_file_and_its_name_says_what_they_are(tmp_path
     assert results.read_predictions(path) == predictions
 
 
+def test_predictions_about_a_folder_have_their_place_and_a_split_may_be_called_anything(tmp_path):
+    path = results.prediction_path(tmp_path, "vlm", "vqa", "v1.0/dev", place="pets")
+    assert path == tmp_path / "predictions" / "vlm" / "pets" / "vqa.v1-0-dev.jsonl"
+
+
+def test_stamps_stand_beside_the_rows_and_survive_their_file(tmp_path):
+    path = tmp_path / "results.json"
+    results.write_results(path, [_row()])
+    assert list(json.loads(path.read_text())) == ["results"] and results.read_about(path) == []
+    results.write_results(path, [_row()], [{"model": "vlm", "task": "vqa"}, {"model": "clip"}])
+    assert list(json.loads(path.read_text())) == ["results", "about"]
+    assert results.read_about(path) == [{"model": "vlm", "task": "vqa"}, {"model": "clip"}]
+    assert results.read_results(path) == [_row()]
+
+
 def test_a_broken_prediction_is_named_with_its_line(tmp_path):
     path = tmp_path / "vqa.test.jsonl"
     path.write_text('{"id": 1}\n{"id": \n')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_score_reads_back_what_evaluate_wrote_and_gives_the_same_rows(form, tmp_
     values = set()
     for seed in range(len(SAID)):
         rows = evaluated(monkeypatch, data, task, seed, tmp_path / str(seed))
-        (path,) = (tmp_path / str(seed) / "submissions" / "talker").iterdir()
+        (path,) = (tmp_path / str(seed) / "submissions" / "talker" / "data").iterdir()
         capsys.readouterr()
         assert (
             main(["score", str(path), "--task", form, "--annotations", *map(str, annotations), "--json"]) == 0
@@ -125,7 +126,7 @@ def test_a_test_split_without_answers_can_be_asked_and_handed_in(form, tmp_path,
     assert "they have no answers: a model can be asked" in capsys.readouterr().out
     assert evaluated(monkeypatch, data, FORMATS[form].task, 0, tmp_path) == []
     assert "data has no answers to score by; those of the model are written" in capsys.readouterr().err
-    (path,) = (tmp_path / "submissions" / "talker").iterdir()
+    (path,) = (tmp_path / "submissions" / "talker" / "data").iterdir()
     assert main(["score", str(path), "--task", form, "--annotations", *map(str, annotations), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["results"][0]["n"] > 0
 
@@ -175,17 +176,17 @@ def test_the_files_are_as_the_benchmarks_have_them(tmp_path, monkeypatch):
     for form in ("vqav2", "gqa", "coco-captions", "nlvr2", "refcoco", "clevr"):
         data, _ = bring(form, tmp_path / form)
         evaluated(monkeypatch, data, FORMATS[form].task, 0, tmp_path / form)
-        (path,) = (tmp_path / form / "submissions" / "talker").iterdir()
+        (path,) = (tmp_path / form / "submissions" / "talker" / "data").iterdir()
         found[path.name] = path.read_text()
     results = {name: json.loads(text)[0] for name, text in found.items() if name.endswith(".json")}
     assert results == {
-        "vqa.test.vqav2.json": {"question_id": 1, "answer": "yes"},
+        "vqa.val2014.vqav2.json": {"question_id": 1, "answer": "yes"},
         "vqa.test.gqa.json": {"questionId": "001", "prediction": "red"},
-        "vqa.test.clevr.json": {"question_index": 0, "answer": "2"},
+        "vqa.val.clevr.json": {"question_index": 0, "answer": "2"},
         "captioning.test.coco.json": {"image_id": 7, "caption": "an owl in red"},
     }
-    assert found["reasoning.test.nlvr2.csv"] == "dev-3-0-0,true\ndev-3-1-0,True; I think\ndev-3-0-1,true;\n"
-    lines = [json.loads(line) for line in found["grounding.test.refcoco.jsonl"].splitlines()]
+    assert found["reasoning.dev.nlvr2.csv"] == "dev-3-0-0,true\ndev-3-1-0,True; I think\ndev-3-0-1,true;\n"
+    lines = [json.loads(line) for line in found["grounding.val.refcoco.jsonl"].splitlines()]
     assert lines == [
         {"id": "0", "bbox": [10.0, 20.0, 40.0, 45.5]},
         {"id": "1", "bbox": [8.0, 20.0, 56.0, 54.0]},
@@ -195,7 +196,7 @@ def test_the_files_are_as_the_benchmarks_have_them(tmp_path, monkeypatch):
 def test_where_a_request_failed_no_file_is_written_and_that_of_before_goes(tmp_path, monkeypatch, capsys):
     data, _ = bring("vqav2", tmp_path)
     evaluated(monkeypatch, data, "vqa", 0, tmp_path)
-    path = tmp_path / "submissions" / "talker" / "vqa.test.vqav2.json"
+    path = tmp_path / "submissions" / "talker" / "data" / "vqa.val2014.vqav2.json"
     assert path.is_file()
     (data / FolderDataset(data, "vqa").samples[0].pictures[0]).write_bytes(b"broken")
     capsys.readouterr()
@@ -211,5 +212,35 @@ def test_samples_of_no_benchmark_have_no_file(tmp_path, monkeypatch):
     words = ["data", "import", "csv", str(files["annotations"]), "--images", str(files["pictures"])]
     assert main([*words, "--out", str(tmp_path / "data")]) == 0
     evaluated(monkeypatch, tmp_path / "data", "vqa", 0, tmp_path)
-    assert (tmp_path / "predictions" / "talker" / "vqa.test.jsonl").is_file()
+    assert (tmp_path / "predictions" / "talker" / "data" / "vqa.test.jsonl").is_file()
     assert not (tmp_path / "submissions").exists()
+
+
+def test_two_sets_of_one_benchmark_and_split_have_a_file_each(tmp_path, monkeypatch):
+    (tmp_path / "unc").mkdir()
+    data, _ = bring("refcoco", tmp_path / "unc")
+    other = tmp_path / "umd" / "data"
+    shutil.copytree(data, other)
+    lines = (other / "samples.jsonl").read_text().replace('"0"', '"10"').replace('"1"', '"11"')
+    (other / "samples.jsonl").write_text(lines)
+    for place in (data, other):
+        talker = Talker(FolderDataset(place, "grounding"), 0)
+        monkeypatch.setattr(inference, "load", lambda *run, talker=talker, **options: talker)
+        evaluate_command(Path("talker"), "grounding", data=str(place), directory=tmp_path, blank=False)
+    written = sorted((tmp_path / "submissions").rglob("*.jsonl"))
+    assert [path.name for path in written] == ["grounding.val.refcoco.jsonl"] * 2
+    ids = [{json.loads(line)["id"] for line in path.read_text().splitlines()} for path in written]
+    assert ids == [{"0", "1"}, {"10", "11"}]
+
+
+def test_answers_to_shuffled_pictures_are_not_handed_in(tmp_path, monkeypatch):
+    data, _ = bring("clevr", tmp_path)
+    dataset = FolderDataset(data, "vqa")
+    dataset.samples = [*dataset.samples, *dataset.samples]  # the talker is asked everything twice
+    monkeypatch.setattr(inference, "load", lambda *run, **options: Talker(dataset, 0))
+    rows = evaluate_command(
+        Path("talker"), "vqa", data=str(data), directory=tmp_path, blank=False, shuffled=True
+    )
+    assert any("pictures=shuffled" in row.variant for row in rows)
+    assert [path.parent.parent.parent.name for path in tmp_path.rglob("vqa.*.clevr.json")] == ["submissions"]
+    assert not (tmp_path / "shuffled" / "submissions").exists()

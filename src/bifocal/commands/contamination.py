@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from bifocal import artifacts, distributed
@@ -12,15 +12,19 @@ from bifocal.data.folder import sample_files
 from bifocal.data.overlap import Match, overlap, trained_on
 from bifocal.data.sample import Dataset
 from bifocal.recipes.mixture import SCENES, is_mixture, read_mixture
-from bifocal.recipes.runs import RECIPE
+from bifocal.recipes.runs import INIT_FROM, RECIPE
 from bifocal.training.progress import counted
 
 LOOKS = "training-looks"  # the folder of a run in which the looks of its training pictures are kept
 
 
-def training_sets(run: Path) -> Iterator[str]:
-    """The folders that a run and the runs of its encoder and teacher were trained on, as their recipes name them."""
-    if not (run / RECIPE).is_file():
+def training_sets(run: Path, seen: Collection[Path] = ()) -> Iterator[str]:
+    """The folders that a run was trained on, as its recipe names them.
+
+    So were those of the runs that its recipe names, whose eyes, teaching or weights it has; ``seen`` are those that
+    were looked at before.
+    """
+    if not (run / RECIPE).is_file() or run.resolve() in seen:
         return
     recipe = artifacts.read_json(run / RECIPE)
     data = recipe.get("data")
@@ -31,17 +35,17 @@ def training_sets(run: Path) -> Iterator[str]:
             yield data
     elif data:
         yield data
-    for part in ("vision", "align"):
+    for part in ("vision", "align", "perceptual", INIT_FROM):
         if recipe.get(part):
-            yield from training_sets(Path(recipe[part]))
+            yield from training_sets(Path(recipe[part]), {*seen, run.resolve()})
 
 
 def contamination(run: Path, dataset: Dataset, more: str | None = None) -> list[Match] | None:
     """For every sample of the test, what of it the run was trained on; None where no folder is known to look at.
 
     What training kept for validation was not trained on. ``more`` is another folder that training saw, all of it, such
-    as that of the run which this one was begun with. A folder that is no longer where the recipe says is named in a
-    warning. Raises ``UserError`` where ``more`` has no samples.
+    as that of a model of another tool which this one was begun with. A warning names a folder that is no longer where
+    the recipe says, and pictures that are no longer in it. Raises ``UserError`` where ``more`` has no samples.
     """
     if more is not None:
         sample_files(Path(more))
@@ -59,5 +63,11 @@ def contamination(run: Path, dataset: Dataset, more: str | None = None) -> list[
     with counted("looks of training pictures") as update:
         whole = [Path(more)] if more is not None else []
         trained = trained_on(folders, whole=whole, cache=run / LOOKS, progress=update)
+    if trained.lost and distributed.is_main():
+        print(
+            f"bifocal: {len(trained.lost)} of the pictures that {run} was trained on are not there or cannot be read, "
+            f"such as {trained.lost[0]}: nobody can say whether the test was among them",
+            file=sys.stderr,
+        )
     with counted("looks of test pictures") as update:
         return overlap(dataset, trained, update)

@@ -15,6 +15,8 @@ from bifocal import distributed, evaluation, inference
 from bifocal.artifacts import atomic_write_text
 from bifocal.commands.contamination import contamination as trained_before
 from bifocal.commands.figures import reconstruction_page
+from bifocal.commands.places import place_of
+from bifocal.commands.score import caption_options
 from bifocal.commands.zero_shot_page import zero_shot_page
 from bifocal.config import UserError, fingerprint
 from bifocal.data.folder import FolderDataset, PictureFiles
@@ -22,18 +24,34 @@ from bifocal.data.overlap import marked
 from bifocal.data.own_sets import CaptionedFolder, ClassFolders, zero_shot_folder
 from bifocal.data.pictures import resize_whole
 from bifocal.data.sample import Dataset, Sample
-from bifocal.data.scenes import World, WorldSettings
+from bifocal.data.scenes import SPLITS, World, WorldSettings
 from bifocal.data.scenes.dataset import SceneDataset
 from bifocal.data.templates import read_classes, read_templates
 from bifocal.encoded import weights_fingerprint
-from bifocal.evaluation.compare import Comparison, Predictions, compare, load_predictions
+from bifocal.evaluation.answers import data_fingerprint
+from bifocal.evaluation.compare import (
+    Comparison,
+    Predictions,
+    aligned,
+    compare,
+    load_predictions,
+    prediction_files,
+)
 from bifocal.evaluation.controls import ShuffledPictures, as_shuffled, contamination_rows
+from bifocal.evaluation.java import Also, Tokenizer, require
 from bifocal.evaluation.report_samples import PictureOf
-from bifocal.evaluation.results import Row, prediction_path, read_predictions
+from bifocal.evaluation.results import (
+    Prediction,
+    Row,
+    Stamp,
+    prediction_folder,
+    prediction_path,
+    read_predictions,
+)
 from bifocal.evaluation.sample_page import comparison_page, evaluation_page
 from bifocal.training.progress import Progress, counted
 
-PREDICTIONS = "predictions"
+TEST, ALL = "test", "all"  # the split where none is named, and what takes those of every split together
 LABELLED = ("zero-shot", "linear-probe")  # tasks whose right answer is the name of a class
 PAGED = (
     "captioning",
@@ -64,7 +82,7 @@ COUNTS = {
 
 def dataset_of(
     task: str,
-    split: str,
+    split: str | None,
     *,
     data: str | None,
     count: int | None,
@@ -73,8 +91,11 @@ def dataset_of(
 ) -> Dataset:
     """The fixed evaluation set of a task: scenes of a split, or the samples of a folder.
 
-    ``names`` are those of class folders, by folder.
+    Without a ``split`` it is the test split of the scenes, and the one split of which a folder's samples say that they
+    are. ``names`` are those of class folders, by folder.
     """
+    if count is not None and count < 1:
+        raise UserError(f"--count must be at least 1, got {count}")
     if task not in COUNTS:
         raise UserError(f"there is no task {task!r}; choose from {', '.join(COUNTS)}")
     if data is not None:
@@ -82,17 +103,49 @@ def dataset_of(
         if count is not None:
             dataset.samples = some_of(dataset.samples, count)
         return dataset
+    split = split or TEST
+    if split not in SPLITS:
+        raise UserError(f"there is no split {split!r} of the scenes; choose from {', '.join(SPLITS)}")
     world = world or World(WorldSettings())
     return SceneDataset(world, split, LIKE.get(task, task), count or COUNTS[task])
 
 
-def folder_of(task: str, split: str, data: str, names: Mapping[str, str]) -> FolderDataset | ClassFolders:
+def folder_of(
+    task: str, split: str | None, data: str, names: Mapping[str, str]
+) -> FolderDataset | ClassFolders:
     """The samples that a folder has for a task."""
+    dataset: FolderDataset | ClassFolders
     if task in LABELLED:
-        return zero_shot_folder(data, names, split)
-    if task == "retrieval":
-        return CaptionedFolder(data, split)
-    return FolderDataset(data, None if task == "reconstruction" else task, split)
+        dataset = zero_shot_folder(data, names, split or TEST)
+    elif task == "retrieval":
+        dataset = CaptionedFolder(data, split or TEST)
+    else:
+        dataset = FolderDataset(data, None if task == "reconstruction" else task, split or TEST)
+    take_split(dataset, split)
+    return dataset
+
+
+def take_split(dataset: FolderDataset | ClassFolders, split: str | None) -> None:
+    """Keep the samples that are of a split, or all; where they say nothing of it, the split is but a name for results.
+
+    Raises ``UserError`` for a split that none is of, and, where they are of several, for none.
+    """
+    splits: dict[str, list[Sample]] = {}
+    for sample in dataset.samples:
+        splits.setdefault(str((sample.facts or {}).get("split") or ""), []).append(sample)
+    if set(splits) == {""} or split == ALL:
+        return
+    known = ", ".join(name or "none" for name in sorted(splits))
+    if split is None:
+        if len(splits) > 1:
+            raise UserError(
+                f"The samples of {dataset.directory} are of several splits ({known}): choose one with --split, "
+                f"or --split {ALL}."
+            )
+        (split,) = splits
+    if split not in splits:
+        raise UserError(f"There is no split {split} in {dataset.directory}; its samples are of {known}.")
+    dataset.samples, dataset.split = splits[split], split
 
 
 def taught_from(dataset: Dataset, train_data: str | None, names: Mapping[str, str]) -> Dataset | None:
@@ -115,7 +168,7 @@ def evaluate_command(
     run: Path,
     task: str,
     *,
-    split: str = "test",
+    split: str | None = None,
     data: str | None = None,
     count: int | None = None,
     blank: bool = True,
@@ -128,7 +181,10 @@ def evaluate_command(
     classes: Path | None = None,
     templates: str | None = None,
     train_data: str | None = None,
+    tokenizer: Tokenizer = "simple",
+    also: Sequence[Also] = (),
     page: Path | None = None,
+    about: list[Stamp] | None = None,
     directory: Path | None = None,
     device: str = "cpu",
     dtype: str = "auto",
@@ -137,11 +193,15 @@ def evaluate_command(
 ) -> list[Row]:
     """Score a run on a task; its predictions are kept beside it, or under ``directory``.
 
+    Those about a folder lie in a place of their own (see ``places``). The scores' stamps are added to ``about``.
+
     On a folder it is looked up what of it the run was trained on, where its recipe says where that lies;
     ``train_data`` is another folder that was. ``shuffled`` also scores the questions with each other's pictures.
     ``page`` is an HTML file for every sample with its answer. A VQ-VAE and a CLIP's zero-shot answers evaluated by
     themselves also get a page, ``reconstruction.html`` or ``zero-shot.html`` in the run.
     """
+    scoring = caption_options(task, tokenizer, also)
+    require(tokenizer, also)  # before hours of asking
     options: dict[str, Any] = {}
     names: Mapping[str, str] = {}
     if task not in LABELLED and classes is not None:
@@ -162,7 +222,15 @@ def evaluate_command(
         options["templates"], options["templates_name"] = read_templates(templates), Path(templates).stem
     model = inference.load(run, device=device, dtype=dtype)
     dataset = dataset_of(task, split, data=data, count=count, world=world, names=names)
+    split = dataset.split
     directory = directory or run
+    model_name = name or model.name
+    place = ""
+    if data is not None:
+        if distributed.is_main():
+            place = place_of(directory, model_name, Path(data), data_fingerprint(dataset))
+        place = distributed.object_from_first_rank(place)
+    about = [] if about is None else about
     matches = None
     if isinstance(dataset, FolderDataset | ClassFolders) and contamination and task != "linear-probe":
         matches = trained_before(run, dataset, train_data)
@@ -176,7 +244,7 @@ def evaluate_command(
                 "text-to-image needs --checker RUN: a VLM that is asked what stands in the drawings"
             )
         options["checker"] = inference.load(checker, device=device, dtype=dtype)
-        options["save"] = functools.partial(save_drawing, directory)
+        options["save"] = functools.partial(save_drawing, directory, place)
     if features is not None:
         if task != "reconstruction":
             raise UserError(f"--features is for reconstruction, and the task is {task}")
@@ -189,7 +257,7 @@ def evaluate_command(
             raise UserError(f"--prior is for reconstruction, and the task is {task}")
         options["prior"] = open_prior(prior, run, device=device, dtype=dtype)
     total = len(dataset.samples) + len(training.samples if (training := options.get("training")) else ())
-    with Progress(f"{name or model.name} {task} {split}", total=total) as progress:
+    with Progress(f"{model_name} {task} {split}", total=total) as progress:
         rows = evaluation.evaluate(
             model,
             dataset,
@@ -199,11 +267,14 @@ def evaluate_command(
             restart=restart,
             progress=lambda done, total: progress.update(done),
             name=name,
+            place=place,
+            scoring=scoring,
+            about=about,
             **options,
         )
     scored = bool(rows)
     if matches is not None:
-        rows += contamination_rows(dataset, matches, model=name or model.name, task=task)
+        rows += contamination_rows(dataset, matches, model=model_name, task=task)
     if not scored and (shuffled or page is not None):
         print(
             "bifocal: there is nothing to hold the answers against, so no control and no page of them",
@@ -211,7 +282,7 @@ def evaluate_command(
         )
     elif shuffled:
         others = ShuffledPictures(dataset)
-        with Progress(f"{name or model.name} {task} {split}, pictures shuffled", total=total) as progress:
+        with Progress(f"{model_name} {task} {split}, pictures shuffled", total=total) as progress:
             more = evaluation.evaluate(
                 model,
                 others,
@@ -221,28 +292,36 @@ def evaluate_command(
                 restart=restart,
                 progress=lambda done, total: progress.update(done),
                 name=name,
+                place=place,
+                submit=False,  # what was said about other pictures is nothing to hand in
+                scoring=scoring,
+                about=about,
                 **options,
             )
         rows += as_shuffled(more)
+    kept = prediction_path(directory, model_name, task, split, place=place)
     if scored and page is not None and distributed.is_main():
-        kept = prediction_path(directory, name or model.name, task, split)
-        write_page(page, name or model.name, {(task, split): read_predictions(kept)}, rows, dataset.picture)
+        write_page(page, model_name, {(task, split): read_predictions(kept)}, rows, dataset.picture, about)
     if directory == run and isinstance(model, inference.VQVAE):
         keys = list(dict.fromkeys(key for sample in dataset.samples for key in sample.pictures))[:SHOWN]
         pictures = [resize_whole(dataset.picture(key), model.picture_size) for key in keys]
         print(f"wrote {reconstruction_page(model, pictures, rows, run)}", file=sys.stderr)
     if directory == run and task == "zero-shot":
-        predictions = read_predictions(prediction_path(run, name or model.name, task, split))
-        print(f"wrote {zero_shot_page(dataset, predictions, rows, run)}", file=sys.stderr)
+        print(f"wrote {zero_shot_page(dataset, read_predictions(kept), rows, run)}", file=sys.stderr)
     return rows
 
 
 def write_page(
-    path: Path, model: str, predictions: Predictions, rows: Sequence[Row], picture: PictureOf
+    path: Path,
+    model: str,
+    predictions: Predictions,
+    rows: Sequence[Row],
+    picture: PictureOf,
+    about: Sequence[Stamp] = (),
 ) -> None:
     """Write the page of a model's answers, with progress over its pictures."""
     with counted("pictures of the page") as update:
-        text = evaluation_page(model, predictions, rows, picture, progress=update)
+        text = evaluation_page(model, predictions, rows, picture, about=about, progress=update)
     atomic_write_text(path, text)
     print(f"wrote {path}", file=sys.stderr)
 
@@ -259,9 +338,9 @@ def open_prior(path: Path, run: Path, *, device: str, dtype: str) -> inference.P
     return prior
 
 
-def save_drawing(directory: Path, name: str, picture: Image.Image) -> str:
+def save_drawing(directory: Path, place: str, name: str, picture: Image.Image) -> str:
     """Keep a drawing for the report; returns its path relative to ``directory``."""
-    path = Path("drawings") / f"{name.replace('/', '-')}.png"
+    path = Path("drawings") / place / f"{name.replace('/', '-')}.png"
     (directory / path).parent.mkdir(parents=True, exist_ok=True)
     picture.save(directory / path)
     return str(path)
@@ -276,7 +355,8 @@ def compare_command(
     """
     if data and page is None:
         raise UserError("--data is where the pictures of a --page are, and none is asked for")
-    a, b = (load_predictions(predictions_folder(run)) for run in (run_a, run_b))
+    a, b = (predictions_of(run) for run in (run_a, run_b))
+    b = aligned(a, b)
     comparison = compare(a, b, name_a=run_a.name, name_b=run_b.name)
     if page is not None:
         paged = {key: some for key, some in a.items() if key[0] in PAGED}
@@ -302,9 +382,12 @@ def pictures_of(data: Sequence[str]) -> PictureOf:
     return picture
 
 
-def predictions_folder(run: Path) -> Path:
-    """Where the predictions of a run lie: beside it, or in the quickstart's directory."""
-    for folder in (run.parent / PREDICTIONS / run.name, run / PREDICTIONS / run.name):
-        if any(folder.glob("*.jsonl")):
-            return folder
-    raise UserError(f"{run} has no predictions yet: run `bifocal evaluate {run} --task NAME` first")
+def predictions_of(run: Path) -> Predictions:
+    """All predictions of a run: those in the quickstart's directory, and what they lack of those in its own."""
+    found: dict[tuple[str, str], Sequence[Prediction]] = {}
+    for folder in (prediction_folder(place, run.name) for place in (run.parent, run)):
+        if prediction_files(folder):
+            found = {**load_predictions(folder), **found}
+    if not found:
+        raise UserError(f"{run} has no predictions yet: run `bifocal evaluate {run} --task NAME` first")
+    return found

@@ -127,7 +127,7 @@ def interpolate_command(
             raise UserError(f"--templates is for zero-shot, and the task is {task}")
         options["templates"] = read_templates(templates)
     sets = {
-        name: dataset_of(task, "test", data=None if data == SCENES else data, count=count)
+        name: dataset_of(task, None, data=None if data == SCENES else data, count=count)
         for name, data in (("old", old), ("new", new))
         if data is not None
     }

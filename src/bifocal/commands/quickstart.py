@@ -26,6 +26,7 @@ from bifocal.evaluation.results import (
     format_interval,
     format_value,
     metric_title,
+    read_about,
     read_results,
     write_results,
 )
@@ -134,6 +135,7 @@ def evaluate_all(out: Path, scale: Scale, world: World) -> list[Row]:
     """Every model on its tasks, on the test split and the novel ones; finished parts are kept in ``results.json``."""
     path = out / "results.json"
     rows = read_results(path) if path.exists() else []
+    about = read_about(path) if path.exists() else []
     done = {(row.model, row.task, row.split) for row in rows}
     plan: list[tuple[str, str]] = [("vqvae", "reconstruction"), ("clip", "zero-shot"), ("clip", "retrieval")]
     plan += [(model, task) for model in ("vlm-continuous", "vlm-discrete") for task in READING]
@@ -152,11 +154,12 @@ def evaluate_all(out: Path, scale: Scale, world: World) -> list[Row]:
                 count=count,
                 blank=split == "test",
                 checker=out / "vlm-continuous" if task == "text-to-image" else None,
+                about=about,
                 directory=out,
                 world=world,
                 name=model,
             )
-            write_results(path, rows)
+            write_results(path, rows, about)
     return rows
 
 

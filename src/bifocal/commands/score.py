@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from bifocal.config import UserError
 from bifocal.data.dialects import DIALECTS
@@ -17,9 +17,8 @@ from bifocal.data.formats.base import Format, Given
 from bifocal.data.sample import Box, Sample
 from bifocal.evaluation import captioning, grounding, reasoning, vqa
 from bifocal.evaluation.asking import prediction_of
-from bifocal.evaluation.java import Also, add_ptb_tokens, java_measures
+from bifocal.evaluation.java import Also, Tokenizer
 from bifocal.evaluation.results import Prediction, Row
-from bifocal.evaluation.scoring import Measuring, score_rows
 
 TASKS = {module.TASK: module for module in (captioning, vqa, grounding, reasoning)}
 _SHOWN = 3  # ids that a message names
@@ -52,7 +51,7 @@ class ScoreSettings:
     split: str | None = None
     model: str | None = None
     dialect: str = "plain"
-    tokenizer: Literal["simple", "ptb"] = "simple"
+    tokenizer: Tokenizer = "simple"
     also: tuple[Also, ...] = ()
 
 
@@ -165,22 +164,20 @@ def judge(sample: Sample, given: Given) -> Prediction:
 def _rows(
     task: str, predictions: Sequence[Prediction], settings: ScoreSettings, *, model: str, split: str
 ) -> list[Row]:
-    measuring: Measuring = TASKS[task].measure
-    if task == captioning.TASK:
-        measuring = _caption_measuring(predictions, settings)
-    elif settings.also or settings.tokenizer == "ptb":
-        raise UserError(f"--tokenizer and --also are for captions, and the task is {task}")
-    return score_rows(task, measuring, predictions, model=model, split=split)
-
-
-def _caption_measuring(predictions: Sequence[Prediction], settings: ScoreSettings) -> Measuring:
-    if len(predictions) == 1:
+    options = caption_options(task, settings.tokenizer, settings.also)
+    if task == captioning.TASK and len(predictions) == 1:
         print("bifocal: CIDEr-D of one picture alone is 0, whatever its caption", file=sys.stderr)
-    if settings.tokenizer == "ptb":
-        add_ptb_tokens(predictions)
-    elif settings.also:
-        raise UserError(f"{' and '.join(settings.also)} are scored on the PTB tokens: add --tokenizer ptb")
-    return lambda some: captioning.measure(some) + java_measures(some, settings.also)
+    rows: list[Row] = TASKS[task].score(predictions, model=model, split=split, **options)
+    return rows
+
+
+def caption_options(task: str, tokenizer: Tokenizer, also: Sequence[Also]) -> dict[str, Any]:
+    """How captions are to be scored, as options of their task's ``score``; raises UserError for another task."""
+    if task == captioning.TASK:
+        return {"tokenizer": tokenizer, "also": also}
+    if also or tokenizer != "simple":
+        raise UserError(f"--tokenizer and --also are for captions, and the task is {task}")
+    return {}
 
 
 def _say_what_is_missing(rows: Sequence[Row]) -> None:

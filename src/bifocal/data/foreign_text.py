@@ -49,6 +49,11 @@ class ForeignTokenizer:
         last = {ids[-1] for ids in self.sequences(["a", "one two"]) if ids}
         return last.pop() if len(last) == 1 else None
 
+    @property
+    def fingerprint_text(self) -> str:
+        """Everything that decides how text becomes ids."""
+        return f"{self.cleaning} {self.tokenizer.to_str()}"
+
     def sequences(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, with whatever stands before and behind them."""
         cleaned = [clean(text, self.cleaning) for text in texts]

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from bifocal.artifacts import atomic_write_bytes
-from bifocal.config import fingerprint
-from bifocal.data.folder import FolderDataset, kept_for_validation
+from bifocal.config import UserError, fingerprint
+from bifocal.data.folder import PictureFiles, kept_for_validation, sample_files
 from bifocal.data.likeness import Gallery, Look, look_at
-from bifocal.data.sample import Dataset, Sample
+from bifocal.data.sample import Dataset, Sample, read_samples
 
 OVERLAP = "overlap"  # the fact of a sample that says which of the two slices it is in
 SEEN, NEW = "picture in training", "picture not in training"
@@ -69,12 +69,13 @@ class Trained:
     looks: list[Look] = field(default_factory=list)
     same: dict[str, set[bytes]] = field(default_factory=dict)
     near: dict[str, set[bytes]] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)  # pictures that nobody can look at any more
 
     def add(self, samples: Iterable[Sample], looks: Mapping[str, Look]) -> None:
-        """Samples, and the looks of their pictures."""
+        """Samples, and the looks of their pictures, as far as they are known."""
         self.looks += looks.values()
         for sample in samples:
-            pixels = {looks[key].pixels for key in sample.pictures}
+            pixels = {looks[key].pixels for key in sample.pictures if key in looks}
             for text in texts_of(sample):
                 self.same.setdefault(same_text(text), set()).update(pixels)
                 self.near.setdefault(near_text(text), set()).update(pixels)
@@ -91,37 +92,50 @@ def trained_on(
 
     The looks of a folder's pictures are kept under ``cache``.
     """
-    datasets = [FolderDataset(folder) for folder in folders]
-    for folder, dataset in zip(folders, datasets, strict=True):
-        if folder not in whole:
-            learnt = [sample for sample in dataset.samples if not kept_for_validation(sample.pictures)]
-            dataset.samples = learnt or dataset.samples
-    total, done = sum(len(_keys(dataset)) for dataset in datasets), 0
+    datasets = [_Learnt(folder, whole=folder in whole) for folder in folders]
+    total, done = sum(len(dataset.keys) for dataset in datasets), 0
     trained = Trained()
     for dataset in datasets:
         looks = {}
         kept = _kept(dataset, cache)
-        for key in _keys(dataset):
-            looks[key] = kept[key] if kept else look_at(dataset.picture(key))
+        for key in dataset.keys:
+            try:
+                looks[key] = kept[key] if kept else look_at(dataset.files.picture(key))
+            except UserError:  # a picture may have gone since: the others still say something
+                trained.lost.append(f"{dataset.files.directory / key}")
             done += 1
             if progress is not None:
                 progress(done, total)
-        if cache is not None and not kept:
+        if cache is not None and not kept and len(looks) == len(dataset.keys):
             _keep(dataset, cache, looks)
         trained.add(dataset.samples, looks)
     return trained
 
 
+class _Learnt:
+    """What training took from a folder of samples, whether or not its pictures are still there."""
+
+    def __init__(self, folder: Path, *, whole: bool) -> None:
+        self.files = PictureFiles(folder)
+        samples = [sample for file in sample_files(folder) for sample in read_samples(file)]
+        learnt = [sample for sample in samples if whole or not kept_for_validation(sample.pictures)]
+        self.samples = learnt or samples
+        self.keys = _keys(self.samples)
+
+
 def overlap(dataset: Dataset, trained: Trained, progress: Progress | None = None) -> list[Match]:
     """For every sample of a test, in its order, what of it was trained on."""
     gallery = Gallery(trained.looks)
-    keys = _keys(dataset)
+    keys = _keys(dataset.samples)
     exact: dict[str, set[bytes]] = {}
     near: dict[str, set[bytes]] = {}
     for number, key in enumerate(keys, start=1):
-        look = look_at(dataset.picture(key))
-        near[key] = {trained.looks[place].pixels for place in gallery.alike(look)}
-        exact[key] = near[key] & {look.pixels}
+        try:
+            look = look_at(dataset.picture(key))
+            near[key] = {trained.looks[place].pixels for place in gallery.alike(look)}
+            exact[key] = near[key] & {look.pixels}
+        except UserError:  # the requests about it will fail, and say so
+            near[key] = exact[key] = set()
         if progress is not None:
             progress(number, len(keys))
     matches = []
@@ -155,26 +169,28 @@ def marked(samples: Sequence[Sample], matches: Sequence[Match]) -> list[Sample]:
 # ------------------------------------------------------------ the looks that are kept
 
 
-def _keys(dataset: Dataset) -> list[str]:
-    return list(dict.fromkeys(key for sample in dataset.samples for key in sample.pictures))
+def _keys(samples: Sequence[Sample]) -> list[str]:
+    return list(dict.fromkeys(key for sample in samples for key in sample.pictures))
 
 
-def _place(dataset: FolderDataset, cache: Path) -> Path:
-    stamps = [[key, *dataset.files.stamp(key)] for key in _keys(dataset)]
+def _place(dataset: _Learnt, cache: Path) -> Path:
+    stamps = [[key, *dataset.files.stamp(key)] for key in dataset.keys]
     return cache / f"{fingerprint(stamps)[:16]}.npz"
 
 
-def _kept(dataset: FolderDataset, cache: Path | None) -> dict[str, Look]:
-    """The looks of a folder's pictures as they were kept, if none has changed since; else none."""
-    if cache is None or not (place := _place(dataset, cache)).is_file():
+def _kept(dataset: _Learnt, cache: Path | None) -> dict[str, Look]:
+    """The looks of a folder's pictures as they were kept, if all are there and none has changed since; else none."""
+    if cache is None or not all(key in dataset.files for key in dataset.keys):
+        return {}
+    if not (place := _place(dataset, cache)).is_file():
         return {}
     with np.load(place, allow_pickle=False) as kept:
         rows = zip(kept["pixels"], kept["bits"], kept["small"], strict=True)
         looks = [Look(pixels.tobytes(), int(bits), small) for pixels, bits, small in rows]
-    return dict(zip(_keys(dataset), looks, strict=True))
+    return dict(zip(dataset.keys, looks, strict=True))
 
 
-def _keep(dataset: FolderDataset, cache: Path, looks: Mapping[str, Look]) -> None:
+def _keep(dataset: _Learnt, cache: Path, looks: Mapping[str, Look]) -> None:
     buffer = io.BytesIO()
     some = list(looks.values())
     np.savez(

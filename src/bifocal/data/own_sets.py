@@ -102,6 +102,7 @@ class CaptionedFolder(FolderDataset):
                 (key,),
                 sample.messages,
                 tuple(dict.fromkeys(captions[key])),
+                sample.facts,
             )
             for key, sample in first.items()
         ]

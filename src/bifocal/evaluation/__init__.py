@@ -7,6 +7,8 @@ files.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +28,15 @@ from bifocal.evaluation import (
     zero_shot,
 )
 from bifocal.evaluation.asking import Progress
-from bifocal.evaluation.results import Prediction, Row, answers_path, prediction_path, write_predictions
+from bifocal.evaluation.results import (
+    Prediction,
+    Row,
+    Stamp,
+    answers_path,
+    prediction_path,
+    write_predictions,
+)
+from bifocal.evaluation.stamps import stamp_of
 from bifocal.evaluation.submission import refuse_unanswered, write_submission
 
 TASKS: dict[str, ModuleType] = {
@@ -65,17 +75,24 @@ def evaluate(
     restart: bool = False,
     progress: Progress | None = None,
     name: str | None = None,
+    place: str = "",
+    submit: bool = True,
+    scoring: Mapping[str, Any] | None = None,
+    about: list[Stamp] | None = None,
     **options: Any,
 ) -> list[Row]:
     """Predict with and without pictures, keep the predictions under ``directory``, and score them.
 
     ``name`` is what the model is called in rows and files (by default its own name); ``options`` go to the
-    task's ``predict``: text-to-image needs ``checker``. The answers to questions are kept under ``directory`` from
-    the moment they are given, and an evaluation that was killed goes on from them; ``restart`` throws them away.
-    Answers to a benchmark's questions are also written as it wants them handed in (see ``submission``); where the
-    right ones are not published that is all, and there are no rows. Several ranks share the questions; each has all
-    rows at the end, and the first one writes. Raises UserError for an unknown task, or one that is not for this kind
-    of model or not for several ranks, and for questions without an answer that nobody could score.
+    task's ``predict``: text-to-image needs ``checker``; ``scoring`` goes to its ``score``. What is about a folder lies
+    in a ``place`` of its own. The stamp of the scores is added to ``about``. The answers to questions are kept under
+    ``directory`` from the moment they are given, and an evaluation that was killed goes on from them; ``restart``
+    throws them away. Answers to a benchmark's questions are also written as it wants them handed in (see
+    ``submission``), unless they are not to ``submit``; where the right ones are not published that is all, and there
+    are no rows.
+    Several ranks share the questions; each has all rows at the end, and the first one writes. Raises UserError for an
+    unknown task, or one that is not for this kind of model or not for several ranks, and for questions without an
+    answer that nobody could score.
     """
     if task not in TASKS:
         raise UserError(f"There is no task {task!r}; there are {', '.join(TASKS)}.")
@@ -91,14 +108,17 @@ def evaluate(
     where: dict[bool, dict[str, Any]] = {False: {}, True: {}}
     if task in ASKING and directory is not None:
         for is_blank in where:
-            kept = answers_path(directory, name, task, dataset.split, blank=is_blank)
+            kept = answers_path(directory, name, task, dataset.split, place=place, blank=is_blank)
             where[is_blank] = {"keep": kept, "restart": restart}
+    asked: list[Mapping[str, Any]] = []
+    if task in ASKING and about is not None:
+        where[False]["note"] = asked.append
     unanswered = sum(not sample.answer for sample in dataset.samples) if task in ASKING else 0
     if unanswered:
         refuse_unanswered(dataset, unanswered, directory)
         predictions = module.predict(model, dataset, progress=progress, **where[False], **options)
         if distributed.is_main():
-            write_submission(directory or "", name, task, dataset.split, predictions)
+            write_submission(directory or "", name, task, dataset.split, predictions, place=place)
         return []
     if task == "text-to-image":
         checker = options.pop("checker", None)
@@ -113,9 +133,15 @@ def evaluate(
     if blank and task not in WITHOUT_BLANK:
         without = module.predict(model, dataset, blank=True, progress=progress, **where[True], **options)
     if directory is not None and distributed.is_main():
-        write_predictions(prediction_path(directory, name, task, dataset.split), predictions)
+        path = functools.partial(prediction_path, directory, name, task, dataset.split, place=place)
+        write_predictions(path(), predictions)
         if without is not None:
-            write_predictions(prediction_path(directory, name, task, dataset.split, blank=True), without)
-        write_submission(directory, name, task, dataset.split, predictions)
-    rows: list[Row] = module.score(predictions, model=name, split=dataset.split, blank=without)
+            write_predictions(path(blank=True), without)
+        if submit:
+            write_submission(directory, name, task, dataset.split, predictions, place=place)
+    if about is not None:
+        about.append(stamp_of(model, dataset, task, name, asked[0] if asked else None))
+    rows: list[Row] = module.score(
+        predictions, model=name, split=dataset.split, blank=without, **(scoring or {})
+    )
     return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, Unpack
 
@@ -77,7 +77,8 @@ class Asking(TypedDict, total=False):
     """How a data set is put to a model: what every task that asks takes beside its own.
 
     ``blank`` shows blank pictures; ``keep`` is the directory in which answers are kept as they are given (see
-    ``answers.AnswerStore``), and ``restart`` throws away what is there.
+    ``answers.AnswerStore``), and ``restart`` throws away what is there. ``note`` is told what is asked of whom: model,
+    data and settings.
     """
 
     blank: bool
@@ -85,6 +86,7 @@ class Asking(TypedDict, total=False):
     batch_size: int
     keep: Path | None
     restart: bool
+    note: Callable[[Mapping[str, Any]], None] | None
 
 
 def ask_all(
@@ -97,6 +99,7 @@ def ask_all(
     batch_size: int = 64,
     keep: Path | None = None,
     restart: bool = False,
+    note: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> list[Prediction]:
     """Greedy answers to all samples, in the data set's order, as predictions without a judgement.
 
@@ -115,9 +118,12 @@ def ask_all(
     numbered = plan(samples, batch_size)
     store = None
     given: dict[int, list[Given]] = {}
-    if keep is not None:
+    if keep is not None or note is not None:
         settings = {"blank": blank, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
         about = {"model": model.fingerprint, "data": data_fingerprint(dataset), "settings": settings}
+    if note is not None:
+        note(about)
+    if keep is not None:
         store = AnswerStore(keep, about, len(numbered), restart=restart)
         given = dict(store.given)
     waiting = [number for number in range(len(numbered)) if not is_whole(given.get(number))]

@@ -11,6 +11,7 @@ import numpy as np
 
 from bifocal.data.sample import Dataset, Sample
 from bifocal.evaluation.asking import Answering, Asking, ask_and_judge, right_answers
+from bifocal.evaluation.java import Also, Tokenizer, add_ptb_tokens, java_measures, require
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.evaluation.scoring import Measure, score_rows
 from bifocal.evaluation.statistics import with_count
@@ -126,7 +127,23 @@ _COUNTING: dict[str, Count] = {
 
 
 def score(
-    predictions: Sequence[Prediction], *, model: str, split: str, blank: Sequence[Prediction] | None = None
+    predictions: Sequence[Prediction],
+    *,
+    model: str,
+    split: str,
+    blank: Sequence[Prediction] | None = None,
+    tokenizer: Tokenizer = "simple",
+    also: Sequence[Also] = (),
 ) -> list[Row]:
-    """Rows for all pictures and for each slice."""
-    return score_rows(TASK, measure, predictions, model=model, split=split, blank=blank)
+    """Rows for all pictures and for each slice, on the tokens of one tokenizer; ``also`` are scores that need Java.
+
+    Raises UserError where the official tokenizer or a further score is asked for and cannot be had.
+    """
+    require(tokenizer, also)
+    if tokenizer == "ptb":
+        add_ptb_tokens([p for p in (*predictions, *(blank or ())) if not p.get("failed")])
+
+    def measuring(some: Sequence[Prediction]) -> list[Measure]:
+        return measure(some) + java_measures(some, also)
+
+    return score_rows(TASK, measuring, predictions, model=model, split=split, blank=blank)

@@ -216,16 +216,49 @@ def compare(a: Predictions, b: Predictions, *, name_a: str, name_b: str) -> Comp
     return Comparison(name_a, name_b, tuple(differences), only_a, only_b, tuple(notes))
 
 
+def prediction_files(directory: str | Path) -> dict[tuple[str, str], Path]:
+    """The files of one model's predictions, by task and split; those on blank pictures are left out.
+
+    Those about a folder lie in a place of their own, which stands before the split: "PLACE/SPLIT".
+    """
+    root = Path(directory)
+    found = {}
+    for path in sorted([*root.glob("*.jsonl"), *root.glob("*/*.jsonl")]):
+        task, *rest = path.name.removesuffix(".jsonl").split(".")
+        if task in MEASURING and len(rest) == 1:
+            found[task, (path.parent.relative_to(root) / rest[0]).as_posix()] = path
+    return found
+
+
+def aligned(a: Predictions, b: Predictions) -> Predictions:
+    """``b`` with the predictions about a folder under the keys of ``a``, where they are about the same samples.
+
+    The same folder may be called otherwise there: it was moved, or one of two folders of one name came first.
+    """
+    partners = {key: _partner(key, a, b) for key in a}
+    found = {key: b[partner] for key, partner in partners.items() if partner is not None}
+    taken = {*found, *partners.values()}
+    return {**found, **{key: some for key, some in b.items() if key not in taken}}
+
+
+def _partner(key: tuple[str, str], a: Predictions, b: Predictions) -> tuple[str, str] | None:
+    """Where ``b`` has the samples that ``a`` has under a key: under the same, if not elsewhere."""
+    about = _about(a[key])
+    others = [other for other in b if other[0] == key[0] and "/" in other[1]] if "/" in key[1] else []
+    same = [other for other in (key, *others) if other in b and _about(b[other]) == about]
+    return [*same, *([key] if key in b else []), None][0]
+
+
+def _about(predictions: Sequence[Prediction]) -> set[tuple[object, ...]]:
+    return {(p["id"], p.get("question"), tuple(p.get("pictures", ()))) for p in predictions}
+
+
 def load_predictions(directory: str | Path) -> dict[tuple[str, str], list[Prediction]]:
-    """All predictions of one model under DIRECTORY (TASK.SPLIT.jsonl), those on blank pictures left out.
+    """All predictions of one model in its folder, by task and split (see ``prediction_files``).
 
     Raises UserError if there are none.
     """
-    found = {}
-    for path in sorted(Path(directory).glob("*.jsonl")):
-        task, *rest = path.name.removesuffix(".jsonl").split(".")
-        if task in MEASURING and len(rest) == 1:
-            found[task, rest[0]] = read_predictions(path)
+    found = {key: read_predictions(path) for key, path in prediction_files(directory).items()}
     if not found:
         raise UserError(
             f"There are no predictions in {directory}; run `bifocal evaluate` with this model first."

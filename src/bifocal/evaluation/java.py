@@ -24,8 +24,19 @@ _MODULES = {
 }
 
 
-def _official(what: str) -> Any:
-    """An instance of the official class; raises UserError where the package or Java is missing."""
+Tokenizer = Literal["simple", "ptb"]
+
+
+def require(tokenizer: Tokenizer, also: Sequence[Also]) -> None:
+    """Raise UserError unless captions can be scored on these tokens and by these scores too."""
+    if also and tokenizer != "ptb":
+        raise UserError(f"{' and '.join(also)} are scored on the PTB tokens: add --tokenizer ptb")
+    for what in (*(["the PTB tokenizer"] if tokenizer == "ptb" else []), *also):
+        _class_of(what)
+
+
+def _class_of(what: str) -> Any:
+    """The official class; raises UserError where the package or Java is missing."""
     module, name = _MODULES[what]
     try:
         found = getattr(importlib.import_module(module), name)
@@ -35,8 +46,15 @@ def _official(what: str) -> Any:
         ) from None
     if shutil.which("java") is None:
         raise UserError(f"{what} is a Java program, and there is no java: install a Java runtime")
+    return found
+
+
+def _official(what: str) -> Any:
+    """An instance of the official class."""
     try:
-        return found()
+        return _class_of(what)()
+    except UserError:
+        raise
     except (
         Exception
     ) as error:  # SPICE fetches its language models, and fails in as many ways as a network can

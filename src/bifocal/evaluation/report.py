@@ -16,9 +16,11 @@ from bifocal.evaluation.report_samples import FAMILIES, PictureOf, drawing_cards
 from bifocal.evaluation.results import (
     Prediction,
     Row,
+    Stamp,
     format_interval,
     format_value,
     metric_title,
+    read_about,
     read_results,
 )
 from bifocal.pages import Section, details, escape, page, picture_uri, table
@@ -49,6 +51,7 @@ class Findings:
 
     directory: Path
     rows: list[Row] = field(default_factory=list)
+    about: list[Stamp] = field(default_factory=list)
     predictions: dict[tuple[str, str, str], list[Prediction]] = field(
         default_factory=dict
     )  # (model, task, split)
@@ -67,6 +70,7 @@ def gather(directory: Path) -> Findings:
     found = Findings(directory)
     if (directory / "results.json").is_file():
         found.rows = read_results(directory / "results.json")
+        found.about = read_about(directory / "results.json")
     for folder in sorted(path for path in (directory / "predictions").glob("*") if any(path.glob("*.jsonl"))):
         for (task, split), predictions in load_predictions(folder).items():
             found.predictions[folder.name, task, split] = predictions
@@ -397,12 +401,35 @@ def result_table(rows: Sequence[Row], name: str = "") -> str:
     return table(columns, body, numeric=range(5, 13), name=name)
 
 
+def about_table(about: Sequence[Stamp]) -> str:
+    """What scores are about: model, data, prompt and decoding, fingerprints by their first digits."""
+    body = []
+    for stamp in about:
+        prints = [stamp[f"{name}_fingerprint"] for name in ("model", "data", "answers")]
+        decoding = ", ".join(f"{key} {value:g}" for key, value in (stamp["decoding"] or {}).items())
+        body.append(
+            [
+                *(escape(stamp[key]) for key in ("model", "task", "split", "data")),
+                f"{stamp['samples']:,}",
+                escape(stamp["prompt"] or "–"),
+                escape(decoding or "–"),
+                *(f"<code>{escape(str(print_ or '–')[:12])}</code>" for print_ in prints),
+            ]
+        )
+    columns = ["model", "task", "split", "data", "samples", "prompt", "decoding"]
+    return table([*columns, "model's fingerprint", "questions'", "answers'"], body, numeric=(4,))
+
+
 def _results(found: Findings) -> str:
     if not found.rows:
         return _notice("There is no results.json yet.")
-    return result_table(found.rows, name="all-results") + (
-        '<p class="muted">Intervals are resampled by picture. Baseline: the most frequent answer of each '
-        "kind, or chance. Blank: the same model with blank pictures. Unparsed answers count as wrong.</p>"
+    return (
+        result_table(found.rows, name="all-results")
+        + (
+            '<p class="muted">Intervals are resampled by picture. Baseline: the most frequent answer of each '
+            "kind, or chance. Blank: the same model with blank pictures. Unparsed answers count as wrong.</p>"
+        )
+        + (details("What was asked of whom", about_table(found.about)) if found.about else "")
     )
 
 

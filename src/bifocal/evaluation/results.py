@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,6 +20,10 @@ from bifocal.config import UserError
 Prediction = dict[
     str, Any
 ]  # one sample's answer and truth, JSON-able; the keys are those of each task's module
+
+
+# What the scores of a model on a task are about (see ``stamps``), JSON-able.
+Stamp = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,16 +218,23 @@ def notes(rows: Sequence[Row]) -> list[str]:
     return said
 
 
-def results_text(rows: Sequence[Row]) -> str:
-    """``{"results": [row, ...]}`` as JSON, one row a line, and "notes" where a score is withheld."""
-    lines = ",\n".join(json.dumps(row.to_json(), ensure_ascii=False, allow_nan=False) for row in rows)
+def results_text(rows: Sequence[Row], about: Sequence[Stamp] = ()) -> str:
+    """``{"results": [row, ...], "about": [stamp, ...]}`` as JSON, one a line, and "notes" where a score is withheld.
+
+    Where there are no stamps, there is no "about".
+    """
+
+    def listed(values: Iterable[Mapping[str, Any]]) -> str:
+        return "[\n" + ",\n".join(json.dumps(v, ensure_ascii=False, allow_nan=False) for v in values) + "\n]"
+
+    stamped = f', "about": {listed(about)}' if about else ""
     said = f', "notes": {json.dumps(notes(rows), ensure_ascii=False)}' if notes(rows) else ""
-    return '{"results": [\n' + lines + "\n]" + said + "}\n"
+    return '{"results": ' + listed(row.to_json() for row in rows) + stamped + said + "}\n"
 
 
-def write_results(path: str | Path, rows: Sequence[Row]) -> None:
+def write_results(path: str | Path, rows: Sequence[Row], about: Sequence[Stamp] = ()) -> None:
     """Write ``results_text`` to a file."""
-    atomic_write_text(path, results_text(rows))
+    atomic_write_text(path, results_text(rows, about))
 
 
 def read_results(path: str | Path) -> list[Row]:
@@ -236,6 +248,12 @@ def read_results(path: str | Path) -> list[Row]:
         raise UserError(f"'{path}' does not hold results as bifocal writes them: {error}") from error
 
 
+def read_about(path: str | Path) -> list[Stamp]:
+    """The stamps of what ``write_results`` wrote; a file of an earlier version has none."""
+    stamps: list[Stamp] = read_json(path).get("about", [])
+    return stamps
+
+
 def merge_rows(*groups: Iterable[Row]) -> list[Row]:
     """All rows in order of first appearance; a later row replaces an earlier one about the same thing."""
     merged: dict[tuple[str, ...], Row] = {}
@@ -244,14 +262,32 @@ def merge_rows(*groups: Iterable[Row]) -> list[Row]:
     return list(merged.values())
 
 
-def prediction_path(directory: str | Path, model: str, task: str, split: str, *, blank: bool = False) -> Path:
-    """Where predictions lie: DIRECTORY/predictions/MODEL/TASK.SPLIT[.blank].jsonl."""
-    return Path(directory) / "predictions" / model / f"{task}.{split}{'.blank' if blank else ''}.jsonl"
+def prediction_folder(directory: str | Path, model: str) -> Path:
+    """Where the predictions of a model lie: DIRECTORY/predictions/MODEL."""
+    return Path(directory) / "predictions" / model
 
 
-def answers_path(directory: str | Path, model: str, task: str, split: str, *, blank: bool = False) -> Path:
+def named(task: str, split: str) -> str:
+    """How the files of a task on a split begin: TASK.SPLIT; what a data set calls a split may hold anything."""
+    return f"{task}.{re.sub(r'[^A-Za-z0-9_-]+', '-', split)}"
+
+
+def prediction_path(
+    directory: str | Path, model: str, task: str, split: str, *, place: str = "", blank: bool = False
+) -> Path:
+    """Where predictions lie: DIRECTORY/predictions/MODEL/[PLACE/]TASK.SPLIT[.blank].jsonl.
+
+    Those about a folder have a ``place`` of their own, those about scenes lie in none.
+    """
+    name = f"{named(task, split)}{'.blank' if blank else ''}.jsonl"
+    return prediction_folder(directory, model) / place / name
+
+
+def answers_path(
+    directory: str | Path, model: str, task: str, split: str, *, place: str = "", blank: bool = False
+) -> Path:
     """The directory in which answers are kept as they are given, beside the predictions made of them."""
-    return prediction_path(directory, model, task, split, blank=blank).with_suffix(".answers")
+    return prediction_path(directory, model, task, split, place=place, blank=blank).with_suffix(".answers")
 
 
 def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 from bifocal.config import UserError
 from bifocal.evaluation.asking import Progress
 from bifocal.evaluation.compare import Comparison, Difference, Predictions, format_p
-from bifocal.evaluation.report import result_table
+from bifocal.evaluation.report import about_table, result_table
 from bifocal.evaluation.report_samples import PictureOf
-from bifocal.evaluation.results import Row, format_interval, format_value, metric_title
+from bifocal.evaluation.results import Row, Stamp, format_interval, format_value, metric_title
 from bifocal.evaluation.sample_data import sample_data, thumbnails
 from bifocal.pages import Section, escape, page, table
 
@@ -31,12 +31,15 @@ def evaluation_page(
     rows: Sequence[Row],
     picture: PictureOf,
     *,
+    about: Sequence[Stamp] = (),
     most_bytes: int = MOST_BYTES,
     progress: Progress | None = None,
 ) -> str:
-    """The page of one model: its scores, and every sample with its answer."""
+    """The page of one model: its scores, what they are about, and every sample with its answer."""
     lead = f'<p class="lead">{escape(_about(predictions))}</p>'
     sections = [Section("scores", "Scores", result_table(rows, name="scores-table") + _SAID)]
+    if about:
+        sections.append(Section("about", "What was asked of whom", about_table(about)))
     return _page(f"{model}: answers", lead, sections, {model: predictions}, picture, most_bytes, progress)
 
 

@@ -14,7 +14,7 @@ from bifocal.data.formats import RESULTS
 from bifocal.data.formats.base import Given
 from bifocal.data.sample import Dataset
 from bifocal.evaluation.grounding import in_pixels
-from bifocal.evaluation.results import Prediction
+from bifocal.evaluation.results import Prediction, named
 
 
 def given_of(prediction: Prediction) -> Given:
@@ -52,9 +52,15 @@ def refuse_unanswered(dataset: Dataset, unanswered: int, directory: str | Path |
 
 
 def write_submission(
-    directory: str | Path, model: str, task: str, split: str, predictions: Sequence[Prediction]
+    directory: str | Path,
+    model: str,
+    task: str,
+    split: str,
+    predictions: Sequence[Prediction],
+    *,
+    place: str = "",
 ) -> Path | None:
-    """Write DIRECTORY/submissions/MODEL/TASK.SPLIT.BENCHMARK and its ending; None where these are of no benchmark.
+    """Write DIRECTORY/submissions/MODEL/[PLACE/]TASK.SPLIT.BENCHMARK and its ending; None for those of no benchmark.
 
     A file of results answers every question of its split, so where a request failed there is none, and a sentence says
     so.
@@ -62,7 +68,8 @@ def write_submission(
     form = RESULTS.get(benchmark_of(prediction.get("facts") for prediction in predictions) or "")
     if form is None:
         return None
-    path = Path(directory) / "submissions" / model / f"{task}.{split}.{form.benchmark}{form.ending}"
+    name = f"{named(task, split)}.{form.benchmark}{form.ending}"
+    path = Path(directory) / "submissions" / model / place / name
     failed = sum(bool(prediction.get("failed")) for prediction in predictions)
     if failed:
         path.unlink(missing_ok=True)  # that of an earlier evaluation holds other answers

@@ -188,7 +188,7 @@ def train_clip(
     if sigmoid:
         model.start_sigmoid(size)
     start_from(model, init_from)
-    open_run(out, "clip", recipe, resume=resume)
+    open_run(out, "clip", recipe, resume=resume, init_from=init_from)
 
     whole_from = recipe.train.steps * (1 - recipe.whole_share)
 

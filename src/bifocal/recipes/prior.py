@@ -96,7 +96,7 @@ def train_prior(
     if recipe.data is not None and is_store(Path(recipe.data)):
         store = open_store(Path(recipe.data), encoder, recipe.vision)
         data_fingerprint = str(store.about["fingerprint"])
-        open_run(out, "prior", recipe, resume=resume)
+        open_run(out, "prior", recipe, resume=resume, init_from=init_from)
         sets = {split: (store, keys) for split, keys in halves(list(store.rows)).items()}
     else:
         source = source_of(recipe.data, recipe.world, recipe.episodes)
@@ -105,7 +105,7 @@ def train_prior(
                 f"a prior learns every picture as often, and {recipe.data} mixes sets by weight: name one"
             )
         data_fingerprint = source.fingerprint
-        open_run(out, "prior", recipe, resume=resume)
+        open_run(out, "prior", recipe, resume=resume, init_from=init_from)
         set_precision(tokenizer.to(device), fast_dtype(device, recipe.train.dtype))
         sets = {}
         for split in ("train", "validation"):

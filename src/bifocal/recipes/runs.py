@@ -18,17 +18,25 @@ from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.training.trainer import Outcome, TrainSettings, train
 
 RECIPE = "recipe.json"
+INIT_FROM = "init_from"  # what the recipe of a run calls the one that it begins with
 
 
-def open_run(out: Path, kind: str, recipe: Any, *, resume: bool) -> None:
-    """Begin or continue a run: its recipe is written first, and a resumed one must be the same."""
+def open_run(out: Path, kind: str, recipe: Any, *, resume: bool, init_from: str | None = None) -> None:
+    """Begin or continue a run: its recipe is written first, and a resumed one must be the same.
+
+    With it stands the run whose weights it begins with, since what that was trained on this one was trained on too.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "training is for one process so far, and torchrun started several: start it without torchrun"
         )
     written = {"kind": kind, **config.to_dict(recipe)}
+    if init_from is not None:
+        written[INIT_FROM] = str(init_from)
     if resume and begun(out):
         before = json.loads((out / RECIPE).read_text(encoding="utf-8"))
+        # earlier versions did not write it down, and it need not be said again
+        written.setdefault(INIT_FROM, before.setdefault(INIT_FROM, init_from))
         if before != json.loads(json.dumps(written)):
             changed = [key for key in written if before.get(key) != json.loads(json.dumps(written[key]))]
             raise UserError(

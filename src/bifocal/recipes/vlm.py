@@ -209,7 +209,7 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
     torch.manual_seed(recipe.train.seed)
     model = build(recipe, tokenizer, encoder)
     start_from(model, init_from)
-    open_run(out, "vlm", recipe, resume=resume)
+    open_run(out, "vlm", recipe, resume=resume, init_from=init_from)
     model.to(device)
     # a copy, because the finished model keeps the encoder's weights unrounded
     encoding = copy.deepcopy(model.image_path)

@@ -78,7 +78,7 @@ def train_vqvae(
         clip = open_clip(recipe.perceptual, recipe.world.picture_size)
         set_precision(clip.to(device), fast_dtype(device, recipe.train.dtype))
         model.perceptual = (functools.partial(feature_distance, clip.vision_model), recipe.perceptual_weight)
-    open_run(out, "vqvae", recipe, resume=resume)
+    open_run(out, "vqvae", recipe, resume=resume, init_from=init_from)
     if recipe.model.quantizer.update == "ema" and distributed.is_main():
         print("vqvae: moving averages stand for the codebook term, which is 0 in the log", flush=True)
     return run(
