@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from bifocal.data.sample import Box, Message, Picture, Sample
 from bifocal.evaluation import TASKS, evaluate
-from bifocal.evaluation.results import Row, write_results
+from bifocal.evaluation.results import Row, Stamp, write_results
 
 SHAPES = ("circle", "square", "triangle", "diamond", "bar", "cross", "ring", "moon")
 COLOURS = ("#d7263d", "#1b998b", "#2e66d0", "#f0a202", "#7b2d8b", "#3c3c3c", "#e2711d", "#4f772d")
@@ -350,15 +350,18 @@ def write_quickstart(directory: Path, *, count: int = 24) -> list[Row]:
     shapes = Shapes()
     vlms = [FakeDrawer("vlm-continuous", 0.8, shapes), FakeDrawer("vlm-discrete", 0.6, shapes)]
     rows: list[Row] = []
+    about: list[Stamp] = []
     for task in ("captioning", "vqa", "grounding", "reasoning"):
         dataset = FakeDataset(task, count, shapes=shapes)
         options = {"reader": read_caption} if task == "captioning" else {}
         for vlm in vlms:
-            rows += evaluate(vlm, dataset, task, directory=directory, **options)
+            rows += evaluate(vlm, dataset, task, directory=directory, about=about, **options)
     for task in ("zero-shot", "retrieval"):
         dataset = FakeDataset(task, count)
-        rows += evaluate(FakeClip(0.8, dataset), dataset, task, directory=directory)
-    rows += evaluate(FakeVQVAE(), FakeDataset("reconstruction", count), "reconstruction", directory=directory)
+        rows += evaluate(FakeClip(0.8, dataset), dataset, task, directory=directory, about=about)
+    rows += evaluate(
+        FakeVQVAE(), FakeDataset("reconstruction", count), "reconstruction", directory=directory, about=about
+    )
 
     def save(identity: str, drawing: Image.Image) -> str:
         relative = f"figures/drawings/{identity.replace('/', '-')}.png"
@@ -367,8 +370,10 @@ def write_quickstart(directory: Path, *, count: int = 24) -> list[Row]:
         return relative
 
     prompts = FakeDataset("text-to-image", count, shapes=shapes)
-    rows += evaluate(vlms[1], prompts, "text-to-image", directory=directory, checker=vlms[0], save=save)
-    write_results(directory / "results.json", rows)
+    rows += evaluate(
+        vlms[1], prompts, "text-to-image", directory=directory, about=about, checker=vlms[0], save=save
+    )
+    write_results(directory / "results.json", rows, about)
     for model, metrics in {
         "vqvae": ["psnr", "usage"],
         "clip": ["top1"],

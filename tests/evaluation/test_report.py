@@ -12,6 +12,7 @@ from PIL import Image
 from bifocal.config import UserError
 from bifocal.evaluation.report import write_report
 from bifocal.evaluation.report_samples import choose
+from bifocal.evaluation.results import prediction_path, read_about, read_predictions, write_predictions
 from evaluation.fakes import write_quickstart
 
 SECTIONS = [
@@ -190,3 +191,24 @@ def test_text_of_answers_is_escaped(quickstart, tmp_path):
     (folder / "vqa.test.jsonl").write_text(json.dumps(prediction) + "\n")
     answers = _section(write_report(tmp_path, picture=_picture).read_text(), "answers")
     assert "<script>alert" not in answers and "&lt;script&gt;alert" in answers and "<i>" not in answers
+
+
+def test_what_was_asked_of_whom_stands_under_the_results(quickstart, html):
+    stamps = read_about(quickstart / "results.json")
+    assert {stamp["model"] for stamp in stamps} == {"vqvae", "clip", "vlm-continuous", "vlm-discrete"}
+    part = html[html.index("What was asked of whom") :]
+    for stamp in stamps:
+        assert stamp["data_fingerprint"][:12] in part and stamp["answers_fingerprint"][:12] in part
+    assert "max_new_tokens 16" in part
+
+
+def test_what_failed_too_often_to_be_compared_is_said(tmp_path):
+    write_quickstart(tmp_path, count=6)
+    path = prediction_path(tmp_path, "vlm-discrete", "vqa", "test")
+    predictions = read_predictions(path)
+    predictions[0] = {key: predictions[0][key] for key in ("id", "slice", "pictures", "question")} | {
+        "failed": True
+    }
+    write_predictions(path, predictions)
+    text = write_report(tmp_path).read_text()
+    assert "vqa on test: not compared, because 1 request of vlm-discrete failed, more than 1% of all" in text

@@ -86,6 +86,14 @@ def test_nothing_to_show_is_said(two):
         evaluation_page("m", {}, [], two.picture)
 
 
+def test_what_failed_too_often_to_be_compared_is_said():
+    two = TwoModels(6)
+    for key in ("prediction", "correct", "unparsed"):
+        del two.b["vqa", "test"][0][key]
+    two.b["vqa", "test"][0] |= {"failed": True, "failure": "no memory"}
+    assert "vqa on test: not compared, because 1 request of bad failed, more than 1% of all" in page_of(two)
+
+
 # ------------------------------------------------------------ in a browser
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

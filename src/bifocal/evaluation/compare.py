@@ -131,7 +131,7 @@ def compare_task(task: str, split: str, a: Sequence[Prediction], b: Sequence[Pre
     if not shared.any():
         return []
     places = np.cumsum(shared) - 1
-    ours, theirs = ([side[i] for i in np.flatnonzero(shared)] for side in (a, matched))
+    ours, theirs = ([side[i] for i in np.flatnonzero(shared).tolist()] for side in (a, matched))
     groups = groups_of(ours)
     of_b = {measure.name: measure for measure in MEASURING[task](theirs)}
     measures = [(measure, of_b[measure.name]) for measure in MEASURING[task](ours) if measure.name in of_b]
@@ -151,7 +151,10 @@ def compare_task(task: str, split: str, a: Sequence[Prediction], b: Sequence[Pre
 
 
 def _withheld(task: str, split: str, name: str, measure: Measure, count: int) -> Difference:
-    return Difference(task, split, name, measure.metric, measure.variant, count, *[None] * 12)
+    nothing = None, None, None
+    return Difference(
+        task, split, name, measure.metric, measure.variant, count, *nothing, *nothing, *nothing, *nothing
+    )
 
 
 def failure_notes(task: str, split: str, sides: Sequence[tuple[str, Sequence[Prediction]]]) -> Iterator[str]:
