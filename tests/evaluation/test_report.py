@@ -206,9 +206,9 @@ def test_what_failed_too_often_to_be_compared_is_said(tmp_path):
     write_quickstart(tmp_path, count=6)
     path = prediction_path(tmp_path, "vlm-discrete", "vqa", "test")
     predictions = read_predictions(path)
-    predictions[0] = {key: predictions[0][key] for key in ("id", "slice", "pictures", "question")} | {
-        "failed": True
-    }
+    for key in ("correct", "unparsed", "references", "finish_reason"):
+        del predictions[0][key]
+    predictions[0] |= {"prediction": "", "boxes": [], "failed": True, "failure": "no memory"}
     write_predictions(path, predictions)
     text = write_report(tmp_path).read_text()
     assert "vqa on test: not compared, because 1 request of vlm-discrete failed, more than 1% of all" in text
