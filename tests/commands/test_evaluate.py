@@ -13,7 +13,7 @@ from PIL import Image
 import tiny
 from bifocal import evaluation, inference
 from bifocal.cli import main
-from bifocal.commands.evaluate import compare_command, dataset_of, evaluate_command
+from bifocal.commands.evaluate import compare_command, dataset_of, evaluate_command, predictions_of
 from bifocal.config import UserError
 from bifocal.data.sample import Message, Picture, Sample, write_samples
 from bifocal.evaluation.results import Row, read_predictions
@@ -231,6 +231,18 @@ def test_two_runs_are_compared_on_the_same_folder_whatever_its_place_is_called(
     assert {d.difference for d in comparison.differences} == {0.0}
     splits = {d.split for d in comparison.differences}
     assert len(splits) == 2 and "test/test" in splits
+
+
+def test_a_run_of_a_quickstart_has_the_predictions_of_that_and_its_own(clip: Path, tmp_path: Path) -> None:
+    data = classes(tmp_path / "data", 0)
+    evaluate_command(clip, "zero-shot", data=str(data), blank=False)
+    with pytest.raises(UserError, match="has no predictions yet"):
+        predictions_of(tmp_path / "data")
+    assert set(predictions_of(clip)) == {("zero-shot", "data/test")}
+    shared = tmp_path / "predictions" / "clip"
+    shared.mkdir(parents=True)
+    shutil.copy(clip / "predictions" / "clip" / "data" / "zero-shot.test.jsonl", shared)
+    assert set(predictions_of(clip)) == {("zero-shot", "test"), ("zero-shot", "data/test")}
 
 
 def split_folder(place: Path, *splits: str | None) -> Path:

@@ -193,10 +193,10 @@ def test_text_of_answers_is_escaped(quickstart, tmp_path):
     assert "<script>alert" not in answers and "&lt;script&gt;alert" in answers and "<i>" not in answers
 
 
-def test_what_was_asked_of_whom_stands_under_the_results(quickstart, html):
+def test_what_was_asked_of_whom_is_said(quickstart, html):
     stamps = read_about(quickstart / "results.json")
     assert {stamp["model"] for stamp in stamps} == {"vqvae", "clip", "vlm-continuous", "vlm-discrete"}
-    part = html[html.index("What was asked of whom") :]
+    part = _section(html, "run")
     for stamp in stamps:
         assert stamp["data_fingerprint"][:12] in part and stamp["answers_fingerprint"][:12] in part
     assert "max_new_tokens 16" in part

@@ -423,13 +423,9 @@ def about_table(about: Sequence[Stamp]) -> str:
 def _results(found: Findings) -> str:
     if not found.rows:
         return _notice("There is no results.json yet.")
-    return (
-        result_table(found.rows, name="all-results")
-        + (
-            '<p class="muted">Intervals are resampled by picture. Baseline: the most frequent answer of each '
-            "kind, or chance. Blank: the same model with blank pictures. Unparsed answers count as wrong.</p>"
-        )
-        + (details("What was asked of whom", about_table(found.about)) if found.about else "")
+    return result_table(found.rows, name="all-results") + (
+        '<p class="muted">Intervals are resampled by picture. Baseline: the most frequent answer of each '
+        "kind, or chance. Blank: the same model with blank pictures. Unparsed answers count as wrong.</p>"
     )
 
 
@@ -447,6 +443,8 @@ def _run(found: Findings, facts: Mapping[str, object]) -> str:
             times.append([escape(model), f"{max(steps):,}", f"{max(samples):,}" if samples else "–", minutes])
     if times:
         body += "<h3>Training</h3>" + table(["run", "steps", "samples", "time"], times, numeric=(1, 2, 3))
+    if found.about:
+        body += details("What was asked of whom", about_table(found.about))
     for model, recipe in found.recipes.items():
         body += details(
             f"Recipe of {model}", f"<pre>{escape(json.dumps(recipe, indent=2, ensure_ascii=False))}</pre>"
