@@ -159,6 +159,17 @@ def refuse_overwrite(path: str | Path) -> None:
             )
 
 
+def refuse_full(path: str | Path) -> None:
+    """Refuse to write a new folder where something is already.
+
+    Raises:
+        UserError: if `path` is a file, or a directory that holds anything.
+    """
+    path = Path(path)
+    if path.is_file() or (path.exists() and any(path.iterdir())):
+        raise UserError(f"{path} is not empty: choose another --out")
+
+
 def require_free_space(path: str | Path, needed: int, what: str) -> None:
     """Refuse to write `needed` bytes to the disk of `path` (which need not exist yet) if they do not fit.
 
@@ -178,14 +189,18 @@ def require_free_space(path: str | Path, needed: int, what: str) -> None:
 # ---------------------------------------------------------------- files
 
 
-def atomic_write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` so that `path` holds what it held before or all of `data`, even if the power fails."""
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Give a file to write into, which at the end of the block becomes `path`, even if the power fails.
+
+    If the block raises, `path` holds what it held before.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _with_suffix(path, f".{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -193,6 +208,12 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _flush_directory(path.parent)
+
+
+def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` so that `path` holds what it held before or all of `data`, even if the power fails."""
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
@@ -269,6 +290,12 @@ def read_json_lines(path: str | Path, *, allow_partial_last: bool = False) -> li
                 break
             raise UserError(f"'{path}', line {number}, is not valid JSON: {error}") from error
     return values
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's content, in 64 hexadecimal digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------- environment
@@ -349,9 +376,7 @@ def _remove(path: Path) -> None:
 
 
 def _measure(file: Path) -> dict[str, Any]:
-    with open(file, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"sha256": digest, "bytes": file.stat().st_size}
+    return {"sha256": sha256_of(file), "bytes": file.stat().st_size}
 
 
 def _flush_file(file: Path) -> None:
