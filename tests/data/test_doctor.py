@@ -77,6 +77,8 @@ def size(width: object, height: object) -> Callable[[list[dict]], None]:
     return lambda all_lines: all_lines[2].update(facts={"size": [width, height]})
 
 
+HALF = b'{"id": "x", "task": "vqa", "messages": [{"role": "user", "content": "\\ud83e"}]}'
+
 # what is done to the folder -> the kind, what is said, and how many of 24 samples are lost
 FINDINGS = [
     (raw(2, b'{"id": "vqa-0.png", "task":'), "line", "Line 2 of {file} is not JSON: Expecting value.", 1),
@@ -96,7 +98,7 @@ FINDINGS = [
     (rewrite(lambda v: v[1]["messages"].pop()), "answer", "Line 2 of {file}: the answer is empty.", 1),
     (rewrite(answer("a picture of an")), "cut", 'Line 2 of {file}: the answer "a picture of an" looks cut off.', 0),
     (rewrite(answer("red, green,")), "cut", 'the answer "red, green," looks cut off.', 0),
-    (rewrite(answer("\ud83e")), "line", 'Line 2 of {file} is not a sample: "content" holds U+D83E', 1),
+    (raw(2, HALF), "line", 'Line 2 of {file} is not a sample: "content" holds U+D83E', 1),
     (rewrite(size(60, 80)), "size", "0.png has 80 x 60 pixels, and its box was drawn on 60 x 80 (it was turned", 0),
     (rewrite(size(100, 60)), "size", "0.png has 80 x 60 pixels, and its box was drawn on 100 x 60.", 0),
     (rewrite(answer("caf\ufffd")), "characters", "Line 2 of {file}: a text has U+FFFD", 0),

@@ -215,7 +215,7 @@ class _MessageReader:
             raise UserError(f'the role "{role}" of a message is none of {", ".join(_ROLES)}')
         content = record.get("content")
         if isinstance(content, str):
-            return Message(role, (content,))
+            return Message(role, (text(record, "content"),))
         return Message(role, tuple(self._part(part) for part in items(record, "content")))
 
     def _part(self, data: Any) -> Part:

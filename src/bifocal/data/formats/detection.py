@@ -63,7 +63,8 @@ def _of_document(document: Document) -> list[Sample]:
     categories: dict[int, str] = {}
     for where, record in numbered(document.path, document.value.get("categories"), "category"):
         with located(where):
-            categories[integer(expect(record, dict, "a category"), "id")] = text(record, "name")
+            record = expect(record, dict, "a category")
+            categories[integer(record, "id")] = text(record, "name")
     things: dict[int, list[Thing]] = {}
     crowded: set[tuple[int, str]] = set()
     for where, record in numbered(document.path, document.value["annotations"], "annotation"):
