@@ -664,7 +664,7 @@ def data_check(
     print(json.dumps(report.to_json()) if json_output else "\n".join(report_lines(report)))
     if report.survivors < report.samples:
         lost = report.samples - report.survivors
-        raise config.UserError(f"{lost} of {report.samples} samples would not survive training or scoring")
+        raise config.UserError(f"{lost} of {report.samples} samples are not fit to be trained on or scored")
 
 
 def data_show(

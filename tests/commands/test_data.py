@@ -483,7 +483,9 @@ def test_check_says_what_survives_and_ends_with_status_2_where_something_does_no
     assert sound.status == 0 and "12 of 12 samples survive; they are about 3 pictures" in sound.out
     (folder / "1.png").unlink()
     ended = run("data", "check", folder)
-    assert ended.status == 2 and "bifocal: 4 of 12 samples would not survive" in ended.err
+    assert (
+        ended.status == 2 and "bifocal: 4 of 12 samples are not fit to be trained on or scored" in ended.err
+    )
     assert "pictures missing or broken: 1 (ids captioning-1.png, vqa-1.png" in ended.out
     told = json.loads(run("data", "check", folder, "--json").out)
     assert (told["samples"], told["survivors"]) == (12, 8)

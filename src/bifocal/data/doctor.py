@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bifocal.artifacts import Entry, lines_of, parsed
 from bifocal.config import UserError
-from bifocal.data.files import Entry, lines_of, parsed
 from bifocal.data.folder import PictureFiles, sample_files
 from bifocal.data.likeness import Look, equal_pairs, look_at, near_pairs
 from bifocal.data.sample import Sample, sample_of

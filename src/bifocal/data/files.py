@@ -5,7 +5,6 @@ Whatever cannot be read ends in one sentence that names the file and the line.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
 import glob
@@ -15,19 +14,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from bifocal.artifacts import Entry, lines_of, parsed
 from bifocal.config import UserError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _STEPS = re.compile(r"(\d+)\.\.(\d+)")
-
-
-class Entry(NamedTuple):
-    """One piece of a file; ``where`` says which, for messages: "Line 3 of answers.jsonl"."""
-
-    where: str
-    value: Any
 
 
 class HeldPictures(Protocol):
@@ -129,25 +122,6 @@ def read_text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"Line {line} of {path} is not UTF-8 text; save the file as UTF-8.") from None
-
-
-def lines_of(path: str | Path) -> Iterator[Entry]:
-    """The lines of a file as bytes, empty ones passed over; ``parsed`` makes JSON of each."""
-    data = read_bytes(path).removeprefix(codecs.BOM_UTF8)
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.strip():
-            yield Entry(f"Line {number} of {path}", line)
-
-
-def parsed(line: Entry) -> Entry:
-    """A line as the JSON value that it is."""
-    try:
-        return Entry(line.where, json.loads(line.value.decode("utf-8")))
-    except UnicodeDecodeError:
-        raise UserError(f"{line.where} is not UTF-8 text; save the file as UTF-8.") from None
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise UserError(f"{line.where} is not JSON: {reason}.") from None
 
 
 def read_document(path: str | Path) -> Document:

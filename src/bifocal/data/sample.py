@@ -10,9 +10,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from bifocal.artifacts import atomic_file, json_line
+from bifocal.artifacts import Entry, atomic_file, json_line, lines_of, parsed
 from bifocal.config import UserError
-from bifocal.data.files import Entry, lines_of, parsed
 from bifocal.data.records import expect, items, text, texts
 
 

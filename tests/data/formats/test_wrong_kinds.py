@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 import published
+from bifocal.artifacts import Entry
 from bifocal.config import UserError
 from bifocal.data.dialects import DIALECTS
-from bifocal.data.files import Document, Entry
+from bifocal.data.files import Document
 from bifocal.data.formats import FORMATS, open_document
 
 WRONG: tuple[Any, ...] = (None, True, 5, "x", [], [5], {}, {"x": 5})

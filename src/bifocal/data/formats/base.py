@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bifocal.artifacts import Entry
 from bifocal.config import UserError
 from bifocal.data.chat import question_messages
 from bifocal.data.dialects import Dialect
-from bifocal.data.files import Document, Entry, located
+from bifocal.data.files import Document, located
 from bifocal.data.records import expect
 from bifocal.data.sample import Box, Message, Part, Sample
 

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from bifocal.artifacts import Entry
 from bifocal.config import UserError
-from bifocal.data.files import Document, Entry, located
+from bifocal.data.files import Document, located
 from bifocal.data.formats import rows
 from bifocal.data.formats.base import Format
 

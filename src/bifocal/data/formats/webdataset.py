@@ -19,8 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from bifocal.artifacts import Entry, parsed
 from bifocal.config import UserError
-from bifocal.data.files import Document, Entry, located, parsed
+from bifocal.data.files import Document, located
 from bifocal.data.formats import rows
 from bifocal.data.formats.base import Format, gathered, has_keys
 from bifocal.data.records import expect, items, texts
