@@ -98,3 +98,11 @@ def test_answers_of_a_wrong_kind_are_one_sentence(name, tmp_path):
                 assert "\n" not in str(error) and str(error).endswith(".")
                 refused += 1
     assert refused > 10
+
+
+def test_a_cell_that_never_ends_is_one_sentence(tmp_path):
+    (tmp_path / "preds.csv").write_text('dev-3-0-0,"' + "x" * 200_000)
+    answers = FORMATS["nlvr2"].answers
+    assert answers is not None
+    with pytest.raises(UserError, match=r"Line 1 of .*preds\.csv is no row of a table: field larger than"):
+        answers(tmp_path / "preds.csv", DIALECTS["plain"])

@@ -75,7 +75,10 @@ def answers(path: Path, dialect: Dialect) -> list[Given]:
     given = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         where = f"Line {number} of {path}"
-        cells = next(csv.reader([line]), [])
+        try:
+            cells = next(csv.reader([line]), [])
+        except csv.Error as error:  # a cell without an end
+            raise UserError(f"{where} is no row of a table: {error}.") from None
         if not cells or (number == 1 and cells[0].strip() == "identifier"):
             continue
         if len(cells) != 2:
