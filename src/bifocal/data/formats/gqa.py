@@ -22,7 +22,7 @@ from bifocal.data.formats.base import (
     names_of,
     unique,
 )
-from bifocal.data.records import expect, required, text, texts
+from bifocal.data.records import expect, optional_part, required, text, texts
 from bifocal.data.sample import Sample
 
 
@@ -58,20 +58,23 @@ def samples(documents: Sequence[Document]) -> list[Sample]:
 
 
 def _sample(identity: str, record: Mapping[str, Any], choices: Any) -> Sample:
-    types = record.get("types") or {}
-    kinds = {name: str(types.get(name) or "") for name in ("structural", "semantic", "detailed")}
+    types = optional_part(record, "types")
+    kinds = {
+        name: text(types, name) if types.get(name) else "" for name in ("structural", "semantic", "detailed")
+    }
     parts = [f"{name}: {kinds[name]}" for name in ("structural", "semantic") if kinds[name]]
     facts = {
         "benchmark": "gqa",
         "balanced": bool(expect(required(record, "isBalanced"), bool, '"isBalanced"')),
         "entailed": texts(record, "entailed") if record.get("entailed") else [],
-        "group": (record.get("groups") or {}).get("global"),
+        "group": optional_part(record, "groups").get("global"),
         "detailed": kinds["detailed"],
     }
     if parts:
         facts["slices"] = parts
     if choices is not None:
-        facts |= {key: texts(choices, key) for key in ("valid", "plausible")}
+        possible = expect(choices, dict, "its entry among the choices")
+        facts |= {key: texts(possible, key) for key in ("valid", "plausible")}
     answers = (
         [text(record, "answer")] if "answer" in record else []
     )  # those of the test splits are not published
