@@ -34,7 +34,7 @@ def draw(axes: Axes, name: str, key: str, log: list[dict[str, Any]]) -> None:
         rows = [row for row in log if row["phase"] == phase and key in row]
         bold = phase == "validation"
         axes.plot(
-            [row["seconds"] / 60 for row in rows],
+            [row["samples"] / 1000 for row in rows],
             [row[key] for row in rows],
             color=COLOURS[name],
             linewidth=2 if bold else 0.9,
@@ -57,7 +57,7 @@ def main(run: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> No
         for name in names:
             draw(axes, name, key, read_json_lines(run / name / "log.jsonl"))
         plain(axes, title)
-        axes.set_xlabel("minutes of training", fontsize=8, color=GREY)
+        axes.set_xlabel("thousand samples", fontsize=8, color=GREY)
         axes.margins(x=0.02)
         if key == "loss":  # the first steps would hide the rest
             top = max(line.get_ydata()[len(line.get_ydata()) // 20] for line in axes.lines)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
-from collections.abc import Callable, Sequence
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -506,6 +508,36 @@ def parquet(place: Path) -> dict[str, Path]:
     return {"annotations": path, "pictures": place / "data"}
 
 
+def tar(path: Path, members: Mapping[str, bytes | str]) -> Path:
+    """A tar with these members in order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for name, content in members.items():
+            data = content.encode() if isinstance(content, str) else content
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            file.addfile(about, io.BytesIO(data))
+    return path
+
+
+def webdataset(place: Path) -> dict[str, Path]:
+    """A caption with what a crawler noted beside it, a class in a folder, and a question about a pair."""
+    shown = [draw(place / "drawn" / f"{number}.png", number).read_bytes() for number in range(3)]
+    noted = {"caption": "an owl | shop", "url": "x", "image": "of no use", "width": 80}
+    members = {
+        "000.png": shown[0],
+        "000.txt": "an owl | shop\n",
+        "000.json": json.dumps(noted),
+        "./animals/001.cls": "7",
+        "./animals/001.png": shown[1],
+        "002.0.png": shown[1],
+        "002.1.PNG": shown[2],
+        "002.question.txt": "which is left?",
+        "002.answer.txt": "the owl",
+    }
+    return {"annotations": tar(place / "shards" / "train-000.tar", members), "pictures": place / "shards"}
+
+
 # format -> who writes it at toy size, and which of its files are the annotations
 WRITERS: dict[str, tuple[Callable[[Path], dict[str, Path]], tuple[str, ...]]] = {
     "vqav2": (vqav2, ("questions", "annotations")),
@@ -523,4 +555,5 @@ WRITERS: dict[str, tuple[Callable[[Path], dict[str, Path]], tuple[str, ...]]] = 
     "image-folder": (image_folder, ("annotations",)),
     "csv": (table, ("annotations",)),
     "parquet": (parquet, ("annotations",)),
+    "webdataset": (webdataset, ("annotations",)),
 }

@@ -6,6 +6,7 @@ that no byte has changed since. A process killed on the way leaves `NAME.tmp/`, 
 next writer replaces.
 """
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -19,7 +20,7 @@ import warnings
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from bifocal.config import UserError
 
@@ -159,6 +160,17 @@ def refuse_overwrite(path: str | Path) -> None:
             )
 
 
+def refuse_full(path: str | Path) -> None:
+    """Refuse to write a new folder where something is already.
+
+    Raises:
+        UserError: if `path` is a file, or a directory that holds anything.
+    """
+    path = Path(path)
+    if path.is_file() or (path.exists() and any(path.iterdir())):
+        raise UserError(f"{path} is not empty: choose another --out")
+
+
 def require_free_space(path: str | Path, needed: int, what: str) -> None:
     """Refuse to write `needed` bytes to the disk of `path` (which need not exist yet) if they do not fit.
 
@@ -178,14 +190,18 @@ def require_free_space(path: str | Path, needed: int, what: str) -> None:
 # ---------------------------------------------------------------- files
 
 
-def atomic_write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` so that `path` holds what it held before or all of `data`, even if the power fails."""
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Give a file to write into, which at the end of the block becomes `path`, even if the power fails.
+
+    If the block raises, `path` holds what it held before.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _with_suffix(path, f".{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -193,6 +209,12 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _flush_directory(path.parent)
+
+
+def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` so that `path` holds what it held before or all of `data`, even if the power fails."""
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
@@ -244,6 +266,35 @@ def cut_half_line(path: str | Path) -> bool:
         return _cut_half_line(file)
 
 
+class Entry(NamedTuple):
+    """One piece of a file; `where` says which, for messages: "Line 3 of answers.jsonl"."""
+
+    where: str
+    value: Any
+
+
+def lines_of(path: str | Path) -> Iterator[Entry]:
+    """The lines of a file as bytes, empty ones passed over; `parsed` makes JSON of each."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        if line.strip():
+            yield Entry(f"Line {number} of {path}", line)
+
+
+def parsed(line: Entry) -> Entry:
+    """A line as the JSON value that it is."""
+    try:
+        return Entry(line.where, json.loads(line.value.decode("utf-8")))
+    except UnicodeDecodeError:
+        raise UserError(f"{line.where} is not UTF-8 text; save the file as UTF-8.") from None
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UserError(f"{line.where} is not JSON: {reason}.") from None
+
+
 def read_json_lines(path: str | Path, *, allow_partial_last: bool = False) -> list[Any]:
     """Every line of a JSON-lines file; empty lines are left out.
 
@@ -254,21 +305,22 @@ def read_json_lines(path: str | Path, *, allow_partial_last: bool = False) -> li
     Raises:
         UserError: naming the file, and the number of the first line that is not valid JSON.
     """
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
+    lines = list(lines_of(path))
     values = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for line in lines:
         try:
-            values.append(json.loads(line))
-        except ValueError as error:
-            if allow_partial_last and number == len(lines):
+            values.append(parsed(line).value)
+        except UserError:
+            if allow_partial_last and line is lines[-1] and _ends_in_half_line(path):
                 break
-            raise UserError(f"'{path}', line {number}, is not valid JSON: {error}") from error
+            raise
     return values
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's content, in 64 hexadecimal digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------- environment
@@ -324,12 +376,22 @@ def _git(*arguments: str) -> str | None:
 
 
 def _cut_half_line(file: BinaryIO) -> bool:
-    size = file.seek(0, os.SEEK_END)
-    if not size or (file.seek(size - 1), file.read(1))[1] == b"\n":
+    if not _has_half_line(file):
         return False
     file.seek(0)
     file.truncate(file.read().rfind(b"\n") + 1)
     return True
+
+
+def _ends_in_half_line(path: str | Path) -> bool:
+    """Whether the last line of a file has no end."""
+    with open(path, "rb") as file:
+        return _has_half_line(file)
+
+
+def _has_half_line(file: BinaryIO) -> bool:
+    size = file.seek(0, os.SEEK_END)
+    return bool(size) and (file.seek(size - 1), file.read(1))[1] != b"\n"
 
 
 def _with_suffix(path: Path, suffix: str) -> Path:
@@ -349,9 +411,7 @@ def _remove(path: Path) -> None:
 
 
 def _measure(file: Path) -> dict[str, Any]:
-    with open(file, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"sha256": digest, "bytes": file.stat().st_size}
+    return {"sha256": sha256_of(file), "bytes": file.stat().st_size}
 
 
 def _flush_file(file: Path) -> None:

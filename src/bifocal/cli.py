@@ -49,6 +49,7 @@ ImportFormat = Literal[
     "csv",
     "image-folder",
     "parquet",
+    "webdataset",
     "coco-captions",
     "karpathy",
     "vqav2",
@@ -621,10 +622,10 @@ def data_import(
 
     Args:
         form: whose layout the files have.
-        files: annotations; all files that belong together.
+        files: annotations; all files that belong together, or a pattern in quotes such as "shards-{000..127}.tar".
         out: a new folder.
         images: where the pictures are, at any depth (by default beside the first file).
-        split: take this one, where the files hold several.
+        split: which to take, where the files hold several; "all" takes them together.
         count: take the first samples only.
     """
     from bifocal.commands.imports import import_data
@@ -671,7 +672,7 @@ def data_check(
     print(json.dumps(report.to_json()) if json_output else "\n".join(report_lines(report)))
     if report.survivors < report.samples:
         lost = report.samples - report.survivors
-        raise config.UserError(f"{lost} of {report.samples} samples would not survive training or scoring")
+        raise config.UserError(f"{lost} of {report.samples} samples are not fit to be trained on or scored")
 
 
 def data_show(

@@ -72,6 +72,13 @@ def box(*edges: object) -> Callable[[list[dict]], None]:
     return lambda all_lines: all_lines[2]["messages"][1].update(content=[{"type": "box", "box": list(edges)}])
 
 
+def size(width: object, height: object) -> Callable[[list[dict]], None]:
+    """Line 3 (a box in picture 0, which has 80 x 60 pixels) was drawn on so many pixels."""
+    return lambda all_lines: all_lines[2].update(facts={"size": [width, height]})
+
+
+HALF = b'{"id": "x", "task": "vqa", "messages": [{"role": "user", "content": "\\ud83e"}]}'
+
 # what is done to the folder -> the kind, what is said, and how many of 24 samples are lost
 FINDINGS = [
     (raw(2, b'{"id": "vqa-0.png", "task":'), "line", "Line 2 of {file} is not JSON: Expecting value.", 1),
@@ -89,8 +96,11 @@ FINDINGS = [
     (rewrite(answer("")), "answer", "Line 2 of {file}: the answer is empty.", 1),
     (rewrite(answer("  ")), "answer", "Line 2 of {file}: the answer is empty.", 1),
     (rewrite(lambda v: v[1]["messages"].pop()), "answer", "Line 2 of {file}: the answer is empty.", 1),
-    (rewrite(answer("a picture of an")), "answer", 'Line 2 of {file}: the answer "a picture of an" looks cut off.', 1),
-    (rewrite(answer("red, green,")), "answer", 'the answer "red, green," looks cut off.', 1),
+    (rewrite(answer("a picture of an")), "cut", 'Line 2 of {file}: the answer "a picture of an" looks cut off.', 0),
+    (rewrite(answer("red, green,")), "cut", 'the answer "red, green," looks cut off.', 0),
+    (raw(2, HALF), "line", 'Line 2 of {file} is not a sample: "content" holds U+D83E', 1),
+    (rewrite(size(60, 80)), "size", "0.png has 80 x 60 pixels, and its box was drawn on 60 x 80 (it was turned", 0),
+    (rewrite(size(100, 60)), "size", "0.png has 80 x 60 pixels, and its box was drawn on 100 x 60.", 0),
     (rewrite(answer("caf\ufffd")), "characters", "Line 2 of {file}: a text has U+FFFD", 0),
     (rewrite(answer("cafÃ©")), "characters", "Line 2 of {file}: a text has \"Ã©\", which is UTF-8 read as", 0),
     (lambda folder: (folder / "0.png").unlink(), "picture", "Line 1 of {file} (and 3 more samples): There is no", 4),
@@ -110,6 +120,24 @@ def test_one_thing_that_is_wrong_is_one_sentence_with_file_and_line(folder, dama
     assert says.format(file=folder / "samples.jsonl", folder=folder) in finding.message
     assert finding.message.endswith(".") and "\n" not in finding.message
     assert (report.samples, report.survivors) == (24, 24 - lost)
+
+
+@pytest.mark.parametrize("sides", [(80, 60), (40, 30), (107, 80), ("x", 5), (0, 0)])
+def test_boxes_bear_that_their_picture_was_scaled(folder, sides):
+    rewrite(size(*sides))(folder)
+    assert not examine([folder]).findings
+
+
+def test_a_folder_of_questions_alone_can_be_asked(folder):
+    rewrite(lambda v: [sample["messages"].pop() for sample in v])(folder)
+    (finding,) = (report := examine([folder])).findings
+    assert (finding.kind, finding.fatal, len(finding.ids)) == ("answer", False, 24)
+    assert report.survivors == 24
+
+
+def test_references_do_not_count_as_answers_that_are_cut(folder):
+    rewrite(lambda v: v[1].update(references=["an owl and"]))(folder)
+    assert not examine([folder]).findings
 
 
 def test_everything_is_found_at_once_and_a_sample_is_lost_once(folder):
@@ -175,6 +203,11 @@ def test_one_picture_in_two_splits_of_one_folder_is_a_leak(folder):
         ("left-", False),
         ("t-shirt", False),
         ("vitamin A", False),
+        ("vitamin a", False),
+        ("type a", False),
+        ("c +", False),
+        ("this is a", True),
+        ("a picture of a", True),
     ],
 )
 def test_what_looks_cut(text, cut):

@@ -11,8 +11,9 @@ from PIL import Image
 import published
 from bifocal.data import overlap as module
 from bifocal.data.folder import FolderDataset
-from bifocal.data.formats.base import DESCRIBE, make_sample
+from bifocal.data.formats.base import make_sample
 from bifocal.data.overlap import NEW, OVERLAP, SEEN, Found, marked, near_text, overlap, same_text, trained_on
+from bifocal.data.prompts import asked
 from bifocal.data.sample import Sample, write_samples
 from bifocal.recipes.sources import FolderSource
 
@@ -77,7 +78,9 @@ def test_a_picture_saved_anew_is_found_as_nearly_the_same(tmp_path, train):
 
 def test_captions_are_texts_and_what_everyone_is_asked_is_none(tmp_path):
     def captioned(identity: str, *captions: str) -> Sample:
-        return make_sample(identity, "captioning", ["a.png"], DESCRIBE, captions[:1], references=captions)
+        return make_sample(
+            identity, "captioning", ["a.png"], asked("captioning"), captions[:1], references=captions
+        )
 
     train = folder(tmp_path / "t", captioned("1", "an owl sits.", "a bird"), seeds={"a.png": 1})
     test = folder(

@@ -8,15 +8,16 @@ from collections import Counter
 import pytest
 
 import published
-from bifocal.data.formats.base import DESCRIBE, FIND, JUDGE, make_sample
-from bifocal.data.prompts import OFFICIAL_SHARE, WORDINGS, reworded
+from bifocal.data.formats.base import make_sample
+from bifocal.data.prompts import OFFICIAL_SHARE, WORDINGS, asked, reworded
 from bifocal.data.sample import Box, Message, Picture, Sample, write_samples
 from bifocal.recipes.sources import FolderSource
 
 ASKED = {
-    "captioning": DESCRIBE,
-    "grounding": FIND.format("the left owl"),
-    "reasoning": JUDGE.format("both pictures show {} owls"),  # braces in a benchmark's text are only braces
+    "captioning": asked("captioning"),
+    "grounding": asked("grounding", "the left owl"),
+    # braces in a benchmark's text are only braces
+    "reasoning": asked("reasoning", "both pictures show {} owls"),
     "vqa": "what is it?",
 }
 
@@ -69,12 +70,12 @@ def test_a_conversation_of_several_turns_stays():
 
 def test_training_asks_in_many_words_and_validation_in_those_of_evaluation(tmp_path):
     published.draw(tmp_path / "a.png", 0)
-    write_samples(tmp_path / "samples.jsonl", [sample_of("captioning", DESCRIBE)])
+    write_samples(tmp_path / "samples.jsonl", [sample_of("captioning", asked("captioning"))])
     source = FolderSource(tmp_path, 32)
 
-    def asked(split: str) -> set[str]:
+    def asked_in(split: str) -> set[str]:
         rng = random.Random(0)
         return {source.document(split, 0, rng, {"captioning": 1.0})[0].question for _ in range(60)}
 
-    assert asked("train") == set(WORDINGS["captioning"])
-    assert asked("validation") == {DESCRIBE}
+    assert asked_in("train") == set(WORDINGS["captioning"])
+    assert asked_in("validation") == {asked("captioning")}

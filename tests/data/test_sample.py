@@ -105,6 +105,16 @@ def test_a_broken_line_names_file_and_line(tmp_path, line, says):
     assert f"Line 3 of {path}" in str(caught.value) and says in str(caught.value)
 
 
+def test_what_cannot_be_written_names_the_sample_and_leaves_what_was_there(tmp_path):
+    write_samples(tmp_path / "samples.jsonl", [GROUNDING])
+    for part, facts in (("\ud83e", None), ("an owl", {"share": float("nan")})):
+        broken = Sample("b-7", "vqa", "all", (), (Message("user", (part,)),), (), facts)
+        with pytest.raises(UserError, match="The sample 'b-7' cannot be written"):
+            write_samples(tmp_path / "samples.jsonl", [GROUNDING, broken])
+    assert read_samples(tmp_path / "samples.jsonl") == [GROUNDING]
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.jsonl"]
+
+
 def test_bytes_that_are_no_text_name_file_and_line(tmp_path):
     (tmp_path / "samples.jsonl").write_bytes(b'{"id": "\xff\xfe"}\n')
     with pytest.raises(UserError, match=r"Line 1 of .*samples\.jsonl is not UTF-8"):

@@ -123,6 +123,15 @@ def test_a_packing_begun_with_other_samples_is_not_continued(folder, tmp_path):
         pack(folder, tmp_path / "packed")
 
 
+def test_a_folder_that_holds_anything_else_is_not_packed_over(folder, tmp_path):
+    other = tiny.folder(tmp_path / "other", pictures=1)
+    before = digests(other)
+    with pytest.raises(UserError, match="other is not empty: choose another --out"):
+        pack(folder, other)
+    assert main(["data", "pack", str(folder), "--out", str(other)]) == 2
+    assert digests(other) == before
+
+
 def test_many_threads_read_at_once(folder, tmp_path):
     pack(folder, tmp_path / "packed")
     shards, wrong = Shards(tmp_path / "packed"), []

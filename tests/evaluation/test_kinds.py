@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bifocal.data.formats.base import FIND, JUDGE, make_sample
+from bifocal.data.formats.base import make_sample
+from bifocal.data.prompts import asked
 from bifocal.data.sample import Box
 from bifocal.evaluation import grounding, reasoning, vqa
 from bifocal.evaluation.asking import prediction_of
@@ -89,16 +90,18 @@ def test_types_of_answers(answers, kind):
 
 
 def test_the_words_around_a_statement_are_not_the_statement():
-    sample = make_sample("s", "reasoning", ["a", "b"], JUDGE.format("An owl flies"), ["true"],
+    sample = make_sample("s", "reasoning", ["a", "b"], asked("reasoning", "An owl flies"), ["true"],
                          facts={"benchmark": "nlvr2"})  # fmt: skip
     assert slices_of(sample) == ["all"]  # "true or false?" is no coordination
 
 
 def test_who_has_kinds_keeps_them():
     for sample in (
-        make_sample("s", "grounding", ["a"], FIND.format("left owl"), [Box(0, 0, 1, 1)], slice="refcoco+"),
+        make_sample(
+            "s", "grounding", ["a"], asked("grounding", "left owl"), [Box(0, 0, 1, 1)], slice="refcoco+"
+        ),
         make_sample("s", "vqa", ["a"], "is it?", ["yes"], slice="existence"),
-        make_sample("s", "reasoning", ["a"], JUDGE.format("No owl flies"), ["true"], slice="single"),
+        make_sample("s", "reasoning", ["a"], asked("reasoning", "No owl flies"), ["true"], slice="single"),
         make_sample("s", "vqa", ["a"], "is it?", ["yes"], facts={"benchmark": "gqa"}),
     ):
         assert slices_of(sample) == [sample.slice]
@@ -107,7 +110,7 @@ def test_who_has_kinds_keeps_them():
 
 def test_benchmarks_keep_theirs_and_get_those_of_their_words():
     facts = {"benchmark": "refcoco", "size": [10, 10]}
-    sample = make_sample("s", "grounding", ["a"], FIND.format("left owl"), [Box(0, 0, 1, 1)],
+    sample = make_sample("s", "grounding", ["a"], asked("grounding", "left owl"), [Box(0, 0, 1, 1)],
                          slice="refcoco+", facts=facts)  # fmt: skip
     assert slices_of(sample) == ["refcoco+", LOCATION]
 
@@ -122,7 +125,7 @@ def test_every_kind_has_its_row_with_an_interval():
     box = (0.1, 0.1, 0.5, 0.5)
     expressions = ["left owl", "red owl", "right owl", "owl", "owl on the left", "green owl"]
     found = [
-        judged(grounding, n, "grounding", FIND.format(words), Box(*box), "", [box if n % 2 else (0, 0, 1, 1)],
+        judged(grounding, n, "grounding", asked("grounding", words), Box(*box), "", [box if n % 2 else (0, 0, 1, 1)],
                benchmark="refcoco", size=[100, 100])
         for n, words in enumerate(expressions)
     ]  # fmt: skip
@@ -146,7 +149,7 @@ def test_every_kind_has_its_row_with_an_interval():
     }
     facts = {"benchmark": "nlvr2", "group": "g", "sentence": "s"}
     told = [
-        judged(reasoning, n, "reasoning", JUDGE.format(words), "true", "true", **facts)
+        judged(reasoning, n, "reasoning", asked("reasoning", words), "true", "true", **facts)
         for n, words in enumerate(["No owl flies", "An owl flies"])
     ]
     assert "negation" in {r.slice for r in reasoning.score(told, model="m", split="dev")}

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from bifocal.data.formats.base import DESCRIBE, FIND, JUDGE, make_sample
+from bifocal.data.formats.base import make_sample
+from bifocal.data.prompts import WORDINGS, asked
 from bifocal.data.sample import Box
 from bifocal.evaluation import evaluate
 from bifocal.evaluation.results import Stamp
@@ -45,11 +46,11 @@ def test_what_is_right_has_a_fingerprint_of_its_own():
 @pytest.mark.parametrize(
     ("task", "questions", "prompt"),
     [
-        ("captioning", [DESCRIBE, DESCRIBE], DESCRIBE),
+        ("captioning", [asked("captioning")] * 2, "describe the picture."),
         ("captioning", ["say it.", "say it."], "say it."),
-        ("captioning", [DESCRIBE, "say it."], None),
-        ("grounding", [FIND.format("the owl"), FIND.format("it")], FIND),
-        ("reasoning", [JUDGE.format("it is red"), "is it?"], None),
+        ("captioning", [asked("captioning"), "say it."], None),
+        ("grounding", [asked("grounding", "the owl"), asked("grounding", "it")], WORDINGS["grounding"][0]),
+        ("reasoning", [asked("reasoning", "it is red"), "is it?"], None),
     ],
 )
 def test_the_words_around_what_is_asked(task, questions, prompt):

@@ -48,6 +48,18 @@ def test_conversations_without_a_picture_are_told_and_not_looked_at(tmp_path):
     assert () in documents["train"] + documents["validation"]
 
 
+def test_the_fingerprint_is_of_answers_and_pictures_and_that_of_a_copy(tmp_path):
+    def captioned(name: str, words: str, size: int = 8) -> str:
+        published.draw(tmp_path / name / "a.png", 0, (size, 20))
+        write_samples(tmp_path / name / "samples.jsonl", [caption(words)])
+        return FolderSource(tmp_path / name, 32).fingerprint
+
+    first = captioned("first", "an owl", 20)
+    assert captioned("copy", "an owl", 20) == first
+    assert captioned("answer", "an elk", 20) != first
+    assert captioned("picture", "an owl", 40) != first
+
+
 def test_a_folder_without_any_picture_is_refused(tmp_path):
     with pytest.raises(UserError, match="have no pictures"):
         folder(tmp_path, HELLO)

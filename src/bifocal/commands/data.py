@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from bifocal.artifacts import refuse_full
 from bifocal.config import UserError
 from bifocal.data.folder import FolderDataset
 from bifocal.data.sample import write_samples
@@ -44,12 +45,6 @@ def export_scenes(out: Path, *, split: str, count: int, settings: WorldSettings)
     print(f"wrote {len(TASKS) * count} samples to {out}")
 
 
-def refuse_full(out: Path) -> None:
-    """Refuse a directory that holds something."""
-    if out.is_file() or (out.exists() and any(out.iterdir())):
-        raise UserError(f"{out} is not empty: choose another --out")
-
-
 # ------------------------------------------------------------ pack
 
 MEGABYTE = 1024**2
@@ -65,13 +60,11 @@ def pack_data(directory: Path, out: Path, *, shard_size: int, workers: int) -> N
     files = dataset.files
     if files.shards is not None:
         raise UserError(f"{directory} is packed already")
-    if out.resolve() == directory.resolve():
-        raise UserError(f"{out} holds the pictures that are to be packed: choose another --out")
     with counted(f"pack {directory.name}") as update:
         count = write_shards(
             dataset.samples,
             files.read,
-            lambda key: int(files.stamp(key)[0]),
+            files.size,
             out,
             shard_bytes=shard_size * MEGABYTE,
             workers=workers,

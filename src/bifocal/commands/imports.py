@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
 import re
 import shutil
@@ -10,13 +11,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bifocal.artifacts import write_directory
-from bifocal.commands.data import refuse_full
+from bifocal.artifacts import refuse_full, write_directory
 from bifocal.config import UserError
-from bifocal.data.files import Document
-from bifocal.data.formats import FORMATS, open_documents, parquet, rows
+from bifocal.data.files import Document, expanded
+from bifocal.data.formats import FORMATS, open_documents, parquet, rows, webdataset
 from bifocal.data.sample import Sample, write_samples
 from bifocal.training.progress import Progress
+
+ALL = "all"  # the name for every split together
+_REASONS = 10  # of what was left out, that are told
 
 
 def import_data(
@@ -30,17 +33,17 @@ def import_data(
 ) -> None:
     """Turn files of a published format, or a table, into a folder that ``--data`` reads.
 
-    Pictures are linked into the folder where the disk can do that, and copied elsewhere. The folder appears whole or
-    not at all.
+    Files of several splits need a ``split``, or "all". Pictures are linked into the folder where the disk can do that,
+    and copied elsewhere. The folder appears whole or not at all.
     """
     if not files:
         raise UserError(f"data import {form} needs {FORMATS[form].files}")
+    if count is not None and count < 1:
+        raise UserError(f"--count must be at least 1, got {count}")
     refuse_full(out)
+    files = expanded(files)
     documents = open_documents(form, files)
-    samples = FORMATS[form].samples(documents)
-    if split is not None:
-        samples = of_split(samples, split)
-    samples = samples[:count]
+    samples = of_split(FORMATS[form].samples(documents), split)[:count]
     silent = [sample.id for sample in samples if sample.task == "vqa" and not sample.question]
     if silent:
         raise UserError(
@@ -74,19 +77,31 @@ def import_data(
     print(f"wrote {len(samples)} samples about {len(names)} pictures to {out}")
     if unanswered:
         print("they have no answers: a model can be asked, but nothing be learnt or scored by them")
-    if FORMATS[form] in (rows.TABLE, rows.FOLDER, parquet.FORMAT):
+    left_out = [reason for document in documents for reason in document.left_out]
+    if left_out:
+        more = "; ..." if len(left_out) > _REASONS else ""
+        print(f"left out {len(left_out)}: {'; '.join(left_out[:_REASONS])}{more}")
+    if FORMATS[form] in (rows.TABLE, rows.FOLDER, parquet.FORMAT, webdataset.FORMAT):
         unused = rows.unused_columns(documents)
         if unused:
             print(f"nothing was made of the columns {', '.join(unused)}")
 
 
-def of_split(samples: Iterable[Sample], split: str) -> list[Sample]:
-    """Those of a split; raises UserError with the splits that there are."""
+def of_split(samples: Iterable[Sample], split: str | None) -> list[Sample]:
+    """Those of a split, or of all; raises UserError with the splits that there are, where there are several or others.
+
+    What is trained on and what is to be scored would lie in one folder, were several splits taken unasked.
+    """
     groups: dict[str, list[Sample]] = {}
+    samples = list(samples)
     for sample in samples:
         groups.setdefault(str((sample.facts or {}).get("split") or ""), []).append(sample)
+    known = ", ".join(sorted(name for name in groups if name)) or "none"
+    if split is None and len(groups) > 1:
+        raise UserError(f"The files hold several splits ({known}): take one with --split, or --split {ALL}.")
+    if split is None or split == ALL and ALL not in groups:
+        return samples
     if split not in groups:
-        known = ", ".join(sorted(name for name in groups if name)) or "none"
         raise UserError(f"There is no split {split}; the files name {known}.")
     return groups[split]
 
@@ -94,8 +109,9 @@ def of_split(samples: Iterable[Sample], split: str) -> list[Sample]:
 class Pictures:
     """Pictures by the names that annotations have for them: in the files themselves, or under a directory.
 
-    A name is a path below the directory or, since the sets are laid out in many ways, the name of a file that is there
-    only once, at any depth. COCO's pictures of 2014 are found under their names of 2017, which lack the first part.
+    A name is a path below the directory or, since the sets are laid out in many ways, the name of a file at any depth,
+    which may be there several times if it is the same picture. Links to folders are followed. COCO's pictures of 2014
+    are found under their names of 2017, which lack the first part.
     """
 
     def __init__(self, documents: Sequence[Document], root: Path) -> None:
@@ -108,9 +124,12 @@ class Pictures:
 
     def name_of(self, key: str, sample: str) -> str:
         """What a picture is to be called; raises UserError, naming the sample, where there is none or several."""
+        below = os.path.relpath(os.path.join(os.path.abspath(self.root), key), os.path.abspath(self.root))
+        if below.split(os.sep)[0] == os.pardir:
+            raise UserError(f'The picture "{key}" of sample "{sample}" lies outside {self.root}.')
         if any(key in held for held in self._held):
-            return key
-        self._found[key] = self._find(key, sample)
+            return Path(below).as_posix()
+        self._found[key] = self._find(key, below, sample)
         return self._found[key].relative_to(self.root).as_posix()
 
     def put(self, key: str, target: Path) -> None:
@@ -128,17 +147,16 @@ class Pictures:
             return
         shutil.copyfile(source, target)
 
-    def _find(self, key: str, sample: str) -> Path:
-        path = self.root / key
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            raise UserError(f'The picture "{key}" of sample "{sample}" lies outside {self.root}.')
+    def _find(self, key: str, below: str, sample: str) -> Path:
+        path = self.root / below
         if path.is_file():
             return path
         for wanted in (path.name, re.sub(r"^COCO_[a-z]+\d+_", "", path.name)):
-            files = self._named().get(wanted, [])
-            if len(files) > 1:
+            files = sorted(self._named().get(wanted, []), key=lambda file: (len(file.parts), file))
+            if not all(_same(files[0], other) for other in files[1:]):
                 raise UserError(
-                    f'The picture "{key}" of sample "{sample}" is {len(files)} times under {self.root}.'
+                    f'The picture "{key}" of sample "{sample}" is {len(files)} times under {self.root}: '
+                    "files of one name that differ"
                 )
             if files:
                 return files[0]
@@ -147,7 +165,18 @@ class Pictures:
     def _named(self) -> dict[str, list[Path]]:
         if self._by_name is None:
             self._by_name = {}
-            for folder, _, files in os.walk(self.root):
+            seen: set[tuple[int, int]] = set()
+            for folder, folders, files in os.walk(self.root, followlinks=True):
+                about = os.stat(folder)
+                if (about.st_dev, about.st_ino) in seen:  # a link into what was walked through already
+                    folders.clear()
+                    continue
+                seen.add((about.st_dev, about.st_ino))
                 for file in files:
                     self._by_name.setdefault(file, []).append(Path(folder) / file)
         return self._by_name
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two files are one, as the pictures of a folder that was imported before are, or have the same content."""
+    return os.path.samefile(one, other) or filecmp.cmp(one, other, shallow=False)

@@ -53,7 +53,8 @@ _SIDE = 320  # pixels of the longest side of a shown picture
 def show_data(directory: Path, out: Path, *, task: str | None = None, count: int = 60) -> None:
     """Write a page with ``count`` samples, spread evenly: pictures, boxes, questions and answers."""
     dataset = FolderDataset(directory, task)
-    some = dataset.samples[:: max(1, len(dataset.samples) // count)][:count]
+    number = min(count, len(dataset.samples))
+    some = [dataset.samples[place * len(dataset.samples) // number] for place in range(number)]
     groups: dict[str, list[Sample]] = {}
     for sample in some:
         groups.setdefault(sample.task, []).append(sample)

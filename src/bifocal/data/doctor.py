@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bifocal.artifacts import Entry, lines_of, parsed
 from bifocal.config import UserError
-from bifocal.data.files import Entry, lines_of, parsed
 from bifocal.data.folder import PictureFiles, sample_files
 from bifocal.data.likeness import Look, equal_pairs, look_at, near_pairs
 from bifocal.data.sample import Sample, sample_of
@@ -27,9 +27,11 @@ KINDS = {
     "id": "ids that come twice",
     "shard": "shards that are damaged",
     "picture": "pictures missing or broken",
-    "answer": "answers that are empty or cut off",
+    "answer": "answers that are empty",
     "box": "boxes without an area",
     "leak": "pictures of one split that are in another",
+    "size": "pictures of another size than their boxes were drawn on",
+    "cut": "answers that look cut off",
     "characters": "texts with unknown characters",
     "duplicate": "pictures that are there twice",
     "near-duplicate": "pictures that look alike",
@@ -82,8 +84,10 @@ class _Placed:
 # ------------------------------------------------------------ texts
 
 # No answer ends with one of these; "on" and "in" do end answers.
-_CUT_WORDS = {"a", "an", "the", "and", "or", "of", "with"}
-_CUT_SIGNS = re.compile(r"(?:[,;:(\[{«“/&+]|\s[-–—])$")
+_CUT_WORDS = {"an", "the", "and", "or", "of", "with"}
+_CUT_SIGNS = re.compile(r"(?:[,;:(\[{«“/&]|\s[-–—])$")
+# "vitamin a" and "plan a" are whole: an "a" is cut off only behind what another word must follow.
+_BEFORE_A = _CUT_WORDS | {"is", "in", "on", "at", "by", "for", "from", "near", "to", "has"}
 _MISREAD = re.compile("[ÂÃâ][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹Œ‘’“”•–—˜™š›œžŸ]")
 
 
@@ -92,6 +96,8 @@ def looks_cut(answer: str) -> bool:
     words = answer.split()
     if len(words) < 2:
         return False
+    if words[-1] == "a":
+        return words[-2] in _BEFORE_A
     return words[-1] in _CUT_WORDS or bool(_CUT_SIGNS.search(answer.strip()))
 
 
@@ -131,8 +137,13 @@ def examine(directories: Sequence[str | Path], progress: Progress | None = None)
         if fatal:
             lost.update(one.where for one in some)
 
+    answered = {one.folder for one in placed if one.sample.answer}
+    waiting = [one for one in placed if one.folder not in answered]
+    if waiting:
+        what = "no sample of its folder has an answer: a model can be asked, and nothing learnt or scored"
+        found("answer", waiting, what, fatal=False)
     for one in placed:
-        _texts(one, found)
+        _texts(one, found, empty=one.folder in answered)
     _pictures(placed, report, found, progress)
     report.findings.sort(key=lambda finding: list(KINDS).index(finding.kind))
     report.survivors = sum(one.where not in lost for one in placed)
@@ -172,15 +183,19 @@ def _id_of(line: Entry) -> tuple[str, ...]:
     return (value["id"],) if isinstance(value, Mapping) and isinstance(value.get("id"), str) else ()
 
 
-def _texts(one: _Placed, found: Found) -> None:
+def _texts(one: _Placed, found: Found, *, empty: bool) -> None:
+    """What is wrong with the words and boxes of a sample; ``empty`` whether it is wrong to have no answer."""
     sample = one.sample
     answer = sample.answer
-    if not answer or (not sample.answer_text and all(isinstance(part, str) for part in answer)):
+    if (
+        not answer
+        and empty
+        or answer
+        and (not sample.answer_text and all(isinstance(part, str) for part in answer))
+    ):
         found("answer", [one], "the answer is empty")
-    for text in {sample.answer_text, *sample.references}:
-        if looks_cut(text):
-            found("answer", [one], f'the answer "{text[-60:]}" looks cut off')
-            break
+    if looks_cut(sample.answer_text):
+        found("cut", [one], f'the answer "{sample.answer_text[-60:]}" looks cut off', fatal=False)
     for box in sample.boxes:
         if box.x1 >= box.x2 or box.y1 >= box.y2:
             found("box", [one], f"the box {list(box)} has no area")
@@ -207,12 +222,45 @@ def _pictures(placed: Sequence[_Placed], report: Report, found: Found, progress:
     seen: list[tuple[Path, Look]] = []
     for number, (path, about) in enumerate(shown.items(), start=1):
         try:
-            seen.append((path, look_at(files[about[0].folder].picture(names[path]))))
+            picture = files[about[0].folder].picture(names[path])
         except UserError as error:
             found("picture", about, str(error).rstrip("."))
+        else:
+            seen.append((path, look_at(picture)))
+            _size(path, picture.shape[1], picture.shape[0], about, found)
         if progress is not None:
             progress(number, len(shown))
     _likeness(seen, shown, found)
+
+
+def _size(path: Path, width: int, height: int, about: Sequence[_Placed], found: Found) -> None:
+    """Boxes are shares of the annotated size: right on a picture that was scaled, wrong on one turned or cropped."""
+    wrong: dict[tuple[float, float], list[_Placed]] = {}
+    for one in about:
+        size = annotated_size(one.sample)
+        if size is None or size == (width, height):
+            continue
+        turned = size == (height, width)
+        # each side of a scaled picture is rounded by at most one pixel
+        if turned or abs(size[0] * height - size[1] * width) > size[0] + size[1]:
+            wrong.setdefault(size, []).append(one)
+    for (first, second), some in wrong.items():
+        hint = (
+            " (it was turned after it was annotated, perhaps by EXIF)"
+            if (second, first) == (width, height)
+            else ""
+        )
+        what = f"the picture {path} has {width} x {height} pixels, and its box was drawn on {first:g} x {second:g}"
+        found("size", some, what + hint, fatal=False)
+
+
+def annotated_size(sample: Sample) -> tuple[float, float] | None:
+    """Width and height that the annotation gives the picture of a sample, where it says so."""
+    size = (sample.facts or {}).get("size")
+    if len(sample.pictures) != 1 or not isinstance(size, list) or len(size) != 2:
+        return None
+    width, height = (side if isinstance(side, int | float) else 0 for side in size)
+    return (width, height) if width > 0 and height > 0 else None
 
 
 def _likeness(

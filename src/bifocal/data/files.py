@@ -5,24 +5,22 @@ Whatever cannot be read ends in one sentence that names the file and the line.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
+import glob
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from bifocal.artifacts import Entry, lines_of, parsed
 from bifocal.config import UserError
 
-
-class Entry(NamedTuple):
-    """One piece of a file; ``where`` says which, for messages: "Line 3 of answers.jsonl"."""
-
-    where: str
-    value: Any
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_STEPS = re.compile(r"(\d+)\.\.(\d+)")
 
 
 class HeldPictures(Protocol):
@@ -34,12 +32,16 @@ class HeldPictures(Protocol):
 
 @dataclass(frozen=True)
 class Document:
-    """A file as JSON: one ``value``, or, where the file is JSON lines or a table, the ``lines``."""
+    """A file as JSON: one ``value``, or, where the file is JSON lines or a table, the ``lines``.
+
+    Into ``left_out`` its reader writes what it made nothing of, and why.
+    """
 
     path: Path
     value: Any = None
     lines: Sequence[Entry] | None = None
     pictures: HeldPictures | None = None
+    left_out: list[str] = field(default_factory=list, compare=False)
 
     def entries(self) -> list[Entry]:
         """The lines, or the entries of the list that the file is; an object alone is a file of one line."""
@@ -72,6 +74,38 @@ def numbered(path: Path, values: Any, what: str = "entry") -> list[Entry]:
     return [Entry(f"{what.capitalize()} {number} of {path}", value) for number, value in enumerate(values, 1)]
 
 
+def expanded(paths: Sequence[str | Path]) -> list[Path]:
+    """The files that these paths stand for, in order: one that is there for itself, others as patterns.
+
+    ``{000..127}`` and ``{a,b}`` are written out as a shell does it, ``*``, ``?`` and ``[]`` are those that are there.
+    Raises UserError for a pattern that no file fits.
+    """
+    found: list[Path] = []
+    for path in paths:
+        for name in [str(path)] if Path(path).exists() else _written_out(str(path)):
+            some = [name] if Path(name).exists() or not glob.has_magic(name) else sorted(glob.glob(name))
+            if not some:
+                raise UserError(f"There is no file that fits {name}.")
+            found += map(Path, some)
+    return found
+
+
+def _written_out(pattern: str) -> list[str]:
+    """A pattern with its braces written out; braces around anything else are letters."""
+    for braces in _BRACES.finditer(pattern):
+        steps = _STEPS.fullmatch(braces.group(1))
+        if steps is not None:
+            first, last = steps.groups()
+            choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+        elif "," in braces.group(1):
+            choices = braces.group(1).split(",")
+        else:
+            continue
+        rests = _written_out(pattern[braces.end() :])
+        return [pattern[: braces.start()] + choice + rest for choice in choices for rest in rests]
+    return [pattern]
+
+
 def read_bytes(path: str | Path) -> bytes:
     """The content of a file; raises UserError if it cannot be read."""
     try:
@@ -90,30 +124,6 @@ def read_text(path: str | Path) -> str:
         raise UserError(f"Line {line} of {path} is not UTF-8 text; save the file as UTF-8.") from None
 
 
-def lines_of(path: str | Path) -> Iterator[Entry]:
-    """The lines of a file as bytes, empty ones passed over; ``parsed`` makes JSON of each."""
-    data = read_bytes(path).removeprefix(codecs.BOM_UTF8)
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.strip():
-            yield Entry(f"Line {number} of {path}", line)
-
-
-def parsed(line: Entry) -> Entry:
-    """A line as the JSON value that it is."""
-    try:
-        return Entry(line.where, json.loads(line.value.decode("utf-8")))
-    except UnicodeDecodeError:
-        raise UserError(f"{line.where} is not UTF-8 text; save the file as UTF-8.") from None
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise UserError(f"{line.where} is not JSON: {reason}.") from None
-
-
-def read_lines(path: str | Path) -> list[Entry]:
-    """The values of a JSON-lines file, one a line."""
-    return [parsed(line) for line in lines_of(path)]
-
-
 def read_document(path: str | Path) -> Document:
     """A JSON file, or a file of JSON lines whatever it is called: the first line alone is JSON, and is not all."""
     content = read_text(path)
@@ -124,7 +134,7 @@ def read_document(path: str | Path) -> Document:
     except json.JSONDecodeError as error:
         first, *rest = content.strip().split("\n", 1)
         if rest and _is_json(first):
-            return Document(Path(path), lines=read_lines(path))
+            return Document(Path(path), lines=[parsed(line) for line in lines_of(path)])
         raise UserError(
             f"Line {error.lineno} of {path} is not JSON: {error.msg} at column {error.colno}."
         ) from None

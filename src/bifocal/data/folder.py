@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +45,10 @@ class PictureFiles:
         if self.shards is not None:
             return self.shards.place(key)
         return file_stamp(self._path(key))
+
+    def size(self, key: str) -> int:
+        """The number of bytes of a picture's file."""
+        return self._path(key).stat().st_size if self.shards is None else self.shards.size(key)
 
     def damaged(self) -> list[tuple[set[str], str]]:
         """The pictures of each shard that is not what was written, and a sentence about it."""
@@ -87,6 +93,19 @@ class FolderDataset:
     def stamp(self, key: str) -> tuple[int | str, int]:
         """What changes when the picture does (see ``PictureFiles.stamp``)."""
         return self.files.stamp(key)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that is said in the samples, and of the names and sizes of their pictures.
+
+        It is that of the packed folder too, and of a copy of either: no times are part of it.
+        """
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            digest.update(json.dumps(sample.to_json()).encode("ascii"))
+        for key in dict.fromkeys(key for sample in self.samples for key in sample.pictures):
+            digest.update(json.dumps([key, self.files.size(key)]).encode("ascii"))
+        return digest.hexdigest()
 
     def _check(self) -> None:
         ids: set[str] = set()

@@ -32,6 +32,11 @@ WORDINGS: Mapping[str, tuple[str, ...]] = {
 OFFICIAL_SHARE = 0.5
 
 
+def asked(task: str, words: str = "") -> str:
+    """A task in the words of evaluation: what a picture is asked where a format itself has no words for it."""
+    return WORDINGS[task][0].replace("{}", words)
+
+
 def reworded(sample: Sample, rng: random.Random) -> Sample:
     """The sample, half of the time asked in other words that mean the same; a pure function of sample and ``rng``.
 

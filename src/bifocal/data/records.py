@@ -7,6 +7,7 @@ The sentences begin in the middle ('"answer" is missing'): whoever knows the fil
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ _NAMES: dict[type, str] = {
     bool: "true or false",
 }
 
+_HALF = re.compile("[\ud800-\udfff]")  # JSON can spell one half of a surrogate pair, and UTF-8 cannot
+
 
 def expect(value: Any, kind: type, what: str) -> Any:
     """The value, if it is of this kind; truth values are no numbers, and whole numbers are numbers."""
@@ -29,6 +32,10 @@ def expect(value: Any, kind: type, what: str) -> Any:
         raise UserError(f"{what} is not {_NAMES[kind]} but {shown(value)}")
     if kind is float and not math.isfinite(value):
         raise UserError(f"{what} is not a finite number but {value}")
+    if kind is str and (half := _HALF.search(value)):
+        raise UserError(
+            f"{what} holds U+{ord(half.group()):04X}, which is half a character without the other"
+        )
     return value
 
 
@@ -85,3 +92,8 @@ def numbers(record: Mapping[str, Any], key: str, count: int) -> list[float]:
 def part(record: Mapping[str, Any], key: str) -> dict[str, Any]:
     """An object inside the object."""
     return dict(expect(required(record, key), dict, f'"{key}"'))
+
+
+def optional_part(record: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """An object inside the object; empty where it is missing or null."""
+    return part(record, key) if record.get(key) is not None else {}

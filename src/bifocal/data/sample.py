@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from bifocal.artifacts import Entry, atomic_file, json_line, lines_of, parsed
 from bifocal.config import UserError
-from bifocal.data.files import Entry, lines_of, parsed
 from bifocal.data.records import expect, items, text, texts
 
 
@@ -177,16 +175,17 @@ def sample_of(line: Entry) -> Sample:
 
 
 def write_samples(path: str | Path, samples: Iterable[Sample]) -> None:
-    """Write samples one per line, as UTF-8. The file appears whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for sample in samples:
-                file.write(json.dumps(sample.to_json(), ensure_ascii=False, allow_nan=False) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write samples one per line, as UTF-8. The file appears whole or not at all.
+
+    Raises ``UserError`` naming the sample where something in it cannot be written: a number that is not finite, half a
+    character.
+    """
+    with atomic_file(path) as file:
+        for sample in samples:
+            try:
+                file.write(json_line(sample.to_json()).encode("utf-8"))
+            except ValueError as error:
+                raise UserError(f"The sample {sample.id!a} cannot be written: {error}.") from None
 
 
 _SAMPLE_KEYS = ("id", "task", "slice", "pictures", "messages", "references", "facts")
@@ -215,7 +214,7 @@ class _MessageReader:
             raise UserError(f'the role "{role}" of a message is none of {", ".join(_ROLES)}')
         content = record.get("content")
         if isinstance(content, str):
-            return Message(role, (content,))
+            return Message(role, (text(record, "content"),))
         return Message(role, tuple(self._part(part) for part in items(record, "content")))
 
     def _part(self, data: Any) -> Part:

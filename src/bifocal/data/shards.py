@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bifocal.artifacts import atomic_write_json
+from bifocal.artifacts import atomic_write_json, refuse_full, sha256_of
 from bifocal.config import UserError
 from bifocal.data.files import located, read_document
 from bifocal.data.records import expect, integer, items, part, text
@@ -90,6 +90,10 @@ class Shards:
         name, start, _ = self._places[key]
         return self._sums[name], start
 
+    def size(self, key: str) -> int:
+        """The number of bytes of a picture."""
+        return self._places[key][2]
+
     def damaged(self) -> list[tuple[set[str], str]]:
         """The pictures of each shard whose bytes are not those that were written, and a sentence about it."""
         return [
@@ -98,17 +102,12 @@ class Shards:
                 f"{self.directory / name} is damaged: its SHA-256 is not the one in {SHARDS}",
             )
             for name, digest in self._sums.items()
-            if _sha256(self.directory / name) != digest
+            if sha256_of(self.directory / name) != digest
         ]
 
     def __del__(self) -> None:
         for file in self._files.values():
             os.close(file)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ------------------------------------------------------------ writing
@@ -158,12 +157,14 @@ def write_shards(
     """Write the shards that ``out`` lacks, then the index; returns how many shards there are.
 
     ``read`` and ``size_of`` give a picture's bytes and their number. Raises ``UserError`` where ``out`` was begun with
-    other samples, other pictures or another size.
+    other samples, other pictures or another size, and where it holds anything that is no packing begun.
     """
     shards = plan(records_of(samples), size_of, shard_bytes)
     begun = {"shards": [_fingerprint(shard, size_of) for shard in shards]}
     note = out / "plan.json"
-    if note.is_file() and read_document(note).value != begun:
+    if not note.is_file():
+        refuse_full(out)
+    elif read_document(note).value != begun:
         raise UserError(f"{out} was begun with other samples or another size of shards: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     atomic_write_json(note, begun)
@@ -210,7 +211,7 @@ def _shard(out: Path, number: int, records: Sequence[Record], read: Callable[[st
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        atomic_write_json(index, {"pictures": places, "sha256": _sha256(path)})
+        atomic_write_json(index, {"pictures": places, "sha256": sha256_of(path)})
     digest = text(read_document(index).value, "sha256")
     samples = sum(len(record.samples) for record in records)
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest, "samples": samples}

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from bifocal.config import UserError, fingerprint
+from bifocal.config import UserError
 from bifocal.data.fitting import WHOLE, Fitting, fit_picture
 from bifocal.data.folder import FolderDataset, kept_for_validation
 from bifocal.data.prompts import reworded
@@ -171,7 +171,7 @@ class FolderSource:
             raise UserError(f"the samples of {self.dataset.name} have no pictures")
         self.samples = groups
         self.tasks: Collection[str] = {sample.task for sample in self.dataset.samples}
-        self.fingerprint = fingerprint([sample.id for sample in self.dataset.samples])
+        self.fingerprint = self.dataset.fingerprint
 
     def texts(self) -> list[str]:
         # in other words too, as often as training uses them

@@ -193,6 +193,8 @@ def test_a_box_may_leave_its_picture_by_a_pixel_of_rounding_and_no_more():
         pixel_box((0, 0, 12, 10), 10, 10)
     with pytest.raises(UserError, match="turned inside out"):
         pixel_box((5, 0, 3, 10), 10, 10)
+    with pytest.raises(UserError, match="has nothing of its picture"):
+        pixel_box((-0.5, 0, -0.2, 10), 10, 10)
 
 
 # ------------------------------------------------------------ Parquet
@@ -207,6 +209,21 @@ def test_parquet_holds_its_pictures_and_names_them_by_their_content(tmp_path):
     (name,) = found["vqa/3"].pictures
     assert document.pictures is not None and name.endswith(".png")
     assert document.pictures.read(name) == (tmp_path / "drawn" / "1.png").read_bytes()
+
+
+def test_parquet_may_hold_several_pictures_in_a_cell(tmp_path):
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    shown = [published.draw(tmp_path / f"{number}.png", number).read_bytes() for number in (0, 1)]
+    structures = [{"bytes": data, "path": None} for data in shown]
+    rows = [{"images": structures, "caption": "two"}, {"images": structures[1:], "caption": "one"}]
+    write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
+    (document,) = open_documents("parquet", [tmp_path / "x.parquet"])
+    two, one = FORMATS["parquet"].samples([document])
+    assert len(two.pictures) == 2 and one.pictures == two.pictures[1:]
+    assert document.pictures is not None
+    assert [document.pictures.read(name) for name in two.pictures] == shown
 
 
 def test_parquet_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch):
@@ -226,3 +243,30 @@ def test_parquet_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(UserError, match=r"x\.parquet needs the package pyarrow: pip install"):
         open_document(tmp_path / "x.parquet")
+
+
+# ------------------------------------------------------------ WebDataset
+
+
+def test_members_of_one_name_are_one_sample(tmp_path):
+    found = samples("webdataset", tmp_path)
+    assert list(found) == [
+        "captioning/train-000/000",
+        "zero-shot/train-000/animals/001",
+        "vqa/train-000/002",
+    ]
+    captioned = found["captioning/train-000/000"]
+    assert captioned.references == ("an owl | shop",)  # nobody divided anything by the bar
+    assert captioned.pictures == ("train-000/000.png",)
+    assert found["zero-shot/train-000/animals/001"].answer_text == "7"
+    pair = found["vqa/train-000/002"]
+    assert (pair.question, pair.answer_text, len(pair.pictures)) == ("which is left?", "the owl", 2)
+    (document,) = open_documents("webdataset", [tmp_path / "shards" / "train-000.tar"])
+    assert document.pictures is not None
+    assert document.pictures.read(pair.pictures[1]) == (tmp_path / "drawn" / "2.png").read_bytes()
+
+
+def test_a_member_that_comes_twice_is_named(tmp_path):
+    path = published.tar(tmp_path / "x.tar", {"0.png": b"x", "./0.PNG": b"y"})
+    with pytest.raises(UserError, match=r"x\.tar has the member 0\.PNG twice"):
+        open_document(path)

@@ -23,6 +23,7 @@ from bifocal.data.formats import (
     rows,
     voc,
     vqav2,
+    webdataset,
 )
 from bifocal.data.formats.base import Format, ResultsFile, names_of
 from bifocal.data.formats.python2 import read_python2_pickle
@@ -33,6 +34,7 @@ FORMATS: dict[str, Format] = {
         rows.TABLE,
         rows.FOLDER,
         parquet.FORMAT,
+        webdataset.FORMAT,
         coco_captions.FORMAT,
         karpathy.FORMAT,
         vqav2.FORMAT,
@@ -55,8 +57,11 @@ RESULTS: dict[str, ResultsFile] = {
 }
 
 
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
+
+
 def open_document(path: str | Path) -> Document:
-    """A file of annotations, read as what its name and content say: JSON, JSON lines, a table, a pickle, a folder."""
+    """A file of annotations, read as what its name and content say: JSON, JSON lines, a table, a tar, a folder."""
     path = Path(path)
     if path.is_dir():
         inside = [path / name for name in ("metadata.jsonl", "metadata.csv") if (path / name).is_file()]
@@ -68,6 +73,10 @@ def open_document(path: str | Path) -> Document:
         return Document(path, read_python2_pickle(path))
     if suffix == ".parquet":
         return parquet.open_parquet(path)
+    if suffix == ".tar":
+        return webdataset.open_tar(path)
+    if suffix in _COMPRESSED:
+        raise UserError(f"{path} is compressed: unpack it first.")
     if suffix == ".xml":
         return Document(path)
     return read_document(path)

@@ -13,16 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bifocal.artifacts import Entry
 from bifocal.config import UserError
 from bifocal.data.chat import question_messages
 from bifocal.data.dialects import Dialect
-from bifocal.data.files import Document, Entry, located
-from bifocal.data.prompts import WORDINGS
+from bifocal.data.files import Document, located
 from bifocal.data.records import expect
 from bifocal.data.sample import Box, Message, Part, Sample
-
-# What a picture is asked where the format itself has no words for it.
-DESCRIBE, FIND, JUDGE = (WORDINGS[task][0] for task in ("captioning", "grounding", "reasoning"))
 
 PIXEL = 1.0  # by so much an annotated box may leave its picture, as rounding makes some, and is cut
 
@@ -106,7 +103,12 @@ def pixel_box(box: Sequence[float], width: float, height: float) -> Box:
         raise UserError(f"the box {[x1, y1, x2, y2]} is empty or turned inside out; it is x1, y1, x2, y2")
     if min(x1, y1) < -PIXEL or x2 > width + PIXEL or y2 > height + PIXEL:
         raise UserError(f"the box {[x1, y1, x2, y2]} leaves its picture of {width:g} x {height:g} pixels")
-    return Box(max(0.0, x1 / width), max(0.0, y1 / height), min(1.0, x2 / width), min(1.0, y2 / height))
+    inside = Box(max(0.0, x1 / width), max(0.0, y1 / height), min(1.0, x2 / width), min(1.0, y2 / height))
+    if not (inside.x1 < inside.x2 and inside.y1 < inside.y2):
+        raise UserError(
+            f"the box {[x1, y1, x2, y2]} has nothing of its picture of {width:g} x {height:g} pixels"
+        )
+    return inside
 
 
 def unique(samples: Sequence[Sample], where: str) -> list[Sample]:
@@ -119,6 +121,14 @@ def unique(samples: Sequence[Sample], where: str) -> list[Sample]:
     if not samples:
         raise UserError(f"There are no samples in {where}.")
     return list(samples)
+
+
+def gathered(samples: Sequence[Sample], documents: Sequence[Document]) -> list[Sample]:
+    """The samples of these files, if no id comes twice; where all were left out, the first reason is told."""
+    reasons = [reason for document in documents for reason in document.left_out]
+    if not samples and reasons:
+        raise UserError(f"There are no samples in {names_of(documents)}: left out is {reasons[0]}.")
+    return unique(samples, names_of(documents))
 
 
 def names_of(documents: Sequence[Document]) -> str:

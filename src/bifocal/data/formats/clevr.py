@@ -22,7 +22,7 @@ from bifocal.data.formats.base import (
     names_of,
     unique,
 )
-from bifocal.data.records import expect, integer, text
+from bifocal.data.records import expect, integer, items, text
 from bifocal.data.sample import Sample
 
 _COMPARED_NUMBERS = ("equal_integer", "less_than", "greater_than")
@@ -57,8 +57,8 @@ def _sample(record: Mapping[str, Any]) -> Sample:
     answers = (
         [text(record, "answer")] if "answer" in record else []
     )  # those of the test split are not published
-    program = record.get("program")
-    kind = kind_of(program if isinstance(program, list) else [])
+    program = items(record, "program") if record.get("program") is not None else []
+    kind = kind_of([expect(step, dict, 'a step of "program"') for step in program])
     facts: dict[str, Any] = {"benchmark": "clevr"}
     if isinstance(record.get("split"), str):
         facts["split"] = record["split"]

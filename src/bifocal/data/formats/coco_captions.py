@@ -8,7 +8,6 @@ from pathlib import Path
 from bifocal.data.dialects import Dialect
 from bifocal.data.files import Document, located, numbered, read_document
 from bifocal.data.formats.base import (
-    DESCRIBE,
     Format,
     Given,
     ResultsFile,
@@ -19,6 +18,7 @@ from bifocal.data.formats.base import (
     names_of,
     unique,
 )
+from bifocal.data.prompts import asked
 from bifocal.data.records import expect, integer, text
 from bifocal.data.sample import Sample
 
@@ -61,7 +61,7 @@ def samples(documents: Sequence[Document]) -> list[Sample]:
             str(image),
             "captioning",
             [files.get(image, f"{image:012d}.jpg")],
-            DESCRIBE,
+            asked("captioning"),
             group[:1],
             references=group,
             facts={"benchmark": "coco"},

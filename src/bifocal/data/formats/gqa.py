@@ -22,7 +22,7 @@ from bifocal.data.formats.base import (
     names_of,
     unique,
 )
-from bifocal.data.records import expect, required, text, texts
+from bifocal.data.records import expect, optional_part, required, text, texts
 from bifocal.data.sample import Sample
 
 
@@ -58,8 +58,10 @@ def samples(documents: Sequence[Document]) -> list[Sample]:
 
 
 def _sample(identity: str, record: Mapping[str, Any], choices: Any) -> Sample:
-    types = record.get("types") or {}
-    kinds = {name: str(types.get(name) or "") for name in ("structural", "semantic", "detailed")}
+    types = optional_part(record, "types")
+    kinds = {
+        name: text(types, name) if types.get(name) else "" for name in ("structural", "semantic", "detailed")
+    }
     parts = [f"{name}: {kinds[name]}" for name in ("structural", "semantic") if kinds[name]]
     if kinds["structural"]:  # as the official script tells them apart
         parts.append("open" if kinds["structural"] == "query" else "binary")
@@ -67,13 +69,14 @@ def _sample(identity: str, record: Mapping[str, Any], choices: Any) -> Sample:
         "benchmark": "gqa",
         "balanced": bool(expect(required(record, "isBalanced"), bool, '"isBalanced"')),
         "entailed": texts(record, "entailed") if record.get("entailed") else [],
-        "answer_group": (record.get("groups") or {}).get("global"),
+        "answer_group": optional_part(record, "groups").get("global"),
         "detailed": kinds["detailed"],
     }
     if parts:
         facts["slices"] = parts
     if choices is not None:
-        facts |= {key: texts(choices, key) for key in ("valid", "plausible")}
+        possible = expect(choices, dict, "its entry among the choices")
+        facts |= {key: texts(possible, key) for key in ("valid", "plausible")}
     answers = (
         [text(record, "answer")] if "answer" in record else []
     )  # those of the test splits are not published

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bifocal.data.files import Document, located, numbered
-from bifocal.data.formats.base import DESCRIBE, Format, first_of, make_sample, names_of, unique
+from bifocal.data.formats.base import Format, first_of, make_sample, names_of, unique
 from bifocal.data.formats.coco_captions import RESULTS, answers
+from bifocal.data.prompts import asked
 from bifocal.data.records import expect, integer, items, text
 from bifocal.data.sample import Sample
 
@@ -38,7 +39,7 @@ def _sample(record: Mapping[str, Any]) -> Sample:
         str(integer(record, "cocoid" if "cocoid" in record else "imgid")),
         "captioning",
         [f"{folder}/{name}" if folder else name],
-        DESCRIBE,
+        asked("captioning"),
         captions[:1],
         references=captions,
         facts={"benchmark": "coco", "split": "train" if split == "restval" else split},

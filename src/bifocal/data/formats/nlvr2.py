@@ -15,7 +15,6 @@ from bifocal.config import UserError
 from bifocal.data.dialects import Dialect
 from bifocal.data.files import Document, located, read_text
 from bifocal.data.formats.base import (
-    JUDGE,
     Format,
     Given,
     ResultsFile,
@@ -24,6 +23,7 @@ from bifocal.data.formats.base import (
     names_of,
     unique,
 )
+from bifocal.data.prompts import asked
 from bifocal.data.records import expect, text
 from bifocal.data.sample import Sample
 
@@ -58,7 +58,7 @@ def _sample(record: Mapping[str, Any]) -> Sample:
         identifier,
         "reasoning",
         [f"{split}-{number}-{pair}-img{side}.png" for side in (0, 1)],
-        JUDGE.format(text(record, "sentence").strip().rstrip(".")),
+        asked("reasoning", text(record, "sentence").strip().rstrip(".")),
         labels,
         references=labels,
         facts={
@@ -75,7 +75,10 @@ def answers(path: Path, dialect: Dialect) -> list[Given]:
     given = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         where = f"Line {number} of {path}"
-        cells = next(csv.reader([line]), [])
+        try:
+            cells = next(csv.reader([line]), [])
+        except csv.Error as error:  # a cell without an end
+            raise UserError(f"{where} is no row of a table: {error}.") from None
         if not cells or (number == 1 and cells[0].strip() == "identifier"):
             continue
         if len(cells) != 2:

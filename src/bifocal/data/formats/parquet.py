@@ -1,7 +1,7 @@
 """Parquet files that hold their pictures, as hubs of data sets keep them; the columns are named as in ``rows``.
 
-A picture is a column of bytes, or of a structure with ``bytes`` in it. A picture that many rows repeat is one picture:
-it is named by its content.
+A picture is a column of bytes, of a structure with ``bytes`` in it, or of lists of either (``images``). A picture that
+many rows repeat is one picture: it is named by its content.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import importlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
+from bifocal.artifacts import Entry
 from bifocal.config import UserError
-from bifocal.data.files import Document, Entry, located
+from bifocal.data.files import Document, located
 from bifocal.data.formats import rows
 from bifocal.data.formats.base import Format
 
@@ -32,6 +33,15 @@ def open_parquet(path: Path) -> Document:
     return Document(path, lines=pictures.entries(), pictures=pictures)
 
 
+class _Place(NamedTuple):
+    """Where a picture lies: its group of rows, its row in it, its column, and its place in a list there."""
+
+    group: int
+    row: int
+    column: str
+    number: int | None = None
+
+
 class ParquetPictures:
     """The pictures of one file by name. Those of one group of rows are kept at a time, so ask for them in order."""
 
@@ -45,7 +55,7 @@ class ParquetPictures:
         except Exception as error:  # the library raises errors of its own and of the system
             raise UserError(f"{path} is no Parquet file that can be read: {_reason(error)}.") from None
         self._path = path
-        self._places: dict[str, tuple[int, int, str]] = {}  # picture -> group, row in it, column
+        self._places: dict[str, _Place] = {}
         self._kept: tuple[int, list[dict[str, Any]]] = (-1, [])
 
     def entries(self) -> list[Entry]:
@@ -55,7 +65,9 @@ class ParquetPictures:
             for row, record in enumerate(self._group(group)):
                 where = f"Row {len(entries) + 1} of {self._path}"
                 with located(where):
-                    value = {name: self._named(cell, (group, row, name)) for name, cell in record.items()}
+                    value = {
+                        name: self._named(cell, _Place(group, row, name)) for name, cell in record.items()
+                    }
                 entries.append(Entry(where, value))
         return entries
 
@@ -64,12 +76,15 @@ class ParquetPictures:
 
     def read(self, name: str) -> bytes:
         """The bytes of a picture."""
-        group, row, column = self._places[name]
-        data = _bytes_of(self._group(group)[row][column])
+        place = self._places[name]
+        cell = self._group(place.group)[place.row][place.column]
+        data = _bytes_of(cell if place.number is None else cell[place.number])
         assert data is not None
         return data
 
-    def _named(self, cell: Any, place: tuple[int, int, str]) -> Any:
+    def _named(self, cell: Any, place: _Place) -> Any:
+        if isinstance(cell, list) and cell and _bytes_of(cell[0]) is not None:
+            return [self._named(one, place._replace(number=number)) for number, one in enumerate(cell)]
         data = _bytes_of(cell)
         if data is None:
             return cell
@@ -77,7 +92,7 @@ class ParquetPictures:
             with Image.open(io.BytesIO(data), formats=tuple(_SUFFIXES)) as picture:
                 suffix = _SUFFIXES[str(picture.format)]
         except OSError:
-            raise UserError(f'the column "{place[2]}" holds bytes that are no picture') from None
+            raise UserError(f'the column "{place.column}" holds bytes that are no picture') from None
         name = hashlib.sha256(data).hexdigest()[:24] + suffix
         self._places.setdefault(name, place)
         return name

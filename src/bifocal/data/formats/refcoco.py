@@ -19,7 +19,6 @@ from bifocal.data.dialects import Dialect
 from bifocal.data.files import Document, located, numbered, read_document
 from bifocal.data.formats import detection
 from bifocal.data.formats.base import (
-    FIND,
     Format,
     Given,
     ResultsFile,
@@ -29,6 +28,7 @@ from bifocal.data.formats.base import (
     pixel_box,
     unique,
 )
+from bifocal.data.prompts import asked
 from bifocal.data.records import expect, integer, items, number, numbers, text
 from bifocal.data.sample import Sample
 
@@ -105,7 +105,7 @@ def expression(
         identity,
         "grounding",
         [picture],
-        FIND.format(words.strip().rstrip(".")),
+        asked("grounding", words.strip().rstrip(".")),
         [pixel_box(box, width, height)],
         slice=slice,
         facts=facts,
@@ -132,9 +132,11 @@ def samples(documents: Sequence[Document]) -> list[Sample]:
         if detection.recognises(document):
             for where, record in numbered(document.path, document.value.get("images"), "image"):
                 with located(where):
+                    record = expect(record, dict, "an image")
                     sizes[integer(record, "id")] = (number(record, "width"), number(record, "height"))
             for where, record in numbered(document.path, document.value["annotations"], "annotation"):
                 with located(where):
+                    record = expect(record, dict, "an annotation")
                     boxes[integer(record, "id")] = numbers(record, "bbox", 4)
     refs = [document for document in documents if _is_refs(document)]
     if not refs or not boxes:

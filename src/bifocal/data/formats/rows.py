@@ -2,7 +2,7 @@
 
 | column | what becomes of a row |
 | --- | --- |
-| ``image`` (or ``file_name``), ``image2`` ... (or ``file_names``) | its picture or pictures |
+| ``image`` (or ``file_name``), ``image2`` ... (or ``images``, ``file_names``) | its picture or pictures |
 | ``question``, ``answer`` | a question; several right answers are divided by ``|`` |
 | ``caption`` (or ``text``) | a caption; several are divided by ``|`` |
 | ``statement``, ``answer`` | a statement that is true or false |
@@ -14,17 +14,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bifocal.config import UserError
 from bifocal.data.files import Document, located
-from bifocal.data.formats.base import DESCRIBE, FIND, JUDGE, Format, make_sample, names_of, unique
-from bifocal.data.records import expect, shown
+from bifocal.data.formats.base import Format, make_sample, names_of, unique
+from bifocal.data.prompts import asked
+from bifocal.data.records import expect
 from bifocal.data.sample import Box, Message, Part, Picture, Sample
 
-_PICTURE = re.compile(r"image\d*|file_name|\w*file_names?|picture\d*")
+PICTURE = re.compile(r"images?\d*|\w*file_names?|pictures?\d*")
 TEXTS = ("question", "caption", "text", "statement", "expression", "label", "prompt")
 _EDGES = ("x1", "y1", "x2", "y2")
 COLUMNS = ("image", *TEXTS, "answer", *_EDGES, "id", "slice")
@@ -38,36 +40,47 @@ def recognises(document: Document) -> bool:
 
 def unused_columns(documents: Sequence[Document]) -> list[str]:
     """Names of columns that nothing becomes of."""
-    names = {str(name) for document in documents for name in (document.first or {})}
-    return sorted(name for name in names if name not in COLUMNS and not _PICTURE.fullmatch(name))
+    rows = [document.first for document in documents if isinstance(document.first, dict)]
+    names = {str(name) for row in rows for name in row}
+    return sorted(name for name in names if name not in COLUMNS and not PICTURE.fullmatch(name))
 
 
 def samples(documents: Sequence[Document]) -> list[Sample]:
-    """One sample for each text of a row; a row with a caption and a question gives two."""
+    """One sample for each text of a row; a row with a caption and a question gives two.
+
+    A row without an ``id`` is called by its number, and by its file too where there are several.
+    """
     found: list[Sample] = []
-    for document in documents:
+    for document, name in zip(documents, _told_apart(documents), strict=True):
         for number, (where, value) in enumerate(document.entries(), start=1):
             with located(where):
-                found += _samples(_Row(expect(value, dict, "a row"), number))
+                found += samples_of_row(expect(value, dict, "a row"), f"{name}{number}")
     return unique(found, names_of(documents))
+
+
+def _told_apart(documents: Sequence[Document]) -> list[str]:
+    """What the numbers of each file's rows begin with: nothing where there is one file alone."""
+    if len(documents) < 2:
+        return ["" for _ in documents]
+    paths = [document.path.absolute() for document in documents]
+    folder = os.path.commonpath([path.parent for path in paths])
+    return [f"{path.relative_to(folder).with_suffix('').as_posix()}/" for path in paths]
 
 
 class _Row:
     """One row: its pictures, and its cells as text."""
 
-    def __init__(self, record: Mapping[str, Any], number: int) -> None:
+    def __init__(self, record: Mapping[str, Any], called: str) -> None:
         self.record = record
         self.pictures: list[str] = []
         for name, value in record.items():
-            if not _PICTURE.fullmatch(name) or value in ("", None):
+            if not PICTURE.fullmatch(name) or value in ("", None):
                 continue
             for picture in value if isinstance(value, list) else [value]:
-                if not isinstance(picture, str):
-                    raise UserError(f'"{name}" is not the name of a file but {shown(picture)}')
-                self.pictures.append(picture.strip())
+                self.pictures.append(str(expect(picture, str, f'"{name}"')).strip())
         if not self.pictures:
             raise UserError('it names no picture: fill the column "image"')
-        self.name = self.cell("id") or str(number)
+        self.name = self.cell("id") or called
         self.slice = self.cell("slice") or "all"
 
     def cell(self, name: str) -> str:
@@ -77,9 +90,9 @@ class _Row:
             return ""
         if isinstance(value, bool):
             return str(value).lower()
-        if not isinstance(value, str | int | float):
-            raise UserError(f'"{name}" is not a text but {shown(value)}')
-        return str(value).strip()
+        if isinstance(value, int | float):
+            return str(value)
+        return str(expect(value, str, f'"{name}"')).strip()
 
     def several(self, name: str) -> list[str]:
         """The texts of a column that are divided by bars, or that are a list."""
@@ -112,20 +125,21 @@ class _Row:
         )
 
 
-def _samples(row: _Row) -> list[Sample]:
-    found = []
+def samples_of_row(record: Mapping[str, Any], name: str) -> list[Sample]:
+    """The samples of one row, which is called ``name`` where it has no ``id``."""
+    row, found = _Row(record, name), []
     if question := row.cell("question"):
         right = row.answers("question")
         found.append(row.sample("vqa", question, right[:1], right))
     if captions := row.several("caption") or row.several("text"):
-        found.append(row.sample("captioning", DESCRIBE, captions[:1], captions))
+        found.append(row.sample("captioning", asked("captioning"), captions[:1], captions))
     if statement := row.cell("statement"):
         (verdict, *more) = [answer.lower() for answer in row.answers("statement")]
         if verdict not in ("true", "false") or more:
             raise UserError(f'the answer to a statement is "true" or "false", not "{row.cell("answer")}"')
-        found.append(row.sample("reasoning", JUDGE.format(statement.rstrip(".")), [verdict], [verdict]))
+        found.append(row.sample("reasoning", asked("reasoning", statement.rstrip(".")), [verdict], [verdict]))
     if words := row.cell("expression"):
-        found.append(row.sample("grounding", FIND.format(words.rstrip(".")), [_box(row)]))
+        found.append(row.sample("grounding", asked("grounding", words.rstrip(".")), [_box(row)]))
     if label := row.cell("label"):
         found.append(row.sample("zero-shot", "what is this?", [label], [label]))
     if prompt := row.cell("prompt"):

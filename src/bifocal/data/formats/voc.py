@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from bifocal.config import UserError
 from bifocal.data.files import Document, located
-from bifocal.data.formats.base import Format, names_of, unique
+from bifocal.data.formats.base import Format, gathered
 from bifocal.data.formats.detection import Thing, expressions
 from bifocal.data.sample import Sample
 
@@ -27,11 +27,11 @@ def samples(documents: Sequence[Document]) -> list[Sample]:
         files = sorted(document.path.glob("*.xml")) if document.path.is_dir() else [document.path]
         for file in files:
             with located(str(file)):
-                found += _of_file(file)
-    return unique(found, names_of(documents))
+                found += _of_file(file, document.left_out)
+    return gathered(found, documents)
 
 
-def _of_file(file: Path) -> list[Sample]:
+def _of_file(file: Path, left_out: list[str]) -> list[Sample]:
     try:
         root = ElementTree.parse(file).getroot()
     except ElementTree.ParseError as error:
@@ -40,13 +40,14 @@ def _of_file(file: Path) -> list[Sample]:
         raise UserError(f"it cannot be read ({error})") from None
     width, height = (_number(root, f"size/{side}") for side in ("width", "height"))
     things = []
-    for element in root.iter("object"):
+    for number, element in enumerate(root.iter("object"), start=1):
         # pixels are counted from 1, and a box holds its last one
         left, top, right, bottom = (
             _number(element, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")
         )
-        things.append(Thing(_text(element, "name"), (left - 1, top - 1, right, bottom)))
-    return expressions(_text(root, "filename"), width, height, things)
+        box = (left - 1, top - 1, right, bottom)
+        things.append(Thing(_text(element, "name"), box, f"object {number} of {file}"))
+    return expressions(_text(root, "filename"), width, height, things, left_out)
 
 
 def _text(element: ElementTree.Element, path: str) -> str:

@@ -41,8 +41,8 @@ def recognises(document: Document) -> bool:
 
 
 def picture_name(value: Mapping[str, Any], image_id: int) -> str:
-    """The file of a picture, as COCO 2014 and the abstract scenes name it."""
-    subtype = str(value.get("data_subtype") or "val2014")
+    """The file of a picture, as COCO and the abstract scenes name it; test-dev asks about a part of test's pictures."""
+    subtype = text(value, "data_subtype").replace("test-dev", "test")
     prefix = "abstract_v002" if str(value.get("data_type", "")).startswith("abstract") else "COCO"
     return f"{prefix}_{subtype}_{image_id:012d}.{'png' if prefix != 'COCO' else 'jpg'}"
 
@@ -56,9 +56,15 @@ def samples(documents: Sequence[Document]) -> list[Sample]:
     asked: dict[int, str] = {}
     unanswered = []
     for document in documents:
+        with located(str(document.path)):
+            if "data_subtype" not in document.value:
+                raise UserError(
+                    '"data_subtype" is missing, by which the pictures are named, such as "val2014"'
+                )
         if _is_questions(document):
             for where, record in numbered(document.path, document.value["questions"], "question"):
                 with located(where):
+                    record = expect(record, dict, "a question")
                     asked[integer(record, "question_id")] = text(record, "question")
                     unanswered.append(_question(document.value, record))
     found = []
@@ -70,6 +76,13 @@ def samples(documents: Sequence[Document]) -> list[Sample]:
         for where, record in numbered(document.path, document.value["annotations"], "annotation"):
             with located(where):
                 found.append(_sample(document.value, expect(record, dict, "an annotation"), asked, subtype))
+    annotations = {sample.id for sample in found}
+    alone = [identity for identity in asked if str(identity) not in annotations]
+    if alone:
+        raise UserError(
+            f"{len(alone)} questions of {names_of(documents)} have no annotation, such as the question_id {alone[0]}: "
+            "give the questions and the annotations of the same split."
+        )
     return unique(found, names_of(annotated))
 
 
