@@ -260,15 +260,13 @@ def split_folder(place: Path, *splits: str | None) -> Path:
 def test_the_split_of_a_folder_is_that_of_its_samples(clip: Path, tmp_path: Path) -> None:
     data = split_folder(tmp_path / "data", "testA", "testA", "val")
     for task in ("retrieval", "captioning"):
-        with pytest.raises(UserError, match=r"of several splits \(testA, val\): choose one with --split"):
+        with pytest.raises(UserError, match=r"hold several splits \(testA, val\): take one with --split"):
             dataset_of(task, None, data=str(data), count=None)
         chosen = dataset_of(task, "testA", data=str(data), count=None)
         assert (chosen.split, [sample.id for sample in chosen.samples]) == ("testA", ["0", "1"])
         everything = dataset_of(task, "all", data=str(data), count=None)
         assert (everything.split, len(everything.samples)) == ("all", 3)
-        with pytest.raises(
-            UserError, match=r"There is no split dev in .*data; its samples are of testA, val"
-        ):
+        with pytest.raises(UserError, match=r"There is no split dev; the samples of .*data name testA, val"):
             dataset_of(task, "dev", data=str(data), count=None)
     one = split_folder(tmp_path / "one", "val2014", "val2014")
     assert dataset_of("captioning", None, data=str(one), count=None).split == "val2014"

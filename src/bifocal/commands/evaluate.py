@@ -26,6 +26,7 @@ from bifocal.data.pictures import resize_whole
 from bifocal.data.sample import Dataset, Sample
 from bifocal.data.scenes import SPLITS, World, WorldSettings
 from bifocal.data.scenes.dataset import SceneDataset
+from bifocal.data.splits import of_split, split_of
 from bifocal.data.templates import read_classes, read_templates
 from bifocal.encoded import weights_fingerprint
 from bifocal.evaluation.answers import data_fingerprint
@@ -51,7 +52,7 @@ from bifocal.evaluation.results import (
 from bifocal.evaluation.sample_page import comparison_page, evaluation_page
 from bifocal.training.progress import Progress, counted
 
-TEST, ALL = "test", "all"  # the split where none is named, and what takes those of every split together
+TEST = "test"  # the split where none is named
 LABELLED = ("zero-shot", "linear-probe")  # tasks whose right answer is the name of a class
 PAGED = (
     "captioning",
@@ -130,22 +131,10 @@ def take_split(dataset: FolderDataset | ClassFolders, split: str | None) -> None
 
     Raises ``UserError`` for a split that none is of, and, where they are of several, for none.
     """
-    splits: dict[str, list[Sample]] = {}
-    for sample in dataset.samples:
-        splits.setdefault(str((sample.facts or {}).get("split") or ""), []).append(sample)
-    if set(splits) == {""} or split == ALL:
-        return
-    known = ", ".join(name or "none" for name in sorted(splits))
-    if split is None:
-        if len(splits) > 1:
-            raise UserError(
-                f"The samples of {dataset.directory} are of several splits ({known}): choose one with --split, "
-                f"or --split {ALL}."
-            )
-        (split,) = splits
-    if split not in splits:
-        raise UserError(f"There is no split {split} in {dataset.directory}; its samples are of {known}.")
-    dataset.samples, dataset.split = splits[split], split
+    named = {split_of(sample) for sample in dataset.samples}
+    if named != {""}:
+        dataset.samples = of_split(dataset.samples, split, f"the samples of {dataset.directory}")
+        dataset.split = split or named.pop()
 
 
 def taught_from(dataset: Dataset, train_data: str | None, names: Mapping[str, str]) -> Dataset | None:

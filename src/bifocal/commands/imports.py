@@ -7,7 +7,7 @@ import filecmp
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from bifocal.artifacts import refuse_full, write_directory
 from bifocal.config import UserError
 from bifocal.data.files import Document, expanded
 from bifocal.data.formats import FORMATS, open_documents, parquet, rows, webdataset
-from bifocal.data.sample import Sample, write_samples
+from bifocal.data.sample import write_samples
+from bifocal.data.splits import of_split
 from bifocal.training.progress import Progress
 
-ALL = "all"  # the name for every split together
 _REASONS = 10  # of what was left out, that are told
 
 
@@ -85,25 +85,6 @@ def import_data(
         unused = rows.unused_columns(documents)
         if unused:
             print(f"nothing was made of the columns {', '.join(unused)}")
-
-
-def of_split(samples: Iterable[Sample], split: str | None) -> list[Sample]:
-    """Those of a split, or of all; raises UserError with the splits that there are, where there are several or others.
-
-    What is trained on and what is to be scored would lie in one folder, were several splits taken unasked.
-    """
-    groups: dict[str, list[Sample]] = {}
-    samples = list(samples)
-    for sample in samples:
-        groups.setdefault(str((sample.facts or {}).get("split") or ""), []).append(sample)
-    known = ", ".join(sorted(name for name in groups if name)) or "none"
-    if split is None and len(groups) > 1:
-        raise UserError(f"The files hold several splits ({known}): take one with --split, or --split {ALL}.")
-    if split is None or split == ALL and ALL not in groups:
-        return samples
-    if split not in groups:
-        raise UserError(f"There is no split {split}; the files name {known}.")
-    return groups[split]
 
 
 class Pictures:
