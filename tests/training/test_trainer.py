@@ -171,12 +171,15 @@ def test_resuming_with_another_recipe_is_refused(trained: dict[str, tuple[Path, 
         train_vqvae(replace(recipe, batch_size=3), out, resume=True)
 
 
-def test_resuming_with_other_data_is_refused(
-    trained: dict[str, tuple[Path, Start]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, start = trained["vqvae"]
+def test_resuming_with_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny.folder(tmp_path / "data")
+
+    def start(out: Path, **more: Any) -> Any:
+        return train_vqvae(toy_vqvae(data), out, **more)
+
     interrupt(start, tmp_path / "run", monkeypatch)
-    monkeypatch.setattr("bifocal.recipes.sources.fingerprint", lambda _: "0" * 64)
+    samples = data / "samples.jsonl"
+    samples.write_text(samples.read_text().replace("picture number 3", "picture number 4"))
     with pytest.raises(UserError, match="the data are not those that"):
         start(tmp_path / "run", resume=True)
 
