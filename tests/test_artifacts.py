@@ -2,10 +2,8 @@
 
 import json
 import os
-import platform
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -228,36 +226,3 @@ def test_a_full_disk_is_told_before_writing(tmp_path: Path, monkeypatch: pytest.
     artifacts.require_free_space(tmp_path / "not" / "yet", 5 * 2**20, "saving")
     with pytest.raises(UserError, match=r"saving needs 3\.0 GiB and the disk of .* has 5 MiB free"):
         artifacts.require_free_space(tmp_path / "not" / "yet", 3 * 2**30, "saving")
-
-
-def test_the_environment_is_json_and_names_no_machine_and_no_person(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(platform, "node", lambda: "name-of-the-machine")
-    monkeypatch.setenv("USER", "name-of-the-person")
-    monkeypatch.chdir(tmp_path)
-    text = json.dumps(artifacts.environment())
-    assert "name-of-the" not in text
-    assert str(tmp_path) not in text
-    environment = json.loads(text)
-    assert environment["versions"]["torch"].startswith("2.")
-    assert environment["git_commit"] is None  # a temporary directory is no repository
-
-
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_the_environment_knows_the_commit_and_whether_files_have_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    def git(*arguments: str) -> str:
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-        done = subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    git("init", "-q")
-    git("commit", "-q", "--allow-empty", "-m", "first")
-    assert artifacts.environment()["git_commit"] == git("rev-parse", "HEAD")
-    assert artifacts.environment()["git_changed"] is False
-    (tmp_path / "file").write_text("")
-    assert artifacts.environment()["git_changed"] is True

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from bifocal import losses
+from bifocal.models.group_norm import SMALL_MAP, LeanGroupNorm
 from bifocal.models.quantize import QuantizerConfig
 from bifocal.models.vitvq import ViTEncoder, ViTSizes
-from bifocal.models.vqvae import SMALL_MAP, LeanGroupNorm, VQVAEConfig, VQVAEModel
+from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 
 
 @pytest.fixture(scope="module")

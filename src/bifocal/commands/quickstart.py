@@ -17,6 +17,7 @@ from bifocal.commands.evaluate import COUNTS, evaluate_command
 from bifocal.commands.figures import reconstructions, vqvae_figures
 from bifocal.config import UserError
 from bifocal.data.scenes import World, WorldSettings
+from bifocal.environment import environment
 from bifocal.evaluation.compare import compare_models, print_comparison
 from bifocal.evaluation.goals import QUICKSTART_GOALS, STANDARD_GOALS
 from bifocal.evaluation.report import write_report
@@ -87,7 +88,7 @@ def quickstart(out: Path, scale: Scale = "quickstart", *, seed: int = 0, resume:
     facts = {
         "scale": scale,
         "seed": seed,
-        **artifacts.environment(),
+        **environment(),
         **{f"{name}, seconds": round(value, 1) for name, value in times.items()},
     }
     goals = STANDARD_GOALS if scale == "standard" else QUICKSTART_GOALS

@@ -13,6 +13,7 @@ from torch import nn
 
 from bifocal import artifacts, config, distributed, inference
 from bifocal.config import UserError
+from bifocal.environment import environment
 from bifocal.interop.clip_tokens import AnyTokenizer
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.training.trainer import Outcome, TrainSettings, train
@@ -79,7 +80,7 @@ def run(
     about = {
         "recipe": config.to_dict(recipe),
         "data": data_fingerprint,
-        "environment": artifacts.environment(),
+        "environment": environment(),
     }
     describe(model, title)
     outcome = train(
