@@ -95,7 +95,7 @@ def quickstart(
 
 
 def train(
-    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "prior"]],
+    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "prior", "parti"]],
     out: Path | None = None,
     family: Literal["discrete", "continuous"] | None = None,
     vision: str | None = None,
@@ -119,7 +119,7 @@ def train(
         model: which recipe.
         out: the run's directory (runs/MODEL if not given).
         family: of a vlm: image tokens (discrete) or CLIP features (continuous).
-        vision: the finished run of a vlm's image encoder, or of the VQ-VAE whose codes a prior is over.
+        vision: the finished run of a vlm's image encoder, or of the VQ-VAE whose codes a prior is over and parti draws.
         tower: what a clip sees pictures with, a ViT if not given.
         data: a folder of samples (for a prior also what `bifocal encode` wrote), or a .toml or .json file that mixes
             several; the default scenes if not given.
@@ -380,41 +380,41 @@ def draw(
     prompt: tyro.conf.Positional[str],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("drawing.png"),
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1,
-    guidance: float = 2.0,
+    guidance: float | None = None,
+    schedule: Literal["constant", "linear"] = "constant",
     seed: int | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    rerank: Path | None = None,
+    size: tuple[int, int] | None = None,
     device: str = "cpu",
     dtype: Dtype = "auto",
 ) -> None:
-    """Let a discrete VLM draw a prompt.
+    """Let a Parti or a discrete VLM draw a prompt.
 
-    Example: bifocal draw runs/quickstart/vlm-discrete "draw an owl and two hearts." -o drawing.png
+    Example: bifocal draw runs/parti "an owl and two hearts" -n 4 --rerank runs/quickstart/clip -o drawing.png
 
     Args:
-        run: a finished discrete VLM.
+        run: a finished Parti or discrete VLM.
         prompt: what to draw.
         output: a PNG; several pictures stand side by side in it.
         n: how many pictures.
-        guidance: of the prompt; 1 is plain sampling.
+        guidance: of the prompt; 1 is plain sampling (3 for a Parti and 2 for a VLM if not given).
+        schedule: of a Parti, whether guidance is the same for all codes or rises from 1 at the first.
         seed: of sampling.
+        temperature: of sampling; 0 takes the most likely code.
+        top_k: of sampling, the most likely codes to choose from; 0 is all.
+        top_p: of sampling, the share of probability to choose from.
+        rerank: a CLIP that puts the pictures in order, best first.
+        size: width and height in pixels, of a Parti.
         device: where to compute.
         dtype: auto is bf16 where it is fast.
     """
-    import numpy as np
-    from PIL import Image
+    from bifocal.commands.draw import DrawSettings, draw_command
 
-    from bifocal.commands.figures import grid
-    from bifocal.inference import VLM, load
-
-    if n < 1:
-        raise config.UserError(f"-n must be at least 1, got {n}")
-    model = load(run, device=device, dtype=dtype)
-    if not isinstance(model, VLM):
-        raise config.UserError(f"{run} is a {model.kind}, and drawing is for a discrete VLM")
-    pictures = model.draw(prompt, n=n, guidance=guidance, seed=seed)
-    if n == 1:
-        pictures[0].save(output)
-    else:
-        Image.fromarray(grid([np.asarray(picture) for picture in pictures], columns=min(n, 8))).save(output)
+    settings = DrawSettings(n, guidance, schedule, seed, temperature, top_k, top_p, rerank, size)
+    draw_command(run, prompt, output, settings, device=device, dtype=dtype)
     print(f"wrote {output}")
 
 

@@ -7,6 +7,7 @@ turn, code k is ``IMGIMG`` + its digits as letters A..J + ``Z`` (Chameleon), ``<
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -24,6 +25,16 @@ LETTERS = "ABCDEFGHIJ"
 def code_name(code: int) -> str:
     """Code 17 of the codebook -> "IMGIMGBHZ"."""
     return "IMGIMG" + "".join(LETTERS[int(digit)] for digit in str(code)) + "Z"
+
+
+def uncased(text: str) -> str:
+    """Lower case, and white space as single spaces."""
+    return " ".join(text.lower().split())
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, in lower case; digits are none."""
+    return re.findall(r"[^\W\d_]+", text.lower())
 
 
 class TextTokenizer:

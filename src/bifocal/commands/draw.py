@@ -1,0 +1,98 @@
+"""`bifocal draw`: a prompt to pictures, with a Parti or a discrete VLM."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from bifocal import inference
+from bifocal.commands.figures import grid
+from bifocal.config import UserError
+from bifocal.generation.rerank import best_first
+from bifocal.training.progress import counted
+
+OF_PARTI: dict[str, Any] = {
+    "schedule": "constant",
+    "top_p": 1.0,
+    "size": None,
+}  # with what they are if not given
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How to draw; ``guidance`` none is what each kind of model has by default."""
+
+    n: int = 1
+    guidance: float | None = None
+    schedule: Literal["constant", "linear"] = "constant"
+    seed: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    rerank: Path | None = None
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise UserError(f"-n must be at least 1, got {self.n}")
+
+
+def draw_command(
+    run: Path, prompt: str, output: Path, settings: DrawSettings, *, device: str = "cpu", dtype: str = "auto"
+) -> None:
+    """Draw into one PNG, several pictures side by side."""
+    model = inference.load(run, device=device, dtype=dtype)
+    if not isinstance(model, inference.VLM | inference.Parti):
+        raise UserError(f"{run} is a {model.kind}, and drawing is for a Parti or a discrete VLM")
+    clip = None if settings.rerank is None else open_clip(settings.rerank, device=device, dtype=dtype)
+    options: dict[str, Any] = {name: getattr(settings, name) for name in ("seed", "temperature", "top_k")}
+    if settings.guidance is not None:
+        options["guidance"] = settings.guidance
+    prompts = [prompt] * settings.n
+    if isinstance(model, inference.VLM):
+        for name, value in OF_PARTI.items():
+            if getattr(settings, name) != value:
+                raise UserError(f"--{name.replace('_', '-')} is for a Parti, and {run} is a VLM")
+        pictures = model.draw_batch(prompts, **options)
+    else:
+        for note in notes(model, prompt):
+            print(f"bifocal: {note}", file=sys.stderr)
+        options |= {name: getattr(settings, name) for name in OF_PARTI}
+        with counted("codes") as update:
+            pictures = model.draw_batch(
+                prompts, progress=lambda partial: update(partial.done, partial.total), **options
+            )
+    if clip is not None:
+        pictures = [pictures[place] for place in best_first(clip, pictures, [prompt])[0].tolist()]
+    if len(pictures) == 1:
+        pictures[0].save(output)
+        return
+    columns = min(len(pictures), 8)
+    Image.fromarray(grid([np.asarray(picture) for picture in pictures], columns=columns)).save(output)
+
+
+def open_clip(path: Path, *, device: str, dtype: str) -> inference.CLIP:
+    """The CLIP that judges drawings."""
+    clip = inference.load(path, device=device, dtype=dtype)
+    if not isinstance(clip, inference.CLIP):
+        raise UserError(f"--rerank {path} is a {clip.kind}, and pictures are put in order by a CLIP")
+    return clip
+
+
+def notes(model: inference.Parti, prompt: str) -> list[str]:
+    """What a user should know of a prompt that is drawn all the same."""
+    if not prompt.strip():
+        return ["the prompt is empty: this is a picture as the model has seen them, of nothing in particular"]
+    unknown = model.unknown_words(prompt)
+    if not unknown:
+        return []
+    several = len(unknown) > 1
+    return [
+        f"no text in training had the {'words' if several else 'word'} {', '.join(unknown)}: what "
+        f"{'they mean' if several else 'it means'} was never shown"
+    ]
