@@ -416,6 +416,14 @@ class VLM(Loaded):
             drawn += [Image.fromarray(array) for array in to_pictures(images)]
         return drawn
 
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        """A conversation as tokens; its pictures are rows of what ``encode`` makes of them."""
+        return self._prompt(messages, first_picture=0)
+
+    def encode(self, pictures: Sequence[AnyPicture]) -> Tensor | None:
+        """What the frozen image encoder makes of pictures, (P, N) codes or (P, N, D) features; None of none."""
+        return self._encode(pictures)
+
     @torch.inference_mode()
     def _encode(self, pictures: Sequence[AnyPicture]) -> Tensor | None:
         if not pictures:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from bifocal.config import UserError
 from bifocal.serving.errors import ApiError
+from bifocal.serving.page import FILES
 
 # What the page is made of, and whether the server is well: nothing in them is worth a key.
-OPEN = frozenset({"/", "/page.css", "/page.js", "/health"})
+OPEN = frozenset({*FILES, "/health"})
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 

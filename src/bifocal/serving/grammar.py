@@ -11,7 +11,7 @@ import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from torch import Tensor
 
-from bifocal.serving.errors import refused
+from bifocal.serving.errors import ApiError, refused
 from bifocal.serving.limits import Limits
 
 # Far above what an honest schema needs; a hostile one ends here, in milliseconds.
@@ -34,21 +34,31 @@ class Grammars:
         self.vocabulary = vocabulary
         self._compiled = functools.lru_cache(maxsize=64)(self._compile)
 
-    def start(self, schema: dict[str, Any] | bool, limits: Limits) -> Constraint:
+    def start(self, schema: dict[str, Any], limits: Limits) -> Constraint:
         """A schema at the beginning of an answer. Raises ``ApiError`` 400 for one that is no schema, or too large."""
         text = json.dumps(schema)
         if len(text) > limits.schema_bytes:
-            raise refused(f"the schema has {len(text)} characters, and the limit is {limits.schema_bytes}", "response_format")
+            raise refused(
+                f"the schema has {len(text)} characters, and the limit is {limits.schema_bytes}", "response_format"
+            )
         return Constraint(self._compiled(text).deep_copy(), self.vocabulary)
 
     def _compile(self, schema: str) -> LLMatcher:
-        # without free white space, of which a small model can write for ever
-        grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+        try:
+            # without free white space, of which a small model can write for ever
+            grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+        except ValueError as error:
+            raise _impossible(str(error)) from None
         matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=_LIMITS)
-        if matcher.is_error():
-            reason = matcher.get_error().split("\n")[0][:200]
-            raise refused(f"the schema cannot be kept to: {reason}", "response_format")
+        begun = matcher.deep_copy()
+        if matcher.is_error() or not any(begun.compute_logit_bias()) or begun.is_error():
+            raise _impossible(matcher.get_error() or "nothing fits it")
         return matcher
+
+
+def _impossible(reason: str) -> ApiError:
+    first = reason.split("\n")[0][:200]
+    return refused(f"no answer can be held to the schema: {first}", "response_format")
 
 
 def _without_prefix_space(tokenizer: str) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+
+from bifocal import config
+from bifocal.config import UserError
 
 MIB = 1024 * 1024
 
@@ -52,3 +56,14 @@ class Limits:
         for field in fields(self):
             if not 0 < getattr(self, field.name) < float("inf"):
                 raise ValueError(f"limit {field.name} must be above 0, got {getattr(self, field.name)}")
+
+
+def limits_of(texts: Sequence[str]) -> Limits:
+    """The limits of a server, where each text sets one: ``pictures=4``. Raises ``UserError``."""
+    settings: dict[str, str] = {}
+    for text in texts:
+        name, mark, value = text.partition("=")
+        if not mark:
+            raise UserError(f"--limit wants NAME=VALUE, as in pictures=4, and got {text!r}")
+        settings[name] = value
+    return config.apply_overrides(Limits(), settings)

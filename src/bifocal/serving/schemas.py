@@ -65,7 +65,7 @@ class JsonSchema(Strict):
     """A schema that an answer must fit."""
 
     name: str
-    schema_: dict[str, Any] | bool = Field(alias="schema")
+    schema_: dict[str, Any] = Field(alias="schema")
     description: str | None = None
     strict: bool | None = None
 
@@ -216,6 +216,34 @@ class ScoreRequest(Strict):
     model: str | None = None
     messages: list[ChatMessage] = Field(min_length=1)
     answers: list[str] = Field(min_length=1)
+
+
+class ExplainRequest(Strict):
+    """``POST /v1/explain``: where a VLM looked while it gave the answer that is the last message."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "vlm-continuous",
+                    "messages": [
+                        {
+                            "role": "user",
+                            "content": [
+                                {"type": "image_url", "image_url": {"url": PIXEL}},
+                                {"type": "text", "text": "is there an owl?"},
+                            ],
+                        },
+                        {"role": "assistant", "content": "yes."},
+                    ],
+                }
+            ]
+        }
+    )
+
+    model: str | None = None
+    messages: list[ChatMessage] = Field(min_length=2)
+    top: int = Field(default=5, ge=1, le=20, description="likely tokens at each place")
 
 
 class TokenizeRequest(Strict):
