@@ -14,6 +14,7 @@ from bifocal.models.blocks import (
     HeadNorm,
     KeyValueCache,
     RMSNorm,
+    RowWriter,
     attend,
     joint_linear,
     merge_heads,
@@ -69,7 +70,7 @@ class CausalAttention(nn.Module):
         x_BTD: Tensor,
         rotary: tuple[Tensor, Tensor],
         bias: Tensor | None,
-        cache: KeyValueCache | None,
+        cache: KeyValueCache | RowWriter | None,
         layer: int,
     ) -> Tensor:
         q, k, v = joint_linear(x_BTD, self.q_proj, self.k_proj, self.v_proj)
@@ -112,7 +113,7 @@ class DecoderLayer(nn.Module):
         x_BTD: Tensor,
         rotary: tuple[Tensor, Tensor],
         bias: Tensor | None,
-        cache: KeyValueCache | None,
+        cache: KeyValueCache | RowWriter | None,
         layer: int,
     ) -> Tensor:
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, bias, cache, layer)
@@ -141,14 +142,14 @@ class LanguageModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the products."""
-        return self.lm_head.weight.dtype
+        return self.norm.weight.dtype
 
     def forward(
         self,
         embeddings_BTD: Tensor,
         positions_BT: Tensor,
         bias: Tensor | None,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | RowWriter | None = None,
         watch: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         """(B, T, D) embeddings at (B, T) positions -> (B, T, D) normed hidden states.
@@ -170,15 +171,14 @@ class LanguageModel(nn.Module):
 
     def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
         """An empty cache for ``batch`` rows of at most ``capacity`` positions."""
-        weight = self.lm_head.weight
         return KeyValueCache(
             self.config.layers,
             batch,
             self.config.kv_heads,
             self.config.head_size,
             capacity,
-            dtype=weight.dtype,
-            device=weight.device,
+            dtype=self.dtype,
+            device=self.norm.weight.device,
         )
 
 
