@@ -45,6 +45,10 @@ from serving_live import ask, data_url, live, picture_file, said, shown, wait_un
 HOST, PUBLIC = "images.example.org", "93.184.215.14"
 CHAT = "/v1/chat/completions"
 KEY = "schlüssel-7"
+HEAD = (
+    f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    "Content-Length: {}\r\n\r\n"
+)
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ FORBIDDEN = {
     ),
     "8": (
         "files of the server: other schemes, paths, NUL",
-        ["file:///etc/passwd", "ftp://images.example.org/a.png", "/etc/passwd", "../../etc/passwd", "a.png\0", "gopher://x/", ""],
+        ["file:///etc/passwd", f"ftp://{HOST}/a.png", "/etc/passwd", "../../etc/passwd", "a.png\0", "gopher://x/", ""],
     ),
 }  # fmt: skip
 
@@ -178,7 +182,16 @@ for _number, (_what, _urls) in FORBIDDEN.items():
 @attack("3", "a name that resolves to a private or wrapped address")
 def private_names(target: Target) -> Found:
     found = []
-    for address in ("10.0.0.1", "::1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "fe80::1%1", "224.0.0.1", "100.64.0.1", "0.0.0.0"):
+    for address in (
+        "10.0.0.1",
+        "::1",
+        "::ffff:10.0.0.1",
+        "64:ff9b::a00:1",
+        "fe80::1%1",
+        "224.0.0.1",
+        "100.64.0.1",
+        "0.0.0.0",
+    ):
         target.stranger.resolved = [[address]]
         found.append(looks(target, [f"http://{HOST}/a.png"]))
     target.stranger.resolved = [[PUBLIC, "127.0.0.1"]]
@@ -194,7 +207,9 @@ def answer_of(*pieces: bytes, head: bytes = b"HTTP/1.1 200 OK\r\n\r\n") -> list[
 def redirects(target: Target) -> Found:
     found = []
     for place in ("http://127.0.0.1/", "https://evil.org/a.png", "file:///etc/passwd", "/circle", ""):
-        target.stranger.answers["/circle"] = answer_of(head=b"HTTP/1.1 302 No\r\nLocation: " + place.encode() + b"\r\n\r\n")
+        target.stranger.answers["/circle"] = answer_of(
+            head=b"HTTP/1.1 302 No\r\nLocation: " + place.encode() + b"\r\n\r\n"
+        )
         found.append(refused(*target.look(f"http://{HOST}/circle")))
     return all_of(found)
 
@@ -208,7 +223,10 @@ def rebinding(target: Target) -> Found:
     left = len(target.stranger.resolved)
     target.stranger.resolved.clear()
     # it was looked up once, and the connection went to what was checked
-    return Found(f"{sentence(status, text)}, from {PUBLIC}", status == 200 and left == 1 and target.stranger.connected == [PUBLIC])
+    return Found(
+        f"{sentence(status, text)}, from {PUBLIC}",
+        status == 200 and left == 1 and target.stranger.connected == [PUBLIC],
+    )
 
 
 @attack("9", "a server that sends a byte now and then, in the header and in the body")
@@ -237,7 +255,12 @@ def lengths(target: Target) -> Found:
     }
     target.stranger.answers.update(cases)
     tries = [target.look(f"http://{HOST}{path}") for path in cases]
-    return all_of([answered(*one) if path == "/wrong" and one[0] == 200 else refused(*one) for path, one in zip(cases, tries, strict=True)])
+    return all_of(
+        [
+            answered(*one) if path == "/wrong" and one[0] == 200 else refused(*one)
+            for path, one in zip(cases, tries, strict=True)
+        ]
+    )
 
 
 # ---------------------------------------------------------------- 11-17: pictures in the request
@@ -257,14 +280,22 @@ def png(width: int, height: int, body: bytes) -> bytes:
 def bomb(target: Target) -> Found:
     body = zlib.compress(b"\0" * 1_000_000, 9)
     began = time.monotonic()
-    found = all_of([refused(*target.look(data_url(png(w, h, body)))) for w, h in ((20_000, 20_000), (2**31 - 1, 1))])
+    found = all_of(
+        [refused(*target.look(data_url(png(w, h, body)))) for w, h in ((20_000, 20_000), (2**31 - 1, 1))]
+    )
     return Found(found.answer, found.held and time.monotonic() - began < 2)
 
 
 @attack("12", "formats that are rare: BMP, TIFF, ICO, PPM, PCX, TGA, SVG, EPS, PDF")
 def formats(target: Target) -> Found:
-    files = {form: picture_file(tiny.picture(0), form) for form in ("BMP", "TIFF", "ICO", "PPM", "PCX", "TGA")}
-    files |= {"SVG": b"<svg xmlns='http://www.w3.org/2000/svg'/>", "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n", "PDF": b"%PDF-1.7\n"}
+    files = {
+        form: picture_file(tiny.picture(0), form) for form in ("BMP", "TIFF", "ICO", "PPM", "PCX", "TGA")
+    }
+    files |= {
+        "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n",
+        "PDF": b"%PDF-1.7\n",
+    }
     return all_of([refused(*target.look(data_url(data))) for data in files.values()])
 
 
@@ -282,7 +313,9 @@ def frames(target: Target) -> Found:
     return all_of(found)
 
 
-@attack("13", "odd pictures: 1 x 1, 1 x 5,000, 16 bits, CMYK, a palette with transparency, grey with alpha, 1 bit")
+@attack(
+    "13", "odd pictures: 1 x 1, 1 x 5,000, 16 bits, CMYK, a palette with transparency, grey with alpha, 1 bit"
+)
 def odd(target: Target) -> Found:
     colours = Image.fromarray(tiny.picture(0))
     palette = colours.quantize(16)
@@ -318,9 +351,14 @@ def broken(target: Target) -> Found:
 def shapes(target: Target) -> Found:
     grey = np.random.default_rng(5).integers(0, 256, 9000, dtype=np.uint8)
     before = target.open.metrics.value("bifocal_image_cache_misses_total")
-    found = [answered(*target.look(data_url(picture_file(grey.reshape(shape))))) for shape in ((30, 100, 3), (100, 30, 3))]
+    found = [
+        answered(*target.look(data_url(picture_file(grey.reshape(shape)))))
+        for shape in ((30, 100, 3), (100, 30, 3))
+    ]
     misses = target.open.metrics.value("bifocal_image_cache_misses_total") - before
-    return Found(f"{all_of(found).answer}; {misses:.0f} were encoded", misses == 2 and all(one.held for one in found))
+    return Found(
+        f"{all_of(found).answer}; {misses:.0f} were encoded", misses == 2 and all(one.held for one in found)
+    )
 
 
 @attack("16", "base64 that is none, a type that is wrong or unknown, an address without data")
@@ -344,7 +382,8 @@ def long_body(target: Target) -> Found:
 @attack("16", "JSON nested 100,000 deep, JSON that is none, numbers of 10,000 digits, other types of body")
 def json_bodies(target: Target) -> Found:
     bodies = [
-        b'{"messages":' + b"[" * 100_000, b'{"a":' * 50_000 + b"1" + b"}" * 50_000, b"{", b"", b"\xff\xfe", b"[]", b"null",
+        b'{"messages":' + b"[" * 100_000, b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+        b"{", b"", b"\xff\xfe", b"[]", b"null",
         b'{"messages":[{"role":"user","content":"x"}],"seed":' + b"9" * 10_000 + b"}",
     ]  # fmt: skip
     found = [refused(*ask(target.open.url, "POST", CHAT, body)[:2]) for body in bodies]
@@ -362,7 +401,9 @@ def many(target: Target) -> Found:
 # ---------------------------------------------------------------- 18-22: what is asked for
 
 
-@attack("18", "n of a billion, top_logprobs of a million, max_tokens of 10^12, temperatures that are no number")
+@attack(
+    "18", "n of a billion, top_logprobs of a million, max_tokens of 10^12, temperatures that are no number"
+)
 def numbers(target: Target) -> Found:
     nan = json.dumps({"messages": said("x"), "temperature": float("nan")}).encode()
     changes: list[dict[str, Any]] = [
@@ -381,7 +422,9 @@ def seeds(target: Target) -> Found:
 
 @attack("19", "10,000 stop texts, an empty one, one of a million characters")
 def stops(target: Target) -> Found:
-    return all_of([refused(*target.chat(stop=stop)) for stop in (["x"] * 10_000, [""], "", ["x" * 1_000_000])])
+    return all_of(
+        [refused(*target.chat(stop=stop)) for stop in (["x"] * 10_000, [""], "", ["x" * 1_000_000])]
+    )
 
 
 def schema(value: Any) -> dict[str, Any]:
@@ -389,15 +432,19 @@ def schema(value: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "x", "schema": value}}
 
 
-@attack("20", "schemas that end nowhere, are huge or deep, fetch others, or have patterns that other engines hang at")
+@attack(
+    "20",
+    "schemas that end nowhere, are huge or deep, fetch others, or have patterns that other engines hang at",
+)
 def schemas(target: Target) -> Found:
     deep: Any = {"type": "integer"}
     for _ in range(300):
         deep = {"type": "array", "items": deep}
     impossible = [
         {"$ref": "#"}, {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, deep,
-        {"enum": ["x" * 10 + str(index) for index in range(5000)]}, {"$ref": "http://127.0.0.1:1/x"}, {"type": "banana"},
-        {"type": "string", "pattern": "(a)\\1"}, {"type": "string", "pattern": "("}, {"allOf": [{"type": "string"}, {"type": "integer"}]},
+        {"enum": ["x" * 10 + str(index) for index in range(5000)]}, {"$ref": "http://127.0.0.1:1/x"},
+        {"type": "banana"}, {"type": "string", "pattern": "(a)\\1"}, {"type": "string", "pattern": "("},
+        {"allOf": [{"type": "string"}, {"type": "integer"}]},
     ]  # fmt: skip
     possible = [
         {"type": "string", "pattern": "^(a+)+$"}, {"type": "string", "pattern": "^((a{0,100}){0,100}){0,100}$"},
@@ -421,12 +468,22 @@ def literal_tokens(target: Target) -> Found:
     inside = vlm.tokenizer.encode(" ".join(names))
     special = {*vlm.tokenizer.special.values(), *vlm.tokenizer.boxes, *vlm.tokenizer.codes} & set(inside)
     images = json.loads(text)["usage"]["prompt_tokens_details"]["image_tokens"]
-    return Found(f"{status}: they are words, {len(special)} special tokens", status == 200 and not special and images == 0)
+    return Found(
+        f"{status}: they are words, {len(special)} special tokens",
+        status == 200 and not special and images == 0,
+    )
 
 
 @attack("22", "a chat template, tools, functions, code or other fields in the request")
 def templates(target: Target) -> Found:
-    fields = {"chat_template": "{{ x }}", "tools": [], "functions": [], "logit_bias": {"1": 5}, "extra_body": {}, "__class__": "x"}
+    fields = {
+        "chat_template": "{{ x }}",
+        "tools": [],
+        "functions": [],
+        "logit_bias": {"1": 5},
+        "extra_body": {},
+        "__class__": "x",
+    }
     return all_of([refused(*target.chat(**{name: value})) for name, value in fields.items()])
 
 
@@ -436,15 +493,32 @@ def templates(target: Target) -> Found:
 @attack("23", "every route without a key, with a wrong one, with half of one, with an empty one")
 def keys(target: Target) -> Found:
     url = target.keyed.url
-    routes = [("GET", path) for path in ("/metrics", "/v1/models", "/v1/models/clip", "/openapi.json", "/nowhere")]
+    routes = [
+        ("GET", path) for path in ("/metrics", "/v1/models", "/v1/models/clip", "/openapi.json", "/nowhere")
+    ]
     routes += [
         ("POST", f"/v1/{name}")
-        for name in ("chat/completions", "embeddings", "images/generations", "classify", "score", "explain", "tokenize", "reconstruct")
+        for name in (
+            "chat/completions",
+            "embeddings",
+            "images/generations",
+            "classify",
+            "score",
+            "explain",
+            "tokenize",
+            "reconstruct",
+        )
     ]
     found = []
     for method, path in routes:
         body = b"{}" if method == "POST" else None
-        for header in ({}, {"Authorization": "Bearer"}, {"Authorization": "Bearer "}, {"Authorization": "Bearer schl"}, {"Authorization": "Basic x"}):
+        for header in (
+            {},
+            {"Authorization": "Bearer"},
+            {"Authorization": "Bearer "},
+            {"Authorization": "Bearer schl"},
+            {"Authorization": "Basic x"},
+        ):
             found.append(refused(*ask(url, method, path, body, header)[:2], 401))
     return all_of(found)
 
@@ -461,17 +535,29 @@ def odd_keys(target: Target) -> Found:
 @attack("24", "other pages: foreign origins, null, names that end or begin as an allowed one")
 def origins(target: Target) -> Found:
     found = []
-    for origin in ("https://evil.org", "null", "https://page.example.org.evil.org", "https://evilpage.example.org", "http://page.example.org", ""):
+    for origin in (
+        "https://evil.org",
+        "null",
+        "https://page.example.org.evil.org",
+        "https://evilpage.example.org",
+        "http://page.example.org",
+        "",
+    ):
         status, text, headers = ask(target.open.url, "POST", CHAT, {}, {"Origin": origin})
         one = refused(status, text, 403)
-        found.append(Found(one.answer, one.held and not any(name.startswith("access-control") for name in headers)))
+        found.append(
+            Found(one.answer, one.held and not any(name.startswith("access-control") for name in headers))
+        )
     return all_of(found)
 
 
 @attack("24", "an origin that is allowed, with its preflight: no credentials, no star")
 def allowed_origin(target: Target) -> Found:
     origin = {"Origin": "https://page.example.org"}
-    answers = [ask(target.open.url, "OPTIONS", CHAT, None, origin), ask(target.open.url, "GET", "/v1/models", None, origin)]
+    answers = [
+        ask(target.open.url, "OPTIONS", CHAT, None, origin),
+        ask(target.open.url, "GET", "/v1/models", None, origin),
+    ]
     good = all(
         status in (200, 204)
         and headers["access-control-allow-origin"] == origin["Origin"]
@@ -484,8 +570,19 @@ def allowed_origin(target: Target) -> Found:
 
 @attack("24", "other names in the Host header, as after DNS rebinding")
 def hosts(target: Target) -> Found:
-    names = ("evil.org", "null", "", "localhost.evil.org", "127.0.0.1.nip.io", "localhost.", "[::1", "127.0.0.1@evil.org")
-    return all_of([refused(*ask(target.open.url, "GET", "/v1/models", None, {"Host": name})[:2], 421) for name in names])
+    names = (
+        "evil.org",
+        "null",
+        "",
+        "localhost.evil.org",
+        "127.0.0.1.nip.io",
+        "localhost.",
+        "[::1",
+        "127.0.0.1@evil.org",
+    )
+    return all_of(
+        [refused(*ask(target.open.url, "GET", "/v1/models", None, {"Host": name})[:2], 421) for name in names]
+    )
 
 
 def damaged(target: Target, change: Callable[[Path], None]) -> Found:
@@ -498,7 +595,9 @@ def damaged(target: Target, change: Callable[[Path], None]) -> Found:
     try:
         open_all([place])
     except UserError as error:
-        return Found(str(error).replace(f"{place}/", "").replace(str(place), "it")[:130], time.monotonic() - began < 3)
+        return Found(
+            str(error).replace(f"{place}/", "").replace(str(place), "it")[:130], time.monotonic() - began < 3
+        )
     return Found("it was opened", False)
 
 
@@ -532,14 +631,28 @@ def offsets(target: Target) -> Found:
 
     far = b'{"x":{"dtype":"F32","shape":[9],"data_offsets":[0,4000000000]}}'
     large = b'{"x":{"dtype":"F32","shape":[4000000000,4000000000],"data_offsets":[0,0]}}'
-    return all_of([damaged(target, head(*one)) for one in ((b"{}", 2**60), (far,), (large,), (b"[" * 100_000,), (b"null",))])
+    return all_of(
+        [
+            damaged(target, head(*one))
+            for one in ((b"{}", 2**60), (far,), (large,), (b"[" * 100_000,), (b"null",))
+        ]
+    )
 
 
-@attack("25", "a configuration that asks for a billion layers, for more memory than there is, or is nested without end")
+@attack(
+    "25",
+    "a configuration that asks for a billion layers, for more memory than there is, or is nested without end",
+)
 def greedy(target: Target) -> Found:
-    cases = [configured(layers=10**9), configured(width=2**22, heads=1, kv_heads=1), configured(vocabulary=10**12)]
+    cases = [
+        configured(layers=10**9),
+        configured(width=2**22, heads=1, kv_heads=1),
+        configured(vocabulary=10**12),
+    ]
     found = [damaged(target, case) for case in cases]
-    return all_of([*found, damaged(target, lambda place: (place / "config.json").write_bytes(b"[" * 200_000) and None)])  # type: ignore[return-value]
+    return all_of(
+        [*found, damaged(target, lambda place: (place / "config.json").write_bytes(b"[" * 200_000) and None)]
+    )  # type: ignore[return-value]
 
 
 @attack("25", "a vocabulary that names tokens for which the model has no row")
@@ -584,11 +697,22 @@ def request_ids(target: Target) -> Found:
     return all_of(found)
 
 
-@attack("-", "100 clients that ask and leave at once: while they wait, while they are read, while they are answered")
+@attack(
+    "-",
+    "100 clients that ask and leave at once: while they wait, while they are read, while they are answered",
+)
 def storm(target: Target) -> Found:
-    body = json.dumps({"model": "continuous", "messages": said("what?"), "max_tokens": 200, "stream": True, "temperature": 1}).encode()
+    body = json.dumps(
+        {
+            "model": "continuous",
+            "messages": said("what?"),
+            "max_tokens": 200,
+            "stream": True,
+            "temperature": 1,
+        }
+    ).encode()
     host, port = target.open.socket.getsockname()[:2]
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = HEAD.format(len(body))
     for index in range(100):
         with socket.create_connection((host, port)) as client:
             client.sendall(head.encode() + (body if index % 3 else body[:20]))
@@ -604,14 +728,17 @@ def overflow(target: Target) -> Found:
     small = Settings(port=0, limits=Limits(queue=4), grace=1)
     with live(small) as running:
         status, text, headers = ask(running.url, "POST", CHAT, {"messages": said("x"), "n": 8})
-    return Found(f"{sentence(status, text)} Retry-After {headers.get('retry-after')}", status == 429 and int(headers["retry-after"]) > 0)
+    return Found(
+        f"{sentence(status, text)} Retry-After {headers.get('retry-after')}",
+        status == 429 and int(headers["retry-after"]) > 0,
+    )
 
 
 @attack("-", "a body that never comes")
 def slow_body(target: Target) -> Found:
     with live(Settings(port=0, limits=Limits(body_seconds=0.2), grace=1)) as running:
         with socket.create_connection(running.socket.getsockname()[:2], timeout=5) as client:
-            client.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{{".encode())
+            client.sendall((HEAD.format(99) + "{").encode())
             answer = client.recv(65536).decode()
     return Found(answer.splitlines()[0], " 408 " in answer.splitlines()[0])
 
@@ -654,11 +781,16 @@ def main(page: tyro.conf.Positional[Path | None] = None) -> None:
     with tempfile.TemporaryDirectory() as folder, targets(Path(folder)) as target:
         for number, what, go in ATTACKS:
             found = go(target)
-            rows.append((int(number) if number.isdigit() else 99, number, what, found.answer.replace("|", "\\|")))
+            rows.append(
+                (int(number) if number.isdigit() else 99, number, what, found.answer.replace("|", "\\|"))
+            )
             print(f"{'held' if found.held else 'LOST'}  {number:>2}  {what}: {found.answer}", flush=True)
             lost += [] if found.held else [what]
     table = ["| case | what was tried | what came back |", "| ---: | --- | --- |"]
-    table += [f"| {number} | {what} | {answer} |" for _, number, what, answer in sorted(rows, key=lambda row: row[0])]
+    table += [
+        f"| {number} | {what} | {answer} |"
+        for _, number, what, answer in sorted(rows, key=lambda row: row[0])
+    ]
     if page is not None:
         Page(page, "attacks").fill("\n".join(table))
     if lost:

@@ -41,7 +41,9 @@ def catalogue() -> Catalogue:
 
 
 @contextlib.contextmanager
-def live(settings: Settings, models: Catalogue | None = None, media: Media | None = None) -> Iterator[Running]:
+def live(
+    settings: Settings, models: Catalogue | None = None, media: Media | None = None
+) -> Iterator[Running]:
     """A server that listens, in a thread; its log is ``running.log.stream``."""
     log = Log(io.StringIO(), contents=settings.log_contents)
     running = Running(models or catalogue(), settings, log, media)

@@ -353,7 +353,9 @@ def ask(
         if temperature > 0:
             raise config.UserError("--explain is about the most likely answer: leave --temperature at 0")
         if url is not None:
-            raise config.UserError("--explain looks into the model itself, and --url leaves it to a server: give one")
+            raise config.UserError(
+                "--explain looks into the model itself, and --url leaves it to a server: give one"
+            )
         model = _open_vlm(run, "questions are", device=device, dtype=dtype)
         explanation = model.explain(pictures, question, max_new_tokens=max_new_tokens)
         answer = explanation.answer

@@ -25,7 +25,9 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield found
 
 
-@pytest.mark.parametrize(("number", "what", "go"), attacks.ATTACKS, ids=[f"{n}: {w}" for n, w, _ in attacks.ATTACKS])
+@pytest.mark.parametrize(
+    ("number", "what", "go"), attacks.ATTACKS, ids=[f"{n}: {w}" for n, w, _ in attacks.ATTACKS]
+)
 def test_an_attack_is_held(target: Any, number: str, what: str, go: Any) -> None:
     found = go(target)
     assert found.held, found.answer

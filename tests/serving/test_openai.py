@@ -38,7 +38,9 @@ def vlm(server: Running, name: str) -> inference.VLM:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_answer_about_a_picture_is_the_model_s(client: openai.OpenAI, server: Running, family: str) -> None:
+def test_an_answer_about_a_picture_is_the_model_s(
+    client: openai.OpenAI, server: Running, family: str
+) -> None:
     found = client.chat.completions.create(model=family, messages=shown(URLS[0]), max_tokens=16)
     wanted = vlm(server, family).answer(PICTURES[0], "what is it?", max_new_tokens=16)
     choice = found.choices[0]
@@ -74,7 +76,9 @@ def test_a_stream_ends_up_at_the_same_text_and_counts(client: openai.OpenAI) -> 
     assert chunks[0].choices[0].delta.role == "assistant"
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
-    assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] == ["length"]
+    assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] == [
+        "length"
+    ]
     assert whole.usage is not None and chunks[-1].usage is not None and chunks[-1].choices == []
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 24
 
@@ -85,7 +89,9 @@ def test_sampling_is_that_of_its_seed(client: openai.OpenAI, server: Running) ->
             model="discrete", messages=shown(URLS[0]), max_tokens=16, temperature=1.0, seed=seed
         ).choices[0].message.content  # fmt: skip
 
-    wanted = vlm(server, "discrete").answer(PICTURES[0], "what is it?", max_new_tokens=16, temperature=1.0, seed=5)
+    wanted = vlm(server, "discrete").answer(
+        PICTURES[0], "what is it?", max_new_tokens=16, temperature=1.0, seed=5
+    )
     assert sampled(5) == wanted.text
     assert len({sampled(seed) for seed in range(5)}) > 1
 
@@ -112,7 +118,11 @@ def test_a_stop_text_ends_the_answer_before_it(client: openai.OpenAI) -> None:
     stop = text[4:7]
     for stream in (False, True):
         found = client.chat.completions.create(
-            model="continuous", messages=said("what?"), max_tokens=24, stop=[stop, "never said"], stream=stream
+            model="continuous",
+            messages=said("what?"),
+            max_tokens=24,
+            stop=[stop, "never said"],
+            stream=stream,
         )
         if stream:
             parts = [chunk.choices[0] for chunk in found]
@@ -142,7 +152,10 @@ def test_logprobs_are_the_model_s_and_in_order(client: openai.OpenAI, server: Ru
 def test_a_schema_is_kept_to(client: openai.OpenAI, family: str) -> None:
     schema = {
         "type": "object",
-        "properties": {"thing": {"enum": ["owl", "heart"]}, "count": {"type": "integer", "maximum": 9, "minimum": 0}},
+        "properties": {
+            "thing": {"enum": ["owl", "heart"]},
+            "count": {"type": "integer", "maximum": 9, "minimum": 0},
+        },
         "required": ["thing", "count"],
         "additionalProperties": False,
     }
@@ -153,7 +166,10 @@ def test_a_schema_is_kept_to(client: openai.OpenAI, family: str) -> None:
         n=3,
         seed=1,
         temperature=1.0,
-        response_format={"type": "json_schema", "json_schema": {"name": "things", "schema": schema, "strict": True}},
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "things", "schema": schema, "strict": True},
+        },
     )
     for choice in found.choices:
         about = json.loads(choice.message.content or "")
@@ -180,7 +196,10 @@ def test_a_second_turn_goes_on_from_what_is_cached(client: openai.OpenAI, server
     assert first.usage is not None and usage is not None and usage.prompt_tokens_details is not None
     assert (usage.prompt_tokens_details.cached_tokens or 0) >= first.usage.prompt_tokens - 1
     turns = [
-        {"role": "user", "content": [{"type": "image", "image": PICTURES[2]}, {"type": "text", "text": "what is it?"}]},
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": PICTURES[2]}, {"type": "text", "text": "what is it?"}],
+        },
         {"role": "assistant", "content": first.choices[0].message.content},
         {"role": "user", "content": "and then?"},
     ]
@@ -225,7 +244,9 @@ def test_a_picture_is_embedded_from_a_message(client: openai.OpenAI, server: Run
     assert isinstance(clip, inference.CLIP)
     message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": URLS[0]}}]}
     found = client.post(
-        "/embeddings", cast_to=object, body={"model": "clip", "messages": [message], "encoding_format": "float"}
+        "/embeddings",
+        cast_to=object,
+        body={"model": "clip", "messages": [message], "encoding_format": "float"},
     )
     assert found["data"][0]["embedding"] == pytest.approx(clip.embed_images([PICTURES[0]])[0].tolist())  # type: ignore[index]
 
@@ -242,7 +263,7 @@ def test_drawings_are_those_of_the_seed(client: openai.OpenAI, server: Running) 
 
 
 def test_a_continuous_model_says_why_it_cannot_draw(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="continuous VLM.*cannot draw; discrete can"):
+    with pytest.raises(openai.BadRequestError, match=r"continuous VLM.*cannot draw; discrete can"):
         client.images.generate(model="continuous", prompt="draw an owl.")
 
 

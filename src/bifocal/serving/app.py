@@ -26,7 +26,6 @@ from bifocal.serving.jobs import Drawn, Outbox, Result, Sketch, Task
 from bifocal.serving.metrics import CONTENT_TYPE
 from bifocal.serving.page import FILES
 from bifocal.serving.schemas import (
-    ChatRequest,
     ClassifyRequest,
     DrawRequest,
     EmbeddingRequest,
@@ -136,12 +135,18 @@ async def embeddings(request: Request, asked: EmbeddingRequest) -> JSONResponse:
     picture = None
     if asked.messages is not None:
         content = asked.messages[-1].content if len(asked.messages) == 1 else ""
-        parts = [content] if isinstance(content, str) else [p if isinstance(p, ImagePart) else p.text for p in content]
+        parts = (
+            [content]
+            if isinstance(content, str)
+            else [p if isinstance(p, ImagePart) else p.text for p in content]
+        )
         if len(parts) != 1 or not parts[0]:
             raise refused("messages must be one message with one part: a picture or a text", "messages")
         if isinstance(parts[0], ImagePart):
             address = parts[0].image_url
-            picture = await server.reader.picture(address if isinstance(address, str) else address.url, "messages")
+            picture = await server.reader.picture(
+                address if isinstance(address, str) else address.url, "messages"
+            )
         else:
             texts = [parts[0]]
     if texts is not None:
@@ -202,7 +207,9 @@ async def explain(request: Request, asked: ExplainRequest) -> JSONResponse:
     server, served = _picked(request, asked.model, "chat")
     vlm = served.loaded
     assert isinstance(vlm, VLM)
-    conversation = await server.reader.conversation(asked.messages, len(vlm.tokenizer.boxes), last="assistant")
+    conversation = await server.reader.conversation(
+        asked.messages, len(vlm.tokenizer.boxes), last="assistant"
+    )
     if not conversation.pictures:
         raise refused("there is no picture in these messages to look at", "messages")
     prompt, tokens = answer_tokens(vlm, conversation)
@@ -269,7 +276,9 @@ async def draw(request: Request, asked: DrawRequest) -> Response:
     finally:
         cancel()
     data = [{"b64_json": picture} for picture in pictures]
-    return JSONResponse({"created": int(time.time()), "output_format": "png", "size": f"{side}x{side}", "data": data})
+    return JSONResponse(
+        {"created": int(time.time()), "output_format": "png", "size": f"{side}x{side}", "data": data}
+    )
 
 
 async def _drawings(outbox: Outbox, count: int) -> list[str]:
@@ -349,7 +358,9 @@ async def _user_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = {404: "there is no such route", 405: "this route is not called so"}.get(error.status_code, error.detail)
+    message = {404: "there is no such route", 405: "this route is not called so"}.get(
+        error.status_code, error.detail
+    )
     return JSONResponse(error_body(error.status_code, message), error.status_code, headers=error.headers)
 
 

@@ -78,7 +78,10 @@ class Catalogue:
         if served is None:
             known = ", ".join(self.models)
             raise ApiError(
-                404, f"there is no such model here; this server has {known}", param="model", code="model_not_found"
+                404,
+                f"there is no such model here; this server has {known}",
+                param="model",
+                code="model_not_found",
             )
         if ability not in served.abilities:
             why = _reason(served, ability)

@@ -66,7 +66,9 @@ def check(asked: ChatRequest, limits: Limits) -> None:
     if asked.n > limits.choices:
         raise refused(f"n is {asked.n}, and the limit is {limits.choices}", "n")
     if asked.top_logprobs > limits.alternatives:
-        raise refused(f"top_logprobs is {asked.top_logprobs}, and the limit is {limits.alternatives}", "top_logprobs")
+        raise refused(
+            f"top_logprobs is {asked.top_logprobs}, and the limit is {limits.alternatives}", "top_logprobs"
+        )
     stops = stops_of(asked)
     if len(stops) > limits.stops:
         raise refused(f"stop holds {len(stops)} texts, and the limit is {limits.stops}", "stop")
@@ -174,7 +176,9 @@ class Reply:
             message = {"role": "assistant", "content": text, "refusal": None, "boxes": self.boxes(text)}
             logprobs = {"content": self.logprobs[index], "refusal": None} if self.asked.logprobs else None
             reason = self.ended[index].reason
-            choices.append({"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason})
+            choices.append(
+                {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
+            )
         return {**self.head("chat.completion"), "choices": choices, "usage": self.usage()}
 
     async def events(self, outbox: Outbox, about: dict[str, Any], server: Server) -> AsyncGenerator[str]:

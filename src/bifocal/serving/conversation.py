@@ -53,7 +53,9 @@ class Reader:
         self._length(sum(map(len, texts)), param)
         return [_clean(text, param) for text in texts]
 
-    async def conversation(self, messages: Sequence[ChatMessage], bins: int, *, last: str = "user") -> Conversation:
+    async def conversation(
+        self, messages: Sequence[ChatMessage], bins: int, *, last: str = "user"
+    ) -> Conversation:
         """Messages -> pictures and turns. ``bins`` is how finely the model writes boxes.
 
         What an assistant said is read as it was written: four location tokens are a box. In everybody else's words
@@ -61,10 +63,14 @@ class Reader:
         """
         limits = self.limits
         if len(messages) > limits.messages:
-            raise refused(f"{len(messages)} messages are too many: the limit is {limits.messages}", "messages")
+            raise refused(
+                f"{len(messages)} messages are too many: the limit is {limits.messages}", "messages"
+            )
         if messages[-1].role != last:
             raise refused(f"the last message must be the {last}'s", "messages")
-        parts = [(number, message, part) for number, message in enumerate(messages) for part in _parts(message)]
+        parts = [
+            (number, message, part) for number, message in enumerate(messages) for part in _parts(message)
+        ]
         self._length(sum(len(part) for _, _, part in parts if isinstance(part, str)), "messages")
         shown = sum(isinstance(part, ImagePart) for _, _, part in parts)
         if shown > limits.pictures:
@@ -77,7 +83,9 @@ class Reader:
                 where = f"messages[{number}].content[{place}]"
                 if isinstance(part, ImagePart):
                     if message.role != "user":
-                        raise refused(f"{where} is a picture in a turn of the {message.role}: only a user shows", where)
+                        raise refused(
+                            f"{where} is a picture in a turn of the {message.role}: only a user shows", where
+                        )
                     address = part.image_url
                     url = address if isinstance(address, str) else address.url
                     pictures.append(await self.picture(url, where))
@@ -91,7 +99,9 @@ class Reader:
 
     def _length(self, characters: int, param: str) -> None:
         if characters > self.limits.characters:
-            raise refused(f"{param} has {characters} characters, and the limit is {self.limits.characters}", param)
+            raise refused(
+                f"{param} has {characters} characters, and the limit is {self.limits.characters}", param
+            )
 
 
 def _parts(message: ChatMessage) -> Sequence[str | ImagePart]:

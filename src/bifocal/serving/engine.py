@@ -39,7 +39,9 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         if self.slots < 2 or self.context < 1 or self.prefill < 1:
-            raise ValueError("an engine has at least 2 slots of 1 token, and reads at least 1 token of a prompt at once")
+            raise ValueError(
+                "an engine has at least 2 slots of 1 token, and reads at least 1 token of a prompt at once"
+            )
 
 
 class Engine:
@@ -67,12 +69,16 @@ class Engine:
 
     def _declare(self) -> None:
         metrics = self.metrics
-        metrics.counter("bifocal_tokens_total", "Tokens by kind: of prompts, cached among them, and of answers.")
+        metrics.counter(
+            "bifocal_tokens_total", "Tokens by kind: of prompts, cached among them, and of answers."
+        )
         metrics.counter("bifocal_jobs_total", "Jobs by how they ended.")
         metrics.counter("bifocal_failed_steps_total", "Steps of a model that failed and were recovered from.")
         metrics.histogram("bifocal_time_to_first_token_seconds", "From a request to its first token.")
         metrics.gauge("bifocal_queue_length", "Jobs that wait.", lambda: len(self._queue))
-        metrics.gauge("bifocal_slots_used", "Slots that are taken.", lambda: sum(self.used(n) for n in self._pools))
+        metrics.gauge(
+            "bifocal_slots_used", "Slots that are taken.", lambda: sum(self.used(n) for n in self._pools)
+        )
         metrics.gauge("bifocal_slots", "Slots there are.", lambda: len(self._pools) * self.settings.slots)
 
     def _pool(self, served: Served, slots: int) -> Slots:
@@ -103,7 +109,9 @@ class Engine:
         """Put jobs into the queue, all or none. Raises ``ApiError`` 429 where it is full, 503 where it is closed."""
         with self._changed:
             if self.state != "ok":
-                raise ApiError(503, "the server is about to stop" if self.state == "stopping" else "the engine stopped")
+                raise ApiError(
+                    503, "the server is about to stop" if self.state == "stopping" else "the engine stopped"
+                )
             if not self._queue.add(jobs):
                 wait = min(60, max(1, math.ceil(len(self._queue) * self._seconds / self.settings.slots)))
                 raise ApiError(
@@ -165,7 +173,9 @@ class Engine:
             self._send_away(ApiError(503, "the server is about to stop"), lambda job: True)
             if now > self._until:
                 return False
-        late = ApiError(503, f"this was not answered within {self.limits.request_seconds:g} seconds", code="timeout")
+        late = ApiError(
+            503, f"this was not answered within {self.limits.request_seconds:g} seconds", code="timeout"
+        )
         self._send_away(late, lambda job: job.deadline < now or job.outbox.cancelled)
         for sequence, job in [*self._running.items()]:
             if job.deadline < now or job.outbox.cancelled:

@@ -22,10 +22,15 @@ class Features:
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         metrics.counter("bifocal_image_cache_hits_total", "Pictures whose features were known.")
         metrics.counter("bifocal_image_cache_misses_total", "Pictures that were encoded.")
-        metrics.gauge("bifocal_image_cache_bytes", "Memory of the features that are kept.", lambda: self.bytes)
+        metrics.gauge(
+            "bifocal_image_cache_bytes", "Memory of the features that are kept.", lambda: self.bytes
+        )
 
     def of(
-        self, model: str, pictures: Sequence[np.ndarray], encode: Callable[[Sequence[np.ndarray]], Tensor | None]
+        self,
+        model: str,
+        pictures: Sequence[np.ndarray],
+        encode: Callable[[Sequence[np.ndarray]], Tensor | None],
     ) -> Tensor | None:
         """(P, ...) of all pictures, of which only those that are not known are encoded, each once."""
         if not pictures:

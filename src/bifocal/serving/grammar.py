@@ -39,7 +39,8 @@ class Grammars:
         text = json.dumps(schema)
         if len(text) > limits.schema_bytes:
             raise refused(
-                f"the schema has {len(text)} characters, and the limit is {limits.schema_bytes}", "response_format"
+                f"the schema has {len(text)} characters, and the limit is {limits.schema_bytes}",
+                "response_format",
             )
         return Constraint(self._compiled(text).deep_copy(), self.vocabulary)
 

@@ -61,7 +61,9 @@ class Guard:
     def __init__(self, app: App, access: Access, limits: Limits, metrics: Metrics, log: Log) -> None:
         self.app, self.access, self.limits, self.metrics, self.log = app, access, limits, metrics, log
         metrics.counter("bifocal_requests_total", "Requests by route and status.")
-        metrics.histogram("bifocal_request_seconds", "From the first byte of a request to the last of its answer.")
+        metrics.histogram(
+            "bifocal_request_seconds", "From the first byte of a request to the last of its answer."
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -98,7 +100,9 @@ class _Exchange:
             await self._fail(error)
         except Exception:
             self.guard.log.write("error", request_id=self.request_id, traceback=traceback.format_exc())
-            await self._fail(ApiError(500, f"something went wrong in the server; its log has {self.request_id}"))
+            await self._fail(
+                ApiError(500, f"something went wrong in the server; its log has {self.request_id}")
+            )
         finally:
             route = getattr(self.scope.get("route"), "path", "other")
             seconds = time.perf_counter() - began

@@ -22,7 +22,13 @@ _SIGNATURES = {
     "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
     "GIF": re.compile(rb"GIF8[79]a"),
 }
-_TYPES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/jpg": "JPEG", "image/webp": "WEBP", "image/gif": "GIF"}
+_TYPES = {
+    "image/png": "PNG",
+    "image/jpeg": "JPEG",
+    "image/jpg": "JPEG",
+    "image/webp": "WEBP",
+    "image/gif": "GIF",
+}
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")  # how Python names an object, in what a decoder says
 _DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,", re.ASCII)
 
@@ -47,14 +53,19 @@ class Media:
             if self.remote is None or url[:5].lower() not in ("http:", "https"):
                 raise refused(
                     f"{param} must be a picture as data:image/png;base64,... (or jpeg, webp, gif): "
-                    + ("this server fetches none from addresses" if self.remote is None else "or an http address"),
+                    + (
+                        "this server fetches none from addresses"
+                        if self.remote is None
+                        else "or an http address"
+                    ),
                     param,
                 )
             return self.remote.fetch(url, self.limits.picture_bytes, param), None
         header = _DATA.match(url[:100])
         if header is None or header.group(1).lower() not in _TYPES:
             raise refused(
-                f"{param} must begin with data:image/png;base64, (or jpeg, webp or gif in the place of png)", param
+                f"{param} must begin with data:image/png;base64, (or jpeg, webp or gif in the place of png)",
+                param,
             )
         if (len(url) - header.end()) * 3 // 4 > self.limits.picture_bytes + 2:
             raise _too_long(self.limits, param)

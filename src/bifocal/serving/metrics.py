@@ -84,5 +84,7 @@ def _labels(key: Sequence[tuple[str, str]]) -> str:
     """``{a="b"}``, with what the format wants escaped."""
     if not key:
         return ""
-    escaped = [(name, value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")) for name, value in key]
+    escaped = [
+        (name, value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")) for name, value in key
+    ]
     return "{" + ",".join(f'{name}="{value}"' for name, value in escaped) + "}"

@@ -28,9 +28,10 @@ AnySocket = TypeVar("AnySocket", bound=socket.socket)
 _NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(?:\.(?!-)[a-z0-9-]{1,63})*\.[a-z][a-z0-9-]*", re.ASCII)
 _PLAIN = re.compile(r"[!-~]+", re.ASCII)  # no space, no control character, nothing beyond ASCII
 # Networks of IPv6 in which an IPv4 address is wrapped, which may be a private one.
-_WRAPPING = tuple(
-    ipaddress.IPv6Network(net) for net in ("::ffff:0:0/96", "::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
-)  # fmt: skip
+_WRAPPING = [
+    ipaddress.IPv6Network(network)
+    for network in ("::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")
+]
 
 
 def is_public(address: str) -> bool:
@@ -110,7 +111,9 @@ class Remote:
                 connection = http.client.HTTPConnection(host, port)
                 connection.sock = stream
                 # without compression the length that arrives is the length that is kept
-                connection.request("GET", target, headers={"Accept": "image/*", "Accept-Encoding": "identity"})
+                connection.request(
+                    "GET", target, headers={"Accept": "image/*", "Accept-Encoding": "identity"}
+                )
                 answer = connection.getresponse()
                 if answer.status in (301, 302, 303, 307, 308):
                     return urljoin(url, answer.getheader("Location") or "")
@@ -127,14 +130,20 @@ class Remote:
                 return bytes(body)
 
     def _parts(self, url: str, param: str) -> tuple[bool, str, str]:
-        """Whether it is HTTPS, the host, and path with query. Whatever two parsers could read in two ways is refused."""
-        wrong = refused(f"{param} is not at a host that this server fetches from ({', '.join(self.hosts)})", param)
+        """Whether it is HTTPS, the host, path and query; what two parsers could read in two ways is refused."""
+        wrong = refused(
+            f"{param} is not at a host that this server fetches from ({', '.join(self.hosts)})", param
+        )
         if not _PLAIN.fullmatch(url) or "\\" in url:
             raise wrong
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or parts.netloc not in self.hosts:
             raise wrong
-        return parts.scheme == "https", parts.netloc, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        return (
+            parts.scheme == "https",
+            parts.netloc,
+            (parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
+        )
 
 
 class Lifeline:

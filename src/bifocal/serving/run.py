@@ -50,10 +50,11 @@ class Running:
         self.metrics = Metrics()
         limits = settings.limits
         media = media or Media(limits, remote_of(settings.picture_hosts))
+        # before the engine and its thread, which a port that is taken would leave behind
+        self.socket = _listen(settings.access.host, settings.port)
         self.engine = Engine(catalogue, settings.engine, limits, self.metrics, self.log)
         server = Server(catalogue, self.engine, Reader(media, limits), limits, self.metrics, self.log)
         self.app = Guard(make_app(server), settings.access, limits, self.metrics, self.log)
-        self.socket = _listen(settings.access.host, settings.port)
         self.web = _Web(self)
 
     @property

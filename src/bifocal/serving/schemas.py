@@ -25,7 +25,11 @@ class Strict(BaseModel):
     @classmethod
     def without_nulls(cls, data: Any) -> Any:
         """Clients write null for what they leave out, also for fields that are not known here."""
-        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+        return (
+            {key: value for key, value in data.items() if value is not None}
+            if isinstance(data, dict)
+            else data
+        )
 
 
 class TextPart(Strict):
@@ -171,7 +175,9 @@ class DrawRequest(Strict):
     """``POST /v1/images/generations``."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"model": "vlm-discrete", "prompt": "draw an owl.", "n": 1, "seed": 7}]}
+        json_schema_extra={
+            "examples": [{"model": "vlm-discrete", "prompt": "draw an owl.", "n": 1, "seed": 7}]
+        }
     )
 
     model: str | None = None
@@ -195,7 +201,9 @@ class ClassifyRequest(Strict):
     model: str | None = None
     images: list[str] = Field(min_length=1)
     labels: list[str] = Field(min_length=1)
-    templates: list[str] | None = Field(default=None, min_length=1, description="sentences with {} for the label")
+    templates: list[str] | None = Field(
+        default=None, min_length=1, description="sentences with {} for the label"
+    )
 
 
 class ScoreRequest(Strict):

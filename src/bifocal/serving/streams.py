@@ -39,7 +39,9 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def write() -> None:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send(
+                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            )
             async for piece in self.events:
                 await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})

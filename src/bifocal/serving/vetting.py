@@ -1,7 +1,7 @@
 """A directory from elsewhere, looked over before anything in it is believed.
 
 Weights are safetensors and settings JSON, so nothing in them can run; what is left to an attacker is to say sizes that
-take all memory or all time, and ids for which there is no row. Both are found out here, at the price of reading headers.
+take all memory or all time. They are found out here, at the price of reading headers.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def _numbers(value: Any, file: Path, tensors: int, key: str) -> None:
             _numbers(item, file, tensors, key)
     elif isinstance(value, int) and not isinstance(value, bool):
         if abs(value) > (max(64, tensors) if key.endswith(REPEATED) else LARGEST):
-            raise UserError(f"{file} asks for {key} = {value}, and {tensors} tensors stand beside it: it is damaged")
+            raise UserError(
+                f"{file} asks for {key} = {value}, and {tensors} tensors stand beside it: it is damaged"
+            )
 
 
 def _fits(about: dict[str, Any], file: Path, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -1,4 +1,4 @@
-"""What a request wants done with a model, apart from answers in words: plain functions that the engine's thread runs."""
+"""What a request wants done with a model, apart from answers: plain functions that the engine's thread runs."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ def tokenize(vqvae: VQVAE, picture: np.ndarray) -> dict[str, Any]:
     return {"codes": codes.tolist(), "codebook_size": vqvae.codebook_size}
 
 
-def reconstruct(vqvae: VQVAE, picture: np.ndarray | None, codes: Sequence[Sequence[int]] | None) -> dict[str, Any]:
+def reconstruct(
+    vqvae: VQVAE, picture: np.ndarray | None, codes: Sequence[Sequence[int]] | None
+) -> dict[str, Any]:
     """The picture that codes stand for; of a picture also how far its reconstruction is from it."""
     if picture is None:
         assert codes is not None
@@ -91,7 +93,11 @@ def reconstruct(vqvae: VQVAE, picture: np.ndarray | None, codes: Sequence[Sequen
     indices = vqvae.encode(pixels)
     image = vqvae.decode(indices).float().cpu()
     error = mean_squared_error(pixels, image)
-    return {"b64_json": png(to_pictures(image)[0]), "codes": indices[0].tolist(), "psnr": float(psnr(error)[0])}
+    return {
+        "b64_json": png(to_pictures(image)[0]),
+        "codes": indices[0].tolist(),
+        "psnr": float(psnr(error)[0]),
+    }
 
 
 def _grid(codes: Sequence[Sequence[int]], vqvae: VQVAE) -> Tensor:
@@ -104,7 +110,9 @@ def _grid(codes: Sequence[Sequence[int]], vqvae: VQVAE) -> Tensor:
     return torch.tensor([list(row) for row in codes], dtype=torch.int64)
 
 
-def looked(vlm: VLM, prompt: Prompt, encoded: Tensor | None, tokens: Sequence[int], top: int) -> dict[str, Any]:
+def looked(
+    vlm: VLM, prompt: Prompt, encoded: Tensor | None, tokens: Sequence[int], top: int
+) -> dict[str, Any]:
     """Word by word, where a model looked while it gave an answer, and what else it might have said.
 
     ``attention`` of a word holds for each picture the shares of its positions, row by row.
@@ -142,5 +150,6 @@ def seen(vlm: VLM, encoded: Tensor | None) -> list[dict[str, Any]]:
     codes = encoded.view(-1, side, side)
     pictures = to_pictures(vlm.vqvae.decode(codes))
     return [
-        {"codes": grid, "b64_json": png(picture)} for grid, picture in zip(codes.tolist(), pictures, strict=True)
+        {"codes": grid, "b64_json": png(picture)}
+        for grid, picture in zip(codes.tolist(), pictures, strict=True)
     ]

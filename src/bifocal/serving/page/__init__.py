@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from importlib import resources
 
-_TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+}
 _NAMES = ("index.html", "page.css", "main.js", "client.js", "chat.js", "pictures.js", "looked.js", "draw.js")
 # by path, the content and its type
 FILES: dict[str, tuple[bytes, str]] = {
