@@ -35,6 +35,7 @@ from bifocal.generation.decode import score as score_continuations
 from bifocal.generation.explain import Word, explain
 from bifocal.generation.parti import Guidance, draw_grids
 from bifocal.generation.rerank import best_first
+from bifocal.generation.slots import Drawing
 from bifocal.interop import open_clip
 from bifocal.interop.clip import Layout, layout_for, layout_in, read_clip, write_clip
 from bifocal.interop.clip_tokens import AnyTokenizer, read_tokenizer
@@ -398,18 +399,13 @@ class VLM(Loaded):
                 f"{self.name} is a continuous VLM: it reads pictures as vectors and predicts words only, "
                 "so it cannot draw; use a discrete VLM"
             )
-        first, last = [self.tokenizer.bos], [self.tokenizer.turn_end, self.tokenizer.image_begin]
         side = self.model.config.vqvae.picture_size // self.model.config.vqvae.stride
         drawn: list[Image.Image] = []
         for start in range(0, len(prompts), batch_size):
-            some = [
-                Prompt(first + self.tokenizer.encode(text) + last)
-                for text in prompts[start : start + batch_size]
-            ]
             codes = draw_codes(
                 self.model,
-                some,
-                Prompt(first + last),
+                [self.drawing_prompt(text) for text in prompts[start : start + batch_size]],
+                self.drawing_prompt(""),
                 codes=self.tokenizer.codes,
                 guidance=guidance,
                 sampling=Sampling(temperature=temperature, top_k=top_k, seed=(seed or 0) + start),
@@ -418,6 +414,34 @@ class VLM(Loaded):
                 images = self.model.image_path.vqmodel.decode(codes.view(-1, side, side))
             drawn += [Image.fromarray(array) for array in to_pictures(images)]
         return drawn
+
+    def drawing_prompt(self, text: str) -> Prompt:
+        """What a picture of ``text`` is drawn behind; of an empty text, what guidance leads away from."""
+        tokenizer = self.tokenizer
+        words = tokenizer.encode(text) if text else []
+        return Prompt([tokenizer.bos, *words, tokenizer.turn_end, tokenizer.image_begin])
+
+    def drawing(self, guidance: float) -> Drawing:
+        """How the codes of one picture, and nothing else, follow such a prompt."""
+        begin = self.tokenizer.image_begin
+        count = self.model.image_path.positions
+        return Drawing(begin, begin, self.tokenizer.codes, count, guidance, self.drawing_prompt(""))
+
+    @torch.inference_mode()
+    def picture_of(self, tokens: Sequence[int]) -> Image.Image:
+        """The picture that the tokens of codes stand for."""
+        vqvae = self.vqvae.model
+        side = vqvae.config.picture_size // vqvae.config.stride
+        codes = torch.tensor(tokens, device=self.device) - self.tokenizer.codes.start
+        return Image.fromarray(to_pictures(vqvae.decode(codes.view(1, side, side)))[0])
+
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        """A conversation as tokens; its pictures are rows of what ``encode`` makes of them."""
+        return self._prompt(messages, first_picture=0)
+
+    def encode(self, pictures: Sequence[AnyPicture]) -> Tensor | None:
+        """What the frozen image encoder makes of pictures, (P, N) codes or (P, N, D) features; None of none."""
+        return self._encode(pictures)
 
     @torch.inference_mode()
     def _encode(self, pictures: Sequence[AnyPicture]) -> Tensor | None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from bifocal import inference
 from bifocal.commands.figures import grid
+from bifocal.commands.remote import draw_on_server
 from bifocal.config import UserError
 from bifocal.generation.rerank import best_first
 from bifocal.training.progress import counted
@@ -36,6 +37,7 @@ class DrawSettings:
     top_p: float = 1.0
     rerank: Path | None = None
     size: tuple[int, int] | None = None
+    url: str | None = None
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -46,27 +48,11 @@ def draw_command(
     run: Path, prompt: str, output: Path, settings: DrawSettings, *, device: str = "cpu", dtype: str = "auto"
 ) -> None:
     """Draw into one PNG, several pictures side by side."""
-    model = inference.load(run, device=device, dtype=dtype)
-    if not isinstance(model, inference.VLM | inference.Parti):
-        raise UserError(f"{run} is a {model.kind}, and drawing is for a Parti or a discrete VLM")
     clip = None if settings.rerank is None else open_clip(settings.rerank, device=device, dtype=dtype)
-    options: dict[str, Any] = {name: getattr(settings, name) for name in ("seed", "temperature", "top_k")}
-    if settings.guidance is not None:
-        options["guidance"] = settings.guidance
-    prompts = [prompt] * settings.n
-    if isinstance(model, inference.VLM):
-        for name, value in OF_PARTI.items():
-            if getattr(settings, name) != value:
-                raise UserError(f"--{name.replace('_', '-')} is for a Parti, and {run} is a VLM")
-        pictures = model.draw_batch(prompts, **options)
+    if settings.url is None:
+        pictures = _drawn_here(run, prompt, settings, device=device, dtype=dtype)
     else:
-        for note in notes(model, prompt):
-            print(f"bifocal: {note}", file=sys.stderr)
-        options |= {name: getattr(settings, name) for name in OF_PARTI}
-        with counted("codes") as update:
-            pictures = model.draw_batch(
-                prompts, progress=lambda partial: update(partial.done, partial.total), **options
-            )
+        pictures = _drawn_there(settings.url, run.name, prompt, settings)
     if clip is not None:
         pictures = [pictures[place] for place in best_first(clip, pictures, [prompt])[0].tolist()]
     if len(pictures) == 1:
@@ -74,6 +60,42 @@ def draw_command(
         return
     columns = min(len(pictures), 8)
     Image.fromarray(grid([np.asarray(picture) for picture in pictures], columns=columns)).save(output)
+
+
+def _drawn_here(
+    run: Path, prompt: str, settings: DrawSettings, *, device: str, dtype: str
+) -> list[Image.Image]:
+    model = inference.load(run, device=device, dtype=dtype)
+    if not isinstance(model, inference.VLM | inference.Parti):
+        raise UserError(f"{run} is a {model.kind}, and drawing is for a Parti or a discrete VLM")
+    options: dict[str, Any] = {
+        name: getattr(settings, name) for name in ("seed", "temperature", "top_k", "top_p")
+    }
+    if settings.guidance is not None:
+        options["guidance"] = settings.guidance
+    prompts = [prompt] * settings.n
+    if isinstance(model, inference.VLM):
+        _refuse_others(settings, OF_PARTI, f"for a Parti, and {run} is a VLM")
+        return model.draw_batch(prompts, **options)
+    for note in notes(model, prompt):
+        print(f"bifocal: {note}", file=sys.stderr)
+    options |= {name: getattr(settings, name) for name in OF_PARTI}
+    with counted("codes") as update:
+        return model.draw_batch(
+            prompts, progress=lambda partial: update(partial.done, partial.total), **options
+        )
+
+
+def _drawn_there(url: str, model: str, prompt: str, settings: DrawSettings) -> list[Image.Image]:
+    _refuse_others(settings, NOT_OF_SERVERS, "not among what a server is asked for")
+    guidance = 2.0 if settings.guidance is None else settings.guidance
+    return draw_on_server(url, model, prompt, n=settings.n, guidance=guidance, seed=settings.seed)
+
+
+def _refuse_others(settings: DrawSettings, usual: dict[str, Any], why: str) -> None:
+    for name, value in usual.items():
+        if getattr(settings, name) != value:
+            raise UserError(f"--{name.replace('_', '-')} is {why}")
 
 
 def open_clip(path: Path, *, device: str, dtype: str) -> inference.CLIP:
