@@ -68,7 +68,7 @@ ImportFormat = Literal[
     "samples",
 ]
 Split = Literal["train", "validation", "test", "test-novel-pairs", "test-novel-concepts"]
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 def quickstart(
@@ -207,7 +207,7 @@ def evaluate(
         templates: for zero-shot, drawings, photos or name, or a file of sentences with {} for the name.
         json_output: print rows as JSON and nothing else.
         device: where to compute.
-        dtype: auto is bf16 where it is fast.
+        dtype: auto is bf16 where it is fast; int8 besides rounds the weights of a VLM's decoder to 8 bits, on a CPU.
     """
     from bifocal.commands.evaluate import evaluate_command
     from bifocal.distributed import is_main, joined
@@ -339,7 +339,7 @@ def ask(
         url: ask a server that runs already (bifocal serve); its key is read from BIFOCAL_KEY.
         json_output: print the answer as JSON.
         device: where to compute.
-        dtype: auto is bf16 where it is fast.
+        dtype: auto is bf16 where it is fast; int8 besides rounds the weights of a VLM's decoder to 8 bits, on a CPU.
     """
     if len(words) < 2:
         raise config.UserError(
@@ -397,6 +397,7 @@ def draw(
     top_k: int = 0,
     top_p: float = 1.0,
     rerank: Path | None = None,
+    candidates: int | None = None,
     size: tuple[int, int] | None = None,
     url: str | None = None,
     device: str = "cpu",
@@ -418,14 +419,17 @@ def draw(
         top_k: of sampling, the most likely codes to choose from; 0 is all.
         top_p: of sampling, the share of probability to choose from.
         rerank: a CLIP that puts the pictures in order, best first.
+        candidates: draw so many, and keep the n that the CLIP puts first.
         size: width and height in pixels, of a Parti.
         url: let a server draw that runs already (bifocal serve); its key is read from BIFOCAL_KEY.
         device: where to compute.
-        dtype: auto is bf16 where it is fast.
+        dtype: auto is bf16 where it is fast; int8 besides rounds the weights of a VLM's decoder to 8 bits, on a CPU.
     """
     from bifocal.commands.draw import DrawSettings, draw_command
 
-    settings = DrawSettings(n, guidance, schedule, seed, temperature, top_k, top_p, rerank, size, url)
+    settings = DrawSettings(
+        n, guidance, schedule, seed, temperature, top_k, top_p, rerank, candidates, size, url
+    )
     draw_command(run, prompt, output, settings, device=device, dtype=dtype)
     print(f"wrote {output}")
 
@@ -466,7 +470,7 @@ def serve(
         grace: seconds that running answers have to end at a signal.
         log_contents: write questions and answers into the log, too.
         device: where to compute.
-        dtype: auto is bf16 where it is fast.
+        dtype: auto is bf16 where it is fast; int8 besides rounds the weights of a VLM's decoder to 8 bits, on a CPU.
     """
     import os
 

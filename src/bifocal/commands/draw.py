@@ -17,11 +17,9 @@ from bifocal.config import UserError
 from bifocal.generation.rerank import best_first
 from bifocal.training.progress import counted
 
-OF_PARTI: dict[str, Any] = {
-    "schedule": "constant",
-    "top_p": 1.0,
-    "size": None,
-}  # with what they are if not given
+# What others do not take, with what it is if not given.
+OF_PARTI: dict[str, Any] = {"schedule": "constant", "size": None}
+NOT_OF_SERVERS: dict[str, Any] = {**OF_PARTI, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 @dataclass(frozen=True)
@@ -36,12 +34,23 @@ class DrawSettings:
     top_k: int = 0
     top_p: float = 1.0
     rerank: Path | None = None
+    candidates: int | None = None
     size: tuple[int, int] | None = None
     url: str | None = None
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise UserError(f"-n must be at least 1, got {self.n}")
+        if self.candidates is not None and (self.rerank is None or self.candidates < self.n):
+            raise UserError(
+                f"--candidates {self.candidates} are drawn for a CLIP to choose from: name it with --rerank, and draw at "
+                f"least the {self.n} that are kept"
+            )
+
+    @property
+    def drawn(self) -> int:
+        """How many pictures are drawn."""
+        return self.candidates or self.n
 
 
 def draw_command(
@@ -54,7 +63,8 @@ def draw_command(
     else:
         pictures = _drawn_there(settings.url, run.name, prompt, settings)
     if clip is not None:
-        pictures = [pictures[place] for place in best_first(clip, pictures, [prompt])[0].tolist()]
+        best = best_first(clip, pictures, [prompt])[0].tolist()
+        pictures = [pictures[place] for place in best[: settings.n]]
     if len(pictures) == 1:
         pictures[0].save(output)
         return
@@ -73,7 +83,7 @@ def _drawn_here(
     }
     if settings.guidance is not None:
         options["guidance"] = settings.guidance
-    prompts = [prompt] * settings.n
+    prompts = [prompt] * settings.drawn
     if isinstance(model, inference.VLM):
         _refuse_others(settings, OF_PARTI, f"for a Parti, and {run} is a VLM")
         return model.draw_batch(prompts, **options)
@@ -89,7 +99,7 @@ def _drawn_here(
 def _drawn_there(url: str, model: str, prompt: str, settings: DrawSettings) -> list[Image.Image]:
     _refuse_others(settings, NOT_OF_SERVERS, "not among what a server is asked for")
     guidance = 2.0 if settings.guidance is None else settings.guidance
-    return draw_on_server(url, model, prompt, n=settings.n, guidance=guidance, seed=settings.seed)
+    return draw_on_server(url, model, prompt, n=settings.drawn, guidance=guidance, seed=settings.seed)
 
 
 def _refuse_others(settings: DrawSettings, usual: dict[str, Any], why: str) -> None:
