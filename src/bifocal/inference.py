@@ -38,7 +38,8 @@ from bifocal.generation.prompt import Prompt
 from bifocal.generation.rerank import best_first
 from bifocal.generation.sampling import Sampling
 from bifocal.generation.slots import Drawing, Event, Slots
-from bifocal.generation.telling import AnswerOptions, AnswerSettings, Likely, Telling, Told
+from bifocal.generation.telling import AnswerOptions, AnswerSettings, Likely, Telling, Told, likely
+from bifocal.generation.writer import Writer, cut_off
 from bifocal.interop import open_clip
 from bifocal.interop.clip import Layout, layout_for, layout_in, read_clip, write_clip
 from bifocal.interop.clip_tokens import AnyTokenizer, read_tokenizer
@@ -60,8 +61,8 @@ CONFIGS = (CONFIG, open_clip.CONFIG)  # either says what a finished model is
 class Answer:
     """What a VLM says: text, the boxes in it (normalised), pictures it drew, why it ended, and how sure it was.
 
-    ``logprobs`` has the log-probability of every token, ``top_logprobs`` the likeliest tokens at each place with theirs,
-    where they were asked for.
+    ``logprobs`` has the log-probability of every token, ``top_logprobs`` the likeliest tokens at each place with
+    theirs, where they were asked for.
     """
 
     text: str
@@ -378,7 +379,7 @@ class VLM(Loaded):
             drawing=drawing,
             top=settings.top_logprobs,
         )
-        telling = self._telling(settings)
+        telling = Telling(self, settings.stop, self.model.image_path.positions)
         while slots.busy:
             for event in slots.step():
                 told = telling.take(event)
@@ -399,7 +400,6 @@ class VLM(Loaded):
         several = [pictures] if isinstance(pictures, AnyPicture) else list(pictures)
         messages = question_messages(len(several), question)
         prompt, encoded = self.prompt(messages), self.encode(several)
-        telling = self._telling(AnswerSettings())
         generated = generate(
             self.model,
             [prompt],
@@ -407,7 +407,6 @@ class VLM(Loaded):
             stop=self.tokenizer.eos,
             forbidden=self.forbidden,
             sampling=Sampling(max_new_tokens=max_new_tokens),
-            until=lambda _, event: telling.take(event).finish_reason is not None,
         )[0]
         words = explain(
             self.model,
@@ -427,7 +426,7 @@ class VLM(Loaded):
             seen = [
                 Image.fromarray(array) for array in to_pictures(path.vqmodel.decode(codes.to(self.device)))
             ]
-        return Explanation(self._answer(generated, telling), tuple(words), (side, side), codes, tuple(seen))
+        return Explanation(self._answer(generated), tuple(words), (side, side), codes, tuple(seen))
 
     @torch.inference_mode()
     def score(self, pictures: Sequence[AnyPicture], question: str, answers: Sequence[str]) -> list[float]:
@@ -581,10 +580,12 @@ class VLM(Loaded):
         sampling: Sequence[Sampling],
         settings: AnswerSettings,
     ) -> list[Answer]:
-        told = [self._telling(settings) for _ in prompts]
+        writers = [Writer(self.tokenizer.decode, settings.stop) for _ in prompts]
 
         def ended(number: int, event: Event) -> bool:
-            return told[number].take(event).finish_reason is not None
+            if event.finished != "stop":
+                writers[number].add(event.token)
+            return writers[number].stopped
 
         generated = generate(
             self.model,
@@ -595,9 +596,9 @@ class VLM(Loaded):
             sampling=sampling,
             drawing=self._drawing_in(settings),
             top=settings.top_logprobs,
-            until=ended,
+            until=ended if settings.stop else None,
         )
-        return [self._answer(result, telling) for result, telling in zip(generated, told)]
+        return [self._answer(result, settings.stop) for result in generated]
 
     def _drawing_in(self, settings: AnswerSettings) -> Drawing | None:
         if not settings.may_draw:
@@ -605,19 +606,25 @@ class VLM(Loaded):
         self._require_drawing()
         return self.drawing(settings.guidance)
 
-    def _telling(self, settings: AnswerSettings) -> Telling:
-        return Telling(self, settings.stop, self.model.image_path.positions)
-
-    def _answer(self, result: Generated, telling: Telling) -> Answer:
-        text = telling.writer.text.strip()
+    def _answer(self, result: Generated, stop: Sequence[str] = ()) -> Answer:
+        tokens, tops = result.tokens, result.tops
+        text, stopped = cut_off(self.tokenizer.decode(tokens), stop)
         return Answer(
-            text,
+            text.strip(),
             tuple(boxes_from_text(text, len(self.tokenizer.boxes))),
-            tuple(telling.images),
-            telling.finish_reason or "length",
+            tuple(self.picture_of(codes) for codes in self._codes_of(tokens)),
+            "stop" if result.stopped or stopped else "length",
             tuple(result.logprobs),
-            tuple(telling.top_logprobs) if any(telling.top_logprobs) else (),
+            tuple(likely(self.tokenizer, top) for top in tops) if any(tops) else (),
         )
+
+    def _codes_of(self, tokens: Sequence[int]) -> list[list[int]]:
+        """The codes of each whole picture in an answer."""
+        codes, count = (
+            [token for token in tokens if token in self.tokenizer.codes],
+            self.model.image_path.positions,
+        )
+        return [codes[start : start + count] for start in range(0, len(codes) - count + 1, count)]
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ class DrawSettings:
             raise UserError(f"-n must be at least 1, got {self.n}")
         if self.candidates is not None and (self.rerank is None or self.candidates < self.n):
             raise UserError(
-                f"--candidates {self.candidates} are drawn for a CLIP to choose from: name it with --rerank, and draw at "
-                f"least the {self.n} that are kept"
+                f"--candidates {self.candidates} are drawn for a CLIP to choose from: name it with --rerank, and draw "
+                f"at least the {self.n} that are kept"
             )
 
     @property

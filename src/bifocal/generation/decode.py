@@ -54,9 +54,9 @@ def generate(
     settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
     longest = max(len(p.tokens) + s.max_new_tokens for p, s in zip(prompts, settings, strict=True))
     each = 2 if drawing is not None and drawing.guidance != 1.0 else 1
-    slots = Slots(model, each * len(prompts), longest)
+    slots, allowed = Slots(model, each * len(prompts), longest), ~forbidden
     sequences = [
-        slots.start(prompt, encoded, setting, stop=(stop,), allow=~forbidden, drawing=drawing, top=top)
+        slots.start(prompt, encoded, setting, stop=(stop,), allow=allowed, drawing=drawing, top=top)
         for prompt, setting in zip(prompts, settings, strict=True)
     ]
     numbers = {sequence: number for number, sequence in enumerate(sequences)}

@@ -39,10 +39,10 @@ class AnswerSettings:
     """How an answer is told.
 
     At most ``max_new_tokens`` are said: 64 if that is not given, and as many as a picture takes where one may be drawn.
-    Temperature 0 takes the most likely words; ``top_k`` and ``top_p`` narrow what is sampled from, and ``seed`` makes it
-    repeatable. The text ends before the first of the ``stop`` texts. ``top_logprobs`` is how many likely tokens are named
-    at each place. With ``may_draw`` a discrete model may put pictures into its answer: whole ones, whose codes are chosen
-    by settings of their own and with ``guidance``; they count as tokens.
+    Temperature 0 takes the most likely words; ``top_k`` and ``top_p`` narrow what is sampled from, and ``seed`` makes
+    it repeatable. The text ends before the first of the ``stop`` texts. ``top_logprobs`` is how many likely tokens are
+    named at each place. With ``may_draw`` a discrete model may put pictures into its answer: whole ones, whose codes
+    are chosen by settings of their own and with ``guidance``; they count as tokens.
     """
 
     max_new_tokens: int | None = None
@@ -108,9 +108,6 @@ class Telling:
     positions: int = 0  # codes of a picture
     writer: Writer = field(init=False)
     codes: list[int] = field(default_factory=list)
-    images: list[Image.Image] = field(default_factory=list)
-    top_logprobs: list[tuple[Likely, ...]] = field(default_factory=list)
-    finish_reason: str | None = None
 
     def __post_init__(self) -> None:
         self.writer = Writer(self.model.tokenizer.decode, self.stop)
@@ -118,7 +115,6 @@ class Telling:
     def take(self, event: Event) -> Told:
         """What this token adds."""
         if event.finished == "stop":
-            self.finish_reason = "stop"
             return Told(self.writer.end(), finish_reason="stop")
         text = self.writer.add(event.token)
         images: tuple[Image.Image, ...] = ()
@@ -126,14 +122,16 @@ class Telling:
             self.codes.append(event.token)
             if len(self.codes) == self.positions:
                 images = (self.model.picture_of(self.codes),)
-                self.images += images
                 self.codes = []
-        top = tuple((token_text(self.model.tokenizer, token), logprob) for token, logprob in event.top)
-        self.top_logprobs.append(top)
-        self.finish_reason = "stop" if self.writer.stopped else event.finished
-        if self.finish_reason == "length":
+        reason = "stop" if self.writer.stopped else event.finished
+        if reason == "length":
             text += self.writer.end()
-        return Told(text, images, self.finish_reason, (event.logprob,), (top,))
+        return Told(text, images, reason, (event.logprob,), (likely(self.model.tokenizer, event.top),))
+
+
+def likely(tokenizer: TextTokenizer, top: Sequence[tuple[int, float]]) -> tuple[Likely, ...]:
+    """The likeliest tokens as text."""
+    return tuple((token_text(tokenizer, token), logprob) for token, logprob in top)
 
 
 def token_text(tokenizer: TextTokenizer, token: int) -> str:
