@@ -87,7 +87,12 @@ def norm_of(norm: RMSNorm) -> Product:
         return norm
     width, doubled = len(weight), torch.cat([weight, weight])
     shape, eps = (2 * width,), norm.eps
-    return lambda x: F.layer_norm(torch.cat([x, -x], dim=-1), shape, doubled, None, eps)[:, :width]
+
+    def normed(x_BD: Tensor) -> Tensor:
+        both = F.layer_norm(torch.cat([x_BD, -x_BD], dim=-1), shape, doubled, None, eps)
+        return both[:, :width].contiguous()  # the int8 product takes nothing else
+
+    return normed
 
 
 @dataclass(frozen=True)
