@@ -12,11 +12,14 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from bifocal import config
+
+if TYPE_CHECKING:
+    from bifocal.inference import VLM
 
 Task = Literal[
     "reconstruction",
@@ -65,7 +68,7 @@ ImportFormat = Literal[
     "samples",
 ]
 Split = Literal["train", "validation", "test", "test-novel-pairs", "test-novel-concepts"]
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 def quickstart(
@@ -204,7 +207,7 @@ def evaluate(
         templates: for zero-shot, drawings, photos or name, or a file of sentences with {} for the name.
         json_output: print rows as JSON and nothing else.
         device: where to compute.
-        dtype: auto is bf16 where it is fast.
+        dtype: auto is bf16 where it is fast; int8 besides rounds the weights of a VLM's decoder to 8 bits, on a CPU.
     """
     from bifocal.commands.evaluate import evaluate_command
     from bifocal.distributed import is_main, joined
@@ -316,40 +319,54 @@ def ask(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int | None = None,
+    explain: Path | None = None,
+    url: str | None = None,
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
     device: str = "cpu",
     dtype: Dtype = "auto",
 ) -> None:
     """Ask a VLM about one or several pictures; the last word group is the question.
 
-    Example: bifocal ask runs/quickstart/vlm-continuous owl.png "what is on the blue tile?"
+    Example: bifocal ask runs/quickstart/vlm-continuous owl.png "what is on the blue tile?" --explain why.html
 
     Args:
-        run: a finished VLM.
+        run: a finished VLM; with --url the name of one on that server.
         words: picture files, then the question.
         max_new_tokens: the longest answer.
         temperature: 0 gives the most likely answer.
         seed: of sampling.
+        explain: write a page (HTML) that shows where the model looked for each word and what else it might have said.
+        url: ask a server that runs already (bifocal serve); its key is read from BIFOCAL_KEY.
         json_output: print the answer as JSON.
         device: where to compute.
-        dtype: auto is bf16 where it is fast.
+        dtype: auto is bf16 where it is fast; int8 besides rounds the weights of a VLM's decoder to 8 bits, on a CPU.
     """
-    from bifocal.inference import VLM, load
-
     if len(words) < 2:
         raise config.UserError(
             'give at least one picture and a question, as in: bifocal ask RUN owl.png "what is this?"'
         )
-    model = load(run, device=device, dtype=dtype)
-    if not isinstance(model, VLM):
-        raise config.UserError(f"{run} is a {model.kind}, and questions are for a VLM")
-    answer = model.answer(
-        [Path(word) for word in words[:-1]],
-        words[-1],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-    )
+    pictures, question = [Path(word) for word in words[:-1]], words[-1]
+    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    if explain is not None:
+        from bifocal.commands.explain import write_explanation
+
+        if temperature > 0:
+            raise config.UserError("--explain is about the most likely answer: leave --temperature at 0")
+        if url is not None:
+            raise config.UserError(
+                "--explain looks into the model itself, and --url leaves it to a server: give one"
+            )
+        model = _open_vlm(run, "questions are", device=device, dtype=dtype)
+        explanation = model.explain(pictures, question, max_new_tokens=max_new_tokens)
+        answer = explanation.answer
+        write_explanation(explain, explanation, pictures, question, model.name)
+    elif url is not None:
+        from bifocal.commands.remote import ask_server
+
+        answer = ask_server(url, run.name, pictures, question, **sampling)
+    else:
+        model = _open_vlm(run, "questions are", device=device, dtype=dtype)
+        answer = model.answer(pictures, question, **sampling)
     if json_output:
         about = {"text": answer.text, "boxes": answer.boxes, "finish_reason": answer.finish_reason}
         print(json.dumps({**about, "logprobs": answer.logprobs}))
@@ -357,6 +374,15 @@ def ask(
         print(answer.text)
         for box in answer.boxes:
             print("box " + " ".join(f"{side:.3f}" for side in box))
+
+
+def _open_vlm(run: Path, wanted: str, **options: Any) -> VLM:
+    from bifocal.inference import VLM, load
+
+    model = load(run, **options)
+    if not isinstance(model, VLM):
+        raise config.UserError(f"{run} is a {model.kind}, and {wanted} for a VLM")
+    return model
 
 
 def draw(
@@ -371,7 +397,9 @@ def draw(
     top_k: int = 0,
     top_p: float = 1.0,
     rerank: Path | None = None,
+    candidates: int | None = None,
     size: tuple[int, int] | None = None,
+    url: str | None = None,
     device: str = "cpu",
     dtype: Dtype = "auto",
 ) -> None:
@@ -380,7 +408,7 @@ def draw(
     Example: bifocal draw runs/parti "an owl and two hearts" -n 4 --rerank runs/quickstart/clip -o drawing.png
 
     Args:
-        run: a finished Parti or discrete VLM.
+        run: a finished Parti or discrete VLM; with --url the name of one on that server.
         prompt: what to draw.
         output: a PNG; several pictures stand side by side in it.
         n: how many pictures.
@@ -391,15 +419,77 @@ def draw(
         top_k: of sampling, the most likely codes to choose from; 0 is all.
         top_p: of sampling, the share of probability to choose from.
         rerank: a CLIP that puts the pictures in order, best first.
+        candidates: draw so many, and keep the n that the CLIP puts first.
         size: width and height in pixels, of a Parti.
+        url: let a server draw that runs already (bifocal serve); its key is read from BIFOCAL_KEY.
         device: where to compute.
-        dtype: auto is bf16 where it is fast.
+        dtype: auto is bf16 where it is fast; int8 besides rounds the weights of a VLM's decoder to 8 bits, on a CPU.
     """
     from bifocal.commands.draw import DrawSettings, draw_command
 
-    settings = DrawSettings(n, guidance, schedule, seed, temperature, top_k, top_p, rerank, size)
+    settings = DrawSettings(
+        n, guidance, schedule, seed, temperature, top_k, top_p, rerank, candidates, size, url
+    )
     draw_command(run, prompt, output, settings, device=device, dtype=dtype)
     print(f"wrote {output}")
+
+
+def serve(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    key: tuple[str, ...] = (),
+    origin: tuple[str, ...] = (),
+    name: tuple[str, ...] = (),
+    picture_host: tuple[str, ...] = (),
+    slots: int = 16,
+    context: int = 2048,
+    prefill: int = 256,
+    limit: tuple[str, ...] = (),
+    grace: float = 30.0,
+    log_contents: bool = False,
+    device: str = "cpu",
+    dtype: Dtype = "auto",
+) -> None:
+    """Serve models on a page and behind the OpenAI API.
+
+    Example: bifocal serve runs/quickstart/vlm-continuous runs/quickstart/vlm-discrete runs/quickstart/clip
+
+    Args:
+        runs: finished runs of any kind.
+        host: where to listen; beyond this machine only with a key.
+        port: where to listen; 0 takes any that is free.
+        key: who knows one of these may ask; also from BIFOCAL_KEY, where other programs do not see it.
+        origin: pages of other servers that may call this one, as https://example.org.
+        name: what this server may be called in a Host header, where it is behind another one.
+        picture_host: hosts that pictures may be fetched from, as images.example.org; without, none are fetched.
+        slots: answers that grow side by side in each VLM.
+        context: tokens of a conversation and its answer.
+        prefill: tokens of new questions that are read between two tokens of running answers.
+        limit: NAME=VALUE for any of the limits in docs/serving.md, as pictures=4.
+        grace: seconds that running answers have to end at a signal.
+        log_contents: write questions and answers into the log, too.
+        device: where to compute.
+        dtype: auto is bf16 where it is fast; int8 besides rounds the weights of a VLM's decoder to 8 bits, on a CPU.
+    """
+    import os
+
+    from bifocal.serving.access import Access, keys_of
+    from bifocal.serving.engine import EngineSettings
+    from bifocal.serving.limits import limits_of
+    from bifocal.serving.run import Settings
+    from bifocal.serving.run import serve as go
+
+    settings = Settings(
+        port=port,
+        access=Access(host, keys_of(key, os.environ.get("BIFOCAL_KEY")), origin, name),
+        limits=limits_of(limit),
+        engine=EngineSettings(slots, context, prefill),
+        picture_hosts=picture_host,
+        log_contents=log_contents,
+        grace=grace,
+    )
+    go(runs, settings, device=device, dtype=dtype)
 
 
 def encode(
@@ -679,23 +769,26 @@ def data_show(
     folder: tyro.conf.Positional[Path],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     task: str | None = None,
+    model: Path | None = None,
     count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 60,
 ) -> None:
     """Write a page with samples of a folder: pictures, boxes, questions and answers.
 
-    Example: bifocal data show pets -o pets.html
+    Example: bifocal data show pets -o pets.html --model runs/quickstart/vlm-continuous
 
     Args:
         folder: with samples.jsonl and pictures.
         output: an HTML file, complete in itself.
         task: show samples of this task only.
+        model: a finished VLM: show its tokens, the supervised ones in green, and the pictures as it sees them.
         count: how many samples, spread evenly over the folder.
     """
     from bifocal.commands.inspect import show_data
 
     if count < 1:
         raise config.UserError(f"-n must be at least 1, got {count}")
-    show_data(folder, output, task=task, count=count)
+    vlm = None if model is None else _open_vlm(model, "tokens of conversations are")
+    show_data(folder, output, task=task, count=count, model=vlm)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -706,6 +799,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": compare,
     "ask": ask,
     "draw": draw,
+    "serve": serve,
     "encode": encode,
     "search": search,
     "interpolate": interpolate,
@@ -722,7 +816,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 def usage() -> str:
     """The list of subcommands."""
     lines = [f"  bifocal {name:<12} {(go.__doc__ or '').splitlines()[0]}" for name, go in COMMANDS.items()]
-    return "bifocal trains, compares and evaluates visual-language models.\n\n" + "\n".join(lines)
+    return "bifocal trains, compares, evaluates and serves visual-language models.\n\n" + "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -44,6 +44,10 @@ def train_command(
         raise UserError(f"--vision is for vlm, prior and parti, not for {model}")
     if model != "clip" and tower is not None:
         raise UserError(f"--tower is for clip, not for {model}")
+    if dtype == "int8":
+        raise UserError(
+            "int8 weights cannot be trained: choose float32 or bfloat16, and int8 for the finished model"
+        )
     flags = {
         "data": data,
         "train.steps": steps,

@@ -14,6 +14,7 @@ from bifocal.models.blocks import (
     HeadNorm,
     KeyValueCache,
     RMSNorm,
+    RowWriter,
     attend,
     joint_linear,
     merge_heads,
@@ -25,7 +26,7 @@ from bifocal.models.blocks import (
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Sizes of the decoder."""
+    """Sizes of the decoder. With ``tied`` its head is the embedding table."""
 
     vocabulary: int = 1024
     width: int = 256
@@ -36,6 +37,7 @@ class LanguageConfig:
     rotary_base: float = 10000.0
     norm_eps: float = 1e-5
     qk_norm: bool = False
+    tied: bool = False
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.heads % self.kv_heads:
@@ -69,7 +71,7 @@ class CausalAttention(nn.Module):
         x_BTD: Tensor,
         rotary: tuple[Tensor, Tensor],
         bias: Tensor | None,
-        cache: KeyValueCache | None,
+        cache: KeyValueCache | RowWriter | None,
         layer: int,
     ) -> Tensor:
         q, k, v = joint_linear(x_BTD, self.q_proj, self.k_proj, self.v_proj)
@@ -112,7 +114,7 @@ class DecoderLayer(nn.Module):
         x_BTD: Tensor,
         rotary: tuple[Tensor, Tensor],
         bias: Tensor | None,
-        cache: KeyValueCache | None,
+        cache: KeyValueCache | RowWriter | None,
         layer: int,
     ) -> Tensor:
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, bias, cache, layer)
@@ -129,6 +131,8 @@ class LanguageModel(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
+        if config.tied:
+            tie(self)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -141,14 +145,14 @@ class LanguageModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the products."""
-        return self.lm_head.weight.dtype
+        return self.norm.weight.dtype
 
     def forward(
         self,
         embeddings_BTD: Tensor,
         positions_BT: Tensor,
         bias: Tensor | None,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | RowWriter | None = None,
         watch: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         """(B, T, D) embeddings at (B, T) positions -> (B, T, D) normed hidden states.
@@ -170,16 +174,34 @@ class LanguageModel(nn.Module):
 
     def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
         """An empty cache for ``batch`` rows of at most ``capacity`` positions."""
-        weight = self.lm_head.weight
         return KeyValueCache(
             self.config.layers,
             batch,
             self.config.kv_heads,
             self.config.head_size,
             capacity,
-            dtype=weight.dtype,
-            device=weight.device,
+            dtype=self.dtype,
+            device=self.norm.weight.device,
         )
+
+
+def tie(model: LanguageModel) -> None:
+    """Make the head's matrix the embedding table, which files then hold once, as the table.
+
+    The table then has the precision of the products, unlike one that only looks up.
+    """
+    model.embed_tokens = nn.Embedding(model.config.vocabulary, model.config.width)
+    model.lm_head.weight = model.embed_tokens.weight
+
+    def leave_out(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        tensors.pop(f"{prefix}lm_head.weight")
+
+    def put_back(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        if (table := tensors.get(f"{prefix}embed_tokens.weight")) is not None:
+            tensors[f"{prefix}lm_head.weight"] = table
+
+    model.register_state_dict_post_hook(leave_out)
+    model.register_load_state_dict_pre_hook(put_back)
 
 
 def row_mask(documents_BT: Tensor, segments_BT: Tensor) -> Tensor:

@@ -1,0 +1,125 @@
+"""The small parts: text as it grows, grammars, keys, schemas that the server trusts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import tiny
+from bifocal.config import UserError
+from bifocal.generation.writer import Writer
+from bifocal.serving.access import Access
+from bifocal.serving.errors import ApiError
+from bifocal.serving.grammar import Grammars
+from bifocal.serving.limits import Limits
+from bifocal.serving.remote import Remote
+
+WORDS = tiny.tokenizer()
+
+
+def letters(tokens: list[int]) -> str:
+    """One token is one byte of UTF-8."""
+    return bytes(tokens).decode("utf-8", errors="replace").strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "wanted"),
+    [
+        ("an owl", [], "an owl"),
+        ("one STOP two", ["STOP"], "one "),
+        ("one STO", ["STOP"], "one STO"),
+        ("one STOP two", ["two", "STOP"], "one "),
+        ("Grüße, 🦉!", [], "Grüße, 🦉!"),
+        ("drei STOé vier", ["STOé"], "drei "),
+        ("STOP", ["STOP"], ""),
+        ("aaab", ["aab"], "a"),
+        ("one\ntwo", ["\n"], "one"),
+    ],
+)
+def test_text_grows_and_is_never_taken_back(text: str, stops: list[str], wanted: str) -> None:
+    writer = Writer(letters, stops)
+    shown = ""
+    for token in text.encode():
+        shown += writer.add(token)
+        assert wanted.startswith(shown) and "\ufffd" not in shown
+        if writer.stopped:
+            break
+    shown += writer.end()
+    assert shown == wanted == writer.text
+    assert writer.stopped == (wanted != text)
+
+
+def test_half_a_letter_at_the_end_is_shown_as_such() -> None:
+    writer = Writer(letters)
+    assert writer.add("é".encode()[0]) == ""
+    assert writer.end() == "\ufffd"
+
+
+def test_whatever_a_grammar_allows_fits_its_schema() -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "a": {"enum": ["yes", "no"]}, "n": {"type": "integer"},
+            "l": {"type": "array", "items": {"type": "boolean"}},
+        },
+        "required": ["a", "n", "l"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    grammars = Grammars(WORDS.fingerprint_text, WORDS.eos, len(WORDS))
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        constraint, said = grammars.start(schema, Limits()), []
+        for _ in range(400):
+            allowed = constraint.allowed(said).nonzero().flatten().tolist()
+            token = allowed[int(torch.randint(len(allowed), (1,), generator=generator))]
+            if token == WORDS.eos:
+                break
+            said.append(token)
+        about = json.loads(WORDS.decode(said))
+        assert about["a"] in ("yes", "no") and isinstance(about["n"], int) and isinstance(about["l"], list)
+
+
+def test_answers_to_one_schema_do_not_meet() -> None:
+    grammars = Grammars(WORDS.fingerprint_text, WORDS.eos, len(WORDS))
+    schema = {"enum": ["yes", "no"]}
+    one, other = grammars.start(schema, Limits()), grammars.start(schema, Limits())
+    first = one.allowed([]).nonzero().flatten().tolist()[0]
+    one.allowed([first])
+    assert other.allowed([]).any()
+    assert torch.equal(other.allowed([]), grammars.start(schema, Limits()).allowed([]))
+
+
+@pytest.mark.parametrize("given", [b"", b"Bearer ", b"Bearer", b"bearer x", b"Basic \xd0\xba"])
+def test_a_key_that_no_latin_letters_spell_is_not_an_empty_one(given: bytes) -> None:
+    with pytest.raises(ApiError, match="wants a key"):
+        Access(keys=("ключ",)).check_key("/v1/models", given)
+
+
+def test_a_key_is_taken_in_both_spellings() -> None:
+    access = Access(keys=("schlüssel",))
+    for encoding in ("utf-8", "latin-1"):
+        access.check_key("/v1/models", b"Bearer " + "schlüssel".encode(encoding))
+
+
+@pytest.mark.parametrize("key", ["", " ", " x", "x\n"])
+def test_a_key_that_cannot_be_sent_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match="key must not be empty"):
+        Access(keys=(key,))
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "https://*.example.org", "example.org", "https://example.org/", "null"]
+)
+def test_an_origin_that_is_none_is_refused(origin: str) -> None:
+    with pytest.raises(UserError, match="no origin"):
+        Access(origins=(origin,))
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "*.example.org", "example.org:80", "Example.org", "a..org", ""]
+)
+def test_a_host_to_fetch_from_is_a_whole_name(host: str) -> None:
+    with pytest.raises(UserError, match="no host that pictures can be fetched from"):
+        Remote((host,))
