@@ -2,8 +2,8 @@
 
 That checker makes mistakes, so it is asked more, and all of it is reported: the same questions on a true picture of the
 prompt (what a perfect drawing would get), on that picture as the drawer's tokenizer gives it back (what its codes can
-show at best), on a blank one, and, everywhere, about as many objects that were *not* asked for (what it sees where there
-is nothing). A CLIP beside it says how near drawing and prompt are, and in its features lies the Fréchet distance
+show at best), on a blank one, and, everywhere, about as many objects that were *not* asked for (what it sees where
+there is nothing). A CLIP beside it says how near drawing and prompt are, and in its features lies the Fréchet distance
 between drawings and true pictures.
 """
 
@@ -60,7 +60,7 @@ class Embedding(Protocol):
 
 @dataclass(frozen=True)
 class Candidates:
-    """Several drawings of a prompt, of which the one is taken that fits best by a CLIP (Yu et al. 2022, section 4.1)."""
+    """Several drawings of a prompt, of which the one that fits best by a CLIP is taken (as Yu et al. 2022 do)."""
 
     count: int
     judge: Embedding
@@ -115,6 +115,7 @@ def predict(
                 f"Sample {sample.id} of {dataset.name} has no true picture with a list of its objects."
             )
     names = sorted({name for sample in dataset.samples for name in (sample.facts or {})["objects"]})
+    known: Sequence[str] | None = getattr(checker, "kinds", None)  # of questions; a VLM takes any
     predictions: list[Prediction] = [{} for _ in dataset.samples]
     for chosen in batches(dataset.samples, batch_size, progress):
         samples = [dataset.samples[i] for i in chosen]
@@ -128,7 +129,10 @@ def predict(
             "blank": [look_up(dataset, sample.pictures[0], blank=True) for sample in samples],
             **_decoded(drawer, true),
         }
-        asked = [_asked_of(sample, dataset, names) for sample in samples]
+        asked = [
+            [item for item in _asked_of(sample, dataset, names) if known is None or item["kind"] in known]
+            for sample in samples
+        ]
         requests = [
             ([pictures[row]], item["question"])
             for row, items in enumerate(asked)

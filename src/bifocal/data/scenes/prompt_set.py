@@ -35,6 +35,7 @@ from bifocal.data.scenes.words import (
 
 SPLIT = "prompts"
 FRAMES = ("%s", "draw %s.", "a picture of %s", "make a picture of %s.")
+_HOME, _KEY = "test", "prompt-"  # their scenes keep to the rules of the test split: none is in training
 DENIALS = ("%s, but no %s", "%s and no %s")
 Accepts = Callable[[View], bool]
 
@@ -87,7 +88,7 @@ class Prompter:
     def some(
         self, count: int, fits: Callable[[Concept], bool] = lambda concept: True, known: Sequence[str] = ()
     ) -> list[Concept]:
-        """Concepts of which no two are a novel pair, nor with the ``known``: the first of the category whose turn it is."""
+        """Concepts of which no two, nor one with the ``known``, are a novel pair; the first is of the next category."""
         while True:
             first = [c for c in self.by_category[next(self.turn)] if fits(c)]
             if first:
@@ -238,6 +239,11 @@ CHALLENGES: dict[str, tuple[Callable[[Prompter], Draft], int]] = {
 }
 
 
+def is_prompt(key: str) -> bool:
+    """Whether a key names the true picture of a prompt."""
+    return key.startswith(f"{_HOME}/{_KEY}")
+
+
 class PromptSet:
     """420 prompts by challenge and category, the same for the same world, each with a true scene of it.
 
@@ -279,7 +285,7 @@ class PromptSet:
     def _add(self, challenge: str, number: int, prompt: str, draft: Draft) -> None:
         identity = f"{challenge.replace(' ', '-')}-{number}"
         scene = self.world.arranged(
-            "test", f"prompt-{identity}", draft.wanted, lambda made: draft.accepts(View(made))
+            _HOME, f"{_KEY}{identity}", draft.wanted, lambda made: draft.accepts(View(made))
         )
         self.scenes[scene.key] = scene
         objects: dict[str, int] = {}
