@@ -15,6 +15,7 @@ from bifocal.data.sample import Box, Message, Picture, Sample, write_samples
 from bifocal.data.text import TextTokenizer
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.models.language import LanguageConfig
+from bifocal.models.parti import DecoderConfig, PartiConfig, PartiModel
 from bifocal.models.quantize import QuantizerConfig
 from bifocal.models.text import TextConfig
 from bifocal.models.vision import VisionConfig
@@ -75,6 +76,25 @@ def vlm(family: str, *, kv_heads: int = 2, box_spread: float = 1.0) -> VLM:
 def vqvae() -> VQVAEModel:
     torch.manual_seed(2)
     return VQVAEModel(IMAGE_TOKENS).eval()
+
+
+def parti(vocabulary: int, context: int = 16) -> PartiModel:
+    """A Parti of random weights, larger than at the start of training, so that its preferences are clear."""
+    torch.manual_seed(4)
+    model = PartiModel(
+        PartiConfig(
+            vqvae=IMAGE_TOKENS,
+            text=TextConfig(vocabulary=vocabulary, context=context, width=32, layers=1, heads=2),
+            decoder=DecoderConfig(width=32, layers=2, heads=2, hidden=48),
+            words=("an", "hearts", "owl", "two"),
+        )
+    )
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2 and not name.startswith("vqvae."):
+                weight.mul_(8)
+        model.vqvae.quantize.embedding.weight.normal_()
+    return model.eval()
 
 
 def clip(vocabulary: int, context: int = 16) -> CLIPModel:

@@ -167,6 +167,10 @@ def evaluate(
     shuffled: bool = False,
     contamination: bool = True,
     checker: Path | None = None,
+    prompts: bool = False,
+    guidance: float | None = None,
+    candidates: int = 1,
+    rerank: Path | None = None,
     features: Path | None = None,
     prior: Path | None = None,
     classes: Path | None = None,
@@ -195,8 +199,12 @@ def evaluate(
         restart: throw away the answers that were kept from before, and ask everything anew.
         shuffled: also put the same questions with each other's pictures.
         contamination: look up which pictures and questions of DATA the run was trained on.
-        checker: for text-to-image, the VLM that is asked about the drawings.
-        features: for reconstruction, the CLIP in whose features the Fréchet distance is measured.
+        checker: for text-to-image, the VLM that is asked about the drawings (or a CLIP, which only knows objects).
+        prompts: for text-to-image, 420 prompts by challenge and category in the place of test scenes.
+        guidance: for text-to-image, of the prompt.
+        candidates: for text-to-image, so many drawings of each prompt, of which one is taken.
+        rerank: for text-to-image, the CLIP that takes it.
+        features: for reconstruction and text-to-image, the CLIP in whose features the Fréchet distance is measured.
         prior: for reconstruction, the prior over the codes by which their bits are counted.
         classes: for zero-shot, a file of names to choose from, one a line, or JSON {folder: name}.
         train_data: for linear-probe, the folder to learn from; without, the other folds of DATA, or training scenes.
@@ -209,6 +217,7 @@ def evaluate(
         device: where to compute.
         dtype: auto is bf16 where it is fast; int8 besides rounds the weights of a VLM's decoder to 8 bits, on a CPU.
     """
+    from bifocal.commands.drawings import DrawingOptions
     from bifocal.commands.evaluate import evaluate_command
     from bifocal.distributed import is_main, joined
     from bifocal.evaluation.results import Stamp, print_table, results_text
@@ -226,6 +235,7 @@ def evaluate(
             shuffled=shuffled,
             contamination=contamination,
             checker=checker,
+            drawing=DrawingOptions(prompts, guidance, candidates, rerank),
             features=features,
             prior=prior,
             classes=classes,

@@ -36,7 +36,7 @@ from bifocal.generation.explain import Word, explain
 from bifocal.generation.parti import Guidance, draw_grids
 from bifocal.generation.prompt import Prompt
 from bifocal.generation.rerank import best_first
-from bifocal.generation.sampling import Sampling
+from bifocal.generation.sampling import Choice, Sampling
 from bifocal.generation.slots import Drawing, Event, Slots
 from bifocal.generation.telling import AnswerOptions, AnswerSettings, Likely, Telling, Told, likely
 from bifocal.generation.writer import Writer, cut_off
@@ -640,7 +640,7 @@ class Partial:
 
 
 class Parti(Loaded):
-    """Draws prompts: a text encoder, an autoregressive decoder over codes, and the VQ-VAE that makes pictures of them."""
+    """Draws prompts: a text encoder, an autoregressive decoder over codes, and the VQ-VAE that shows them."""
 
     kind = "parti"
     model: PartiModel
@@ -731,7 +731,7 @@ class Parti(Loaded):
                 torch.tensor([not text for text in texts[rows]], device=self.device),
                 grid=grid,
                 guidance=Guidance(guidance, schedule),
-                sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
+                choice=Choice(temperature, top_k, top_p),
                 seeds=[(seed or 0) + start + row for row in range(len(texts[rows]))],
                 watch=None if progress is None else watch,
             )

@@ -14,6 +14,14 @@ from PIL import Image
 from bifocal import distributed, evaluation, inference
 from bifocal.artifacts import atomic_write_text
 from bifocal.commands.contamination import contamination as trained_before
+from bifocal.commands.drawings import (
+    DrawingOptions,
+    drawn_in,
+    open_features,
+    prompt_set,
+    scene_pictures,
+    write_drawing_page,
+)
 from bifocal.commands.figures import reconstruction_page
 from bifocal.commands.places import place_of
 from bifocal.commands.score import caption_options
@@ -49,10 +57,16 @@ from bifocal.evaluation.results import (
     prediction_path,
     read_predictions,
 )
-from bifocal.evaluation.sample_page import comparison_page, evaluation_page
+from bifocal.evaluation.sample_page import (
+    comparison_page,
+    differences_table,
+    evaluation_page,
+    told_apart,
+)
 from bifocal.training.progress import Progress, counted
 
 TEST = "test"  # the split where none is named
+DRAWN = "text-to-image"  # has a page of pictures
 LABELLED = ("zero-shot", "linear-probe")  # tasks whose right answer is the name of a class
 PAGED = (
     "captioning",
@@ -165,6 +179,7 @@ def evaluate_command(
     shuffled: bool = False,
     contamination: bool = True,
     checker: Path | None = None,
+    drawing: DrawingOptions | None = None,
     features: Path | None = None,
     prior: Path | None = None,
     classes: Path | None = None,
@@ -191,6 +206,8 @@ def evaluate_command(
     """
     scoring = caption_options(task, tokenizer, also)
     require(tokenizer, also)  # before hours of asking
+    drawing = drawing or DrawingOptions()
+    drawing.require(task)
     options: dict[str, Any] = {}
     names: Mapping[str, str] = {}
     if task not in LABELLED and classes is not None:
@@ -201,8 +218,8 @@ def evaluate_command(
         raise UserError("--train-data is looked through for what is in --data, and none is given")
     if shuffled and task in evaluation.WITHOUT_BLANK:
         raise UserError(f"--shuffled is for tasks that ask about pictures, and the task is {task}")
-    if page is not None and task not in PAGED:
-        raise UserError(f"--page is for {', '.join(PAGED)}, and the task is {task}")
+    if page is not None and task not in (*PAGED, DRAWN):
+        raise UserError(f"--page is for {', '.join((*PAGED, DRAWN))}, and the task is {task}")
     if classes is not None:
         labels, names = read_classes(classes)
         if task == "zero-shot":
@@ -210,7 +227,11 @@ def evaluate_command(
     if templates is not None:
         options["templates"], options["templates_name"] = read_templates(templates), Path(templates).stem
     model = inference.load(run, device=device, dtype=dtype)
-    dataset = dataset_of(task, split, data=data, count=count, world=world, names=names)
+    dataset: Dataset
+    if drawing.prompts:
+        dataset = prompt_set(split, data, count, world)
+    else:
+        dataset = dataset_of(task, split, data=data, count=count, world=world, names=names)
     split = dataset.split
     directory = directory or run
     model_name = name or model.name
@@ -228,19 +249,12 @@ def evaluate_command(
     if task == "linear-probe":
         options["training"] = taught_from(dataset, train_data, names)
     if task == "text-to-image":
-        if checker is None:
-            raise UserError(
-                "text-to-image needs --checker RUN: a VLM that is asked what stands in the drawings"
-            )
-        options["checker"] = inference.load(checker, device=device, dtype=dtype)
-        options["save"] = functools.partial(save_drawing, directory, place)
-    if features is not None:
+        options |= drawing.asked(dataset, checker, features, device=device, dtype=dtype)
+        options["save"] = functools.partial(save_drawing, directory, place, model_name)
+    elif features is not None:
         if task != "reconstruction":
-            raise UserError(f"--features is for reconstruction, and the task is {task}")
-        clip = inference.load(features, device=device, dtype=dtype)
-        if not isinstance(clip, inference.CLIP):
-            raise UserError(f"--features {features} is a {clip.kind}, and features come from a CLIP")
-        options["features"] = clip
+            raise UserError(f"--features is for reconstruction and text-to-image, and the task is {task}")
+        options["features"] = open_features(features, device=device, dtype=dtype)
     if prior is not None:
         if task != "reconstruction":
             raise UserError(f"--prior is for reconstruction, and the task is {task}")
@@ -289,7 +303,9 @@ def evaluate_command(
             )
         rows += as_shuffled(more)
     kept = prediction_path(directory, model_name, task, split, place=place)
-    if scored and page is not None and distributed.is_main():
+    if scored and page is not None and task == DRAWN:
+        write_drawing_page(page, {model_name: (directory, read_predictions(kept))}, rows, dataset.picture)
+    elif scored and page is not None and distributed.is_main():
         write_page(page, model_name, {(task, split): read_predictions(kept)}, rows, dataset.picture, about)
     if directory == run and isinstance(model, inference.VQVAE):
         keys = list(dict.fromkeys(key for sample in dataset.samples for key in sample.pictures))[:SHOWN]
@@ -327,9 +343,9 @@ def open_prior(path: Path, run: Path, *, device: str, dtype: str) -> inference.P
     return prior
 
 
-def save_drawing(directory: Path, place: str, name: str, picture: Image.Image) -> str:
-    """Keep a drawing for the report; returns its path relative to ``directory``."""
-    path = Path("drawings") / place / f"{name.replace('/', '-')}.png"
+def save_drawing(directory: Path, place: str, model: str, name: str, picture: Image.Image) -> str:
+    """Keep a drawing of a model for the report; returns its path relative to ``directory``."""
+    path = Path("drawings") / model / place / f"{name.replace('/', '-')}.png"
     (directory / path).parent.mkdir(parents=True, exist_ok=True)
     picture.save(directory / path)
     return str(path)
@@ -347,7 +363,16 @@ def compare_command(
     a, b = (predictions_of(run) for run in (run_a, run_b))
     b = aligned(a, b)
     comparison = compare(a, b, name_a=run_a.name, name_b=run_b.name)
-    if page is not None:
+    drawn = next((key for key in a if key[0] == DRAWN and key in b), None)
+    if page is not None and drawn is not None and not any(key[0] in PAGED and key in b for key in a):
+        names = told_apart(comparison)
+        sides = {
+            name: (drawn_in(run, side[drawn]), side[drawn])
+            for name, run, side in zip(names, (run_a, run_b), (a, b), strict=True)
+        }
+        table = differences_table(comparison, names)
+        write_drawing_page(page, sides, [], pictures_of(data), scores=table)
+    elif page is not None:
         paged = {key: some for key, some in a.items() if key[0] in PAGED}
         with counted("pictures of the page") as update:
             text = comparison_page(comparison, paged, b, pictures_of(data), progress=update)
@@ -359,7 +384,7 @@ def compare_command(
 def pictures_of(data: Sequence[str]) -> PictureOf:
     """Pictures by their keys: of the folders, in their order, or of the default scenes where there is none."""
     if not data:
-        return World(WorldSettings()).picture
+        return scene_pictures()
     folders = [PictureFiles(folder) for folder in data]
 
     def picture(key: str) -> np.ndarray:

@@ -56,15 +56,19 @@ def comparison_page(
 
     Two models of one name are told apart as A and B.
     """
-    names = (comparison.a, comparison.b)
-    if names[0] == names[1]:
-        names = (f"{names[0]} (A)", f"{names[1]} (B)")
+    names = told_apart(comparison)
     shared = {key: a[key] for key in a if key in b}
     title = f"{names[0]} against {names[1]}"
     lead = f'<p class="lead">{escape(_about(shared))}</p>'
     sections = [Section("scores", "Differences", differences_table(comparison, names))]
     sides = {names[0]: shared, names[1]: {key: b[key] for key in shared}}
     return _page(title, lead, sections, sides, picture, most_bytes, progress)
+
+
+def told_apart(comparison: Comparison) -> tuple[str, str]:
+    """The names of the two models, with letters where they are the same."""
+    names = (comparison.a, comparison.b)
+    return names if names[0] != names[1] else (f"{names[0]} (A)", f"{names[1]} (B)")
 
 
 def _about(predictions: Predictions) -> str:

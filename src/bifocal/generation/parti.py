@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bifocal.generation.decode import Sampling, choose
+from bifocal.generation.sampling import Choice, choose
 from bifocal.models.parti import Grid, Memory, PartiModel
 
 Watch = Callable[[int, Tensor], None]  # (codes drawn of each picture, (B, N) codes so far)
@@ -46,7 +46,7 @@ def draw_grids(
     *,
     grid: Grid,
     guidance: Guidance,
-    sampling: Sampling,
+    choice: Choice,
     seeds: Sequence[int],
     watch: Watch | None = None,
 ) -> Tensor:
@@ -72,7 +72,7 @@ def draw_grids(
         before_B1 = last_B.repeat(halves)[:, None]
         hidden_B1D = model.hidden(before_B1, places_ND[position : position + 1], memory, cache)
         logits_BK = combine(model.lm_head(hidden_B1D[:, 0]).float(), guidance, position, count)
-        last_B, _ = choose(logits_BK, sampling, generators)
+        last_B, _ = choose(logits_BK, choice, generators)
         codes_BN[:, position] = last_B
         if watch is not None and (position + 1) % columns == 0:
             watch(position + 1, codes_BN)

@@ -35,10 +35,10 @@ Grid = tuple[int, int]  # rows and columns of codes
 class DecoderConfig:
     """Sizes of the decoder of codes."""
 
-    width: int = 256
+    width: int = 192
     layers: int = 6
-    heads: int = 4
-    hidden: int = 704
+    heads: int = 3
+    hidden: int = 512
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:

@@ -52,7 +52,7 @@ class PartiRecipe:
     drop_text: float = 0.1
     data: str | None = None
     world: WorldSettings = field(default_factory=WorldSettings)
-    text: TextConfig = field(default_factory=lambda: TextConfig(width=192, layers=4, heads=3))
+    text: TextConfig = field(default_factory=TextConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     train: TrainSettings = field(default_factory=TrainSettings)
 
@@ -316,7 +316,7 @@ def recipe_parti(scale: str) -> PartiRecipe:
                 optimizer=OptimizerSettings(kind="muon", learning_rate=4e-3, warmup_steps=4),
             ),
         )
-    steps, episodes = {"quickstart": (300, 12_000), "standard": (1700, 60_000)}[scale]
+    steps, episodes = {"quickstart": (300, 12_000), "standard": (1350, 45_000)}[scale]
     return PartiRecipe(
         episodes=episodes,
         train=TrainSettings(
