@@ -36,7 +36,9 @@ from bifocal.models.language import LanguageConfig
 from bifocal.models.vision import VisionConfig
 from bifocal.models.vlm import VLM, VLMConfig
 
-SENTENCE = "is there an owl left of the two red hearts on a blue tile, or what else do you see in the picture?"
+SENTENCE = (
+    "is there an owl left of the two red hearts on a blue tile, or what else do you see in the picture?"
+)
 WORDS = SENTENCE.split()
 SERVERS = ("batched", "one at a time", "transformers")
 Kind = Literal["batched", "one at a time", "transformers"]

@@ -67,6 +67,7 @@ def make_app(server: Server) -> FastAPI:
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _broken)
     for path, (content, kind) in FILES.items():
         app.get(path, include_in_schema=False)(_file(content, kind))
     app.get("/health", summary="Whether the engine runs", responses={503: WRONG[503]})(health)
@@ -362,6 +363,12 @@ async def _http_error(request: Request, error: Exception) -> Response:
         error.status_code, error.detail
     )
     return JSONResponse(error_body(error.status_code, message), error.status_code, headers=error.headers)
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    """Whoever stands around the application logs it."""
+    message = f"something went wrong in the server; its log has {request.state.request_id}"
+    return JSONResponse(error_body(500, message), 500)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

@@ -38,10 +38,8 @@ class EngineSettings:
     prefill: int = 256
 
     def __post_init__(self) -> None:
-        if self.slots < 2 or self.context < 1 or self.prefill < 1:
-            raise ValueError(
-                "an engine has at least 2 slots of 1 token, and reads at least 1 token of a prompt at once"
-            )
+        if min(self.slots, self.context, self.prefill) < 1:
+            raise ValueError("slots, context and prefill must each be at least 1")
 
 
 class Engine:

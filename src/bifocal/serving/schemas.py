@@ -61,7 +61,6 @@ class ChatMessage(Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
-    name: None = None
     boxes: list[Any] | None = Field(default=None, exclude=True)
 
 
@@ -132,8 +131,8 @@ class ChatRequest(Strict):
     response_format: ResponseFormat | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    frequency_penalty: Literal[0, 0.0] = 0
-    presence_penalty: Literal[0, 0.0] = 0
+    frequency_penalty: float = Field(default=0.0, ge=0, le=0, description="only 0")
+    presence_penalty: float = Field(default=0.0, ge=0, le=0, description="only 0")
     user: str | None = Field(default=None, description="taken for compatibility, and not kept")
 
     @model_validator(mode="after")
