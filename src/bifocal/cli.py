@@ -68,7 +68,7 @@ ImportFormat = Literal[
     "samples",
 ]
 Split = Literal["train", "validation", "test", "test-novel-pairs", "test-novel-concepts"]
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 def quickstart(
@@ -95,7 +95,7 @@ def quickstart(
 
 
 def train(
-    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "prior"]],
+    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "prior", "parti"]],
     out: Path | None = None,
     family: Literal["discrete", "continuous"] | None = None,
     vision: str | None = None,
@@ -119,7 +119,7 @@ def train(
         model: which recipe.
         out: the run's directory (runs/MODEL if not given).
         family: of a vlm: image tokens (discrete) or CLIP features (continuous).
-        vision: the finished run of a vlm's image encoder, or of the VQ-VAE whose codes a prior is over.
+        vision: the finished run of a vlm's image encoder, or of the VQ-VAE whose codes a prior is over and parti draws.
         tower: what a clip sees pictures with, a ViT if not given.
         data: a folder of samples (for a prior also what `bifocal encode` wrote), or a .toml or .json file that mixes
             several; the default scenes if not given.
@@ -207,7 +207,7 @@ def evaluate(
         templates: for zero-shot, drawings, photos or name, or a file of sentences with {} for the name.
         json_output: print rows as JSON and nothing else.
         device: where to compute.
-        dtype: auto is bf16 where it is fast.
+        dtype: auto is bf16 where it is fast; int8 besides rounds the weights of a VLM's decoder to 8 bits, on a CPU.
     """
     from bifocal.commands.evaluate import evaluate_command
     from bifocal.distributed import is_main, joined
@@ -339,7 +339,7 @@ def ask(
         url: ask a server that runs already (bifocal serve); its key is read from BIFOCAL_KEY.
         json_output: print the answer as JSON.
         device: where to compute.
-        dtype: auto is bf16 where it is fast.
+        dtype: auto is bf16 where it is fast; int8 besides rounds the weights of a VLM's decoder to 8 bits, on a CPU.
     """
     if len(words) < 2:
         raise config.UserError(
@@ -390,48 +390,47 @@ def draw(
     prompt: tyro.conf.Positional[str],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("drawing.png"),
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1,
-    guidance: float = 2.0,
+    guidance: float | None = None,
+    schedule: Literal["constant", "linear"] = "constant",
     seed: int | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    rerank: Path | None = None,
+    candidates: int | None = None,
+    size: tuple[int, int] | None = None,
     url: str | None = None,
     device: str = "cpu",
     dtype: Dtype = "auto",
 ) -> None:
-    """Let a discrete VLM draw a prompt.
+    """Let a Parti or a discrete VLM draw a prompt.
 
-    Example: bifocal draw runs/quickstart/vlm-discrete "draw an owl and two hearts." -o drawing.png
+    Example: bifocal draw runs/parti "an owl and two hearts" -n 4 --rerank runs/quickstart/clip -o drawing.png
 
     Args:
-        run: a finished discrete VLM; with --url the name of one on that server.
+        run: a finished Parti or discrete VLM; with --url the name of one on that server.
         prompt: what to draw.
         output: a PNG; several pictures stand side by side in it.
         n: how many pictures.
-        guidance: of the prompt; 1 is plain sampling.
+        guidance: of the prompt; 1 is plain sampling (3 for a Parti and 2 for a VLM if not given).
+        schedule: of a Parti, whether guidance is the same for all codes or rises from 1 at the first.
         seed: of sampling.
+        temperature: of sampling; 0 takes the most likely code.
+        top_k: of sampling, the most likely codes to choose from; 0 is all.
+        top_p: of sampling, the share of probability to choose from.
+        rerank: a CLIP that puts the pictures in order, best first.
+        candidates: draw so many, and keep the n that the CLIP puts first.
+        size: width and height in pixels, of a Parti.
         url: let a server draw that runs already (bifocal serve); its key is read from BIFOCAL_KEY.
         device: where to compute.
-        dtype: auto is bf16 where it is fast.
+        dtype: auto is bf16 where it is fast; int8 besides rounds the weights of a VLM's decoder to 8 bits, on a CPU.
     """
-    import numpy as np
-    from PIL import Image
+    from bifocal.commands.draw import DrawSettings, draw_command
 
-    from bifocal.commands.figures import grid
-    from bifocal.inference import VLM, load
-
-    if n < 1:
-        raise config.UserError(f"-n must be at least 1, got {n}")
-    if url is not None:
-        from bifocal.commands.remote import draw_on_server
-
-        pictures = draw_on_server(url, run.name, prompt, n=n, guidance=guidance, seed=seed)
-    else:
-        model = load(run, device=device, dtype=dtype)
-        if not isinstance(model, VLM):
-            raise config.UserError(f"{run} is a {model.kind}, and drawing is for a discrete VLM")
-        pictures = model.draw(prompt, n=n, guidance=guidance, seed=seed)
-    if n == 1:
-        pictures[0].save(output)
-    else:
-        Image.fromarray(grid([np.asarray(picture) for picture in pictures], columns=min(n, 8))).save(output)
+    settings = DrawSettings(
+        n, guidance, schedule, seed, temperature, top_k, top_p, rerank, candidates, size, url
+    )
+    draw_command(run, prompt, output, settings, device=device, dtype=dtype)
     print(f"wrote {output}")
 
 
@@ -471,7 +470,7 @@ def serve(
         grace: seconds that running answers have to end at a signal.
         log_contents: write questions and answers into the log, too.
         device: where to compute.
-        dtype: auto is bf16 where it is fast.
+        dtype: auto is bf16 where it is fast; int8 besides rounds the weights of a VLM's decoder to 8 bits, on a CPU.
     """
     import os
 

@@ -164,6 +164,22 @@ def test_words_are_not_softened_by_the_spread() -> None:
     assert (soft == plain).tolist() == [True, False, False, True]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_z_loss_is_added_where_a_label_stands(family: str) -> None:
+    model = tiny.vlm(family)
+    rows = rows_of(model, [[asked(1, "what?", "an owl"), asked(1, "where?", Box(0.1, 0.2, 0.5, 0.6))]])
+    plain, count, _ = model.loss(rows)
+    said: list[torch.Tensor] = []
+    model.language_model.lm_head.register_forward_hook(lambda _, __, logits: said.append(logits))
+    model.z_loss = 0.25
+    total, _, metrics = model.loss(rows)
+    (logits_NV,) = said
+    squares_N = logits_NV.logsumexp(dim=1) ** 2
+    assert len(squares_N) == count
+    torch.testing.assert_close(total - plain, 0.25 * squares_N.sum(), rtol=1e-4, atol=0.0)
+    assert metrics["log_z"] == pytest.approx(squares_N.mean().sqrt().item())
+
+
 def test_neighbouring_bins_start_as_neighbours() -> None:
     model = VLM(tiny.vlm("continuous").config)
     table = model.language_model.embed_tokens.weight[WORDS.boxes.start : WORDS.boxes.stop]

@@ -9,12 +9,12 @@ import torch
 
 import tiny
 from bifocal.config import UserError
+from bifocal.generation.writer import Writer
 from bifocal.serving.access import Access
 from bifocal.serving.errors import ApiError
 from bifocal.serving.grammar import Grammars
 from bifocal.serving.limits import Limits
 from bifocal.serving.remote import Remote
-from bifocal.serving.writer import Writer
 
 WORDS = tiny.tokenizer()
 

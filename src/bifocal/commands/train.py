@@ -9,11 +9,12 @@ from typing import Any
 
 from bifocal.config import UserError, apply_overrides
 from bifocal.recipes.clip import begun_with, recipe_clip, train_clip
+from bifocal.recipes.parti import recipe_parti, train_parti
 from bifocal.recipes.prior import recipe_prior, train_prior
 from bifocal.recipes.vlm import recipe_vlm, train_vlm
 from bifocal.recipes.vqvae import recipe_vqvae, train_vqvae
 
-MODELS = ("vqvae", "clip", "vlm", "prior")
+MODELS = ("vqvae", "clip", "vlm", "prior", "parti")
 
 
 def train_command(
@@ -39,10 +40,14 @@ def train_command(
         raise UserError(f"there is no recipe {model!r}; choose from {', '.join(MODELS)}")
     if model != "vlm" and family is not None:
         raise UserError(f"--family is for vlm, not for {model}")
-    if model not in ("vlm", "prior") and vision is not None:
-        raise UserError(f"--vision is for vlm and prior, not for {model}")
+    if model not in ("vlm", "prior", "parti") and vision is not None:
+        raise UserError(f"--vision is for vlm, prior and parti, not for {model}")
     if model != "clip" and tower is not None:
         raise UserError(f"--tower is for clip, not for {model}")
+    if dtype == "int8":
+        raise UserError(
+            "int8 weights cannot be trained: choose float32 or bfloat16, and int8 for the finished model"
+        )
     flags = {
         "data": data,
         "train.steps": steps,
@@ -67,6 +72,9 @@ def train_command(
     elif model == "prior":
         prior = replace(apply_overrides(recipe_prior(scale), settings), vision=vision or "")
         train_prior(prior, out, resume=resume, init_from=init_from)
+    elif model == "parti":
+        drawing = replace(apply_overrides(recipe_parti(scale), settings), vision=vision or "")
+        train_parti(drawing, out, resume=resume, init_from=init_from)
     else:
         chosen = recipe_vlm(scale, "discrete" if family == "discrete" else "continuous")
         if data is not None:  # the stages are made for the kinds of question that scenes have

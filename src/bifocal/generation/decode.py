@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bifocal.generation.prompt import Prompt, embed_prompt
 from bifocal.generation.sampling import Choice, Sampling, choose
-from bifocal.generation.slots import Drawing, Slots
+from bifocal.generation.slots import Drawing, Event, Slots
 from bifocal.models.blocks import RowWriter
 from bifocal.models.vlm import VLM
 
@@ -21,7 +21,7 @@ SCORED_TOGETHER = 64  # continuations of one prompt
 
 @dataclass
 class Generated:
-    """New token ids without the stop token, the log-probability of each, and whether a stop token ended them.
+    """New token ids without the stop token, the log-probability of each, and whether they ended before the limit.
 
     ``tops`` are the likeliest tokens at each place with their log-probabilities, where they were asked for.
     """
@@ -42,24 +42,29 @@ def generate(
     sampling: Sampling | Sequence[Sampling],
     drawing: Drawing | None = None,
     top: int = 0,
+    until: Callable[[int, Event], bool] | None = None,
 ) -> list[Generated]:
     """Continue each prompt until ``stop`` or the limit. ``forbidden`` (V,) bool tokens are never chosen.
 
     ``sampling`` is that of all prompts, or one for each. With ``drawing`` there may be pictures in what is said.
+    ``until`` is told every token, with the number of its prompt, and ends the prompt by answering True.
     """
     if not prompts:
         return []
     settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
     longest = max(len(p.tokens) + s.max_new_tokens for p, s in zip(prompts, settings, strict=True))
     each = 2 if drawing is not None and drawing.guidance != 1.0 else 1
-    slots = Slots(model, each * len(prompts), longest)
+    slots, allowed = Slots(model, each * len(prompts), longest), ~forbidden
     sequences = [
-        slots.start(prompt, encoded, setting, stop=(stop,), allow=~forbidden, drawing=drawing, top=top)
+        slots.start(prompt, encoded, setting, stop=(stop,), allow=allowed, drawing=drawing, top=top)
         for prompt, setting in zip(prompts, settings, strict=True)
     ]
+    numbers = {sequence: number for number, sequence in enumerate(sequences)}
     while slots.busy:
-        slots.step()
-    return [Generated(s.tokens, s.logprobs, s.finished == "stop", s.tops) for s in sequences]
+        for event in slots.step():
+            if until is not None and until(numbers[event.sequence], event):
+                slots.cancel(event.sequence)
+    return [Generated(s.tokens, s.logprobs, s.finished != "length", s.tops) for s in sequences]
 
 
 def draw_codes(
@@ -74,7 +79,7 @@ def draw_codes(
     """(B, N) codes of one picture for each prompt: exactly as many image tokens as a picture has, and nothing else.
 
     Prompts end in the token that begins a picture, and so does the ``empty`` one that guidance leads away from
-    (``Drawing``). Guidance 1 is plain sampling. Prompt i is drawn with a seed of its own, made of the seed and i.
+    (``Drawing``). Guidance 1 is plain sampling. Prompt i is drawn with the seed + i.
     """
     count = model.image_path.positions
     begin = empty.tokens[-1]
@@ -82,7 +87,7 @@ def draw_codes(
     drawing = Drawing(begin, begin, codes, count, guidance, empty)
     choice = Choice(sampling.temperature, sampling.top_k, sampling.top_p)
     settings = [
-        replace(sampling, images=choice, max_new_tokens=count, seed=sampling.seed * 1_000_003 + index)
+        replace(sampling, images=choice, max_new_tokens=count, seed=sampling.seed + index)
         for index in range(len(prompts))
     ]
     nothing = torch.zeros(model.language_model.config.vocabulary, dtype=torch.bool, device=_device(model))

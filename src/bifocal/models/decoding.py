@@ -25,14 +25,16 @@ INT8_ROWS = 2  # up to so many, torch's int8 product is the faster one (benchmar
 
 def product(*layers: nn.Module) -> Product:
     """(B, K) -> (B, N): what linear layers say of one input, side by side, from weights laid out for few rows."""
-    if all(type(layer) is nn.Linear and layer.bias is None for layer in layers):
-        weight = torch.cat([layer.weight.detach() for layer in layers])  # type: ignore[misc]
+    plain = [layer for layer in layers if type(layer) is nn.Linear and layer.bias is None]
+    if len(plain) == len(layers):
+        weight = torch.cat([layer.weight.detach() for layer in plain])
         if _packable(weight):
             return packed(weight)
-    if all(isinstance(layer, Int8Linear) for layer in layers):
-        weight = torch.cat([layer.weight for layer in layers])  # type: ignore[misc]
-        if weight.device.type == "cpu":
-            return _Int8Product(weight, torch.cat([layer.scale for layer in layers]))  # type: ignore[misc]
+    rounded = [layer for layer in layers if isinstance(layer, Int8Linear)]
+    if len(rounded) == len(layers) and rounded[0].weight.device.type == "cpu":
+        return _Int8Product(
+            torch.cat([layer.weight for layer in rounded]), torch.cat([layer.scale for layer in rounded])
+        )
     if len(layers) == 1:
         return layers[0]
     return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)

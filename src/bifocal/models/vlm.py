@@ -140,6 +140,7 @@ class VLM(nn.Module):
         )
         self.language_model = LanguageModel(config.language)
         self.alignment: Alignment | None = None  # set by whoever trains
+        self.z_loss = 0.0  # likewise: the weight of log_partition_squared
         self.start_ordered_tokens()
 
     @torch.no_grad()
@@ -178,7 +179,7 @@ class VLM(nn.Module):
     def loss(self, rows: Rows) -> tuple[Tensor, int, dict[str, float]]:
         """Cross-entropy of the supervised tokens, summed; logits are computed only where a label stands.
 
-        With an ``alignment`` its distance is added for each of them.
+        With an ``alignment`` its distance is added for each of them, with a ``z_loss`` so much of (log Z)^2.
         """
         raw_pixels = rows.pictures.ndim == 4
         encoded = self.image_path.encode(rows.pictures) if raw_pixels else rows.pictures
@@ -200,6 +201,10 @@ class VLM(nn.Module):
         right_N = logits_NV.detach().argmax(dim=1) == targets_N
         metrics = {"accuracy": right_N.float().mean().item(), "answers": float(rows.answers)}
         total = losses_N.sum()
+        if self.z_loss:
+            squares_N = losses.log_partition_squared(logits_NV)
+            total = total + self.z_loss * squares_N.sum()
+            metrics["log_z"] = squares_N.detach().mean().sqrt().item()
         if self.alignment is not None and rows.features is not None and len(rows.features):
             seen_ND = layers[self.alignment.layer].flatten(0, 1)[rows.image_places.flatten()]
             apart = losses.alignment(seen_ND, rows.features.flatten(0, 1), self.alignment.projection)

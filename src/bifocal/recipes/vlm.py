@@ -43,7 +43,7 @@ class VLMRecipe:
 
     ``tasks`` says how often each task is asked, ``stages`` where that changes on the way. ``align`` names a finished
     CLIP that teaches a discrete decoder to see: its hidden states behind ``align_layer`` layers are drawn to what that
-    CLIP says of each patch.
+    CLIP says of each patch. ``z_loss`` is how much of (log Z)^2 is added to the loss (Chameleon's 1e-5).
     """
 
     family: Literal["discrete", "continuous"] = "continuous"
@@ -60,6 +60,7 @@ class VLMRecipe:
     align: str | None = None
     align_layer: int = 2
     align_weight: float = 1.0
+    z_loss: float = 0.0
     data: str | None = None
     world: WorldSettings = field(default_factory=WorldSettings)
     tasks: TaskWeights = field(default_factory=TaskWeights)
@@ -68,6 +69,8 @@ class VLMRecipe:
     train: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.z_loss < float("inf"):
+            raise ValueError(f"z_loss must be a finite number of at least 0, got {self.z_loss}")
         if self.align is not None and self.family == "continuous":
             raise ValueError(
                 "align is for the discrete family: a continuous VLM reads the features of a CLIP as it is"
@@ -236,6 +239,7 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
             recipe.align_weight,
             teacher.projection(recipe.language.width, recipe.train.seed).to(device),
         )
+    model.z_loss = recipe.z_loss
     template = Template(tokenizer, model.image_path.positions, recipe.number_pictures)
     packer = Packer(recipe, source, template, stores, teacher)
     held_out = [move(packer.rows("validation", 0, min(HELD_OUT_ROWS, recipe.batch_size)), device)]

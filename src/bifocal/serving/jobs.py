@@ -16,11 +16,11 @@ from bifocal.generation.prompt import Prompt
 from bifocal.generation.sampling import Sampling
 from bifocal.generation.slots import Event, Slots
 from bifocal.generation.slots import Sequence as Decoding
+from bifocal.generation.writer import Writer
 from bifocal.inference import VLM
 from bifocal.serving.catalogue import Served
 from bifocal.serving.errors import ApiError
 from bifocal.serving.grammar import Constraint
-from bifocal.serving.writer import Writer
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,8 @@ class Writer:
         return "" if self.stopped else self._show(self.decode(self.tokens), last=True)
 
     def _show(self, whole: str, last: bool) -> str:
-        ends = [place for stop in self.stops if (place := whole.find(stop)) >= 0]
-        if ends:
-            self.stopped = True
-            whole = whole[: min(ends)]
-        elif not last:
+        whole, self.stopped = cut_off(whole, self.stops)
+        if not self.stopped and not last:
             whole = whole[: len(whole) - self._unsure(whole)]
         new = whole[len(self.text) :]
         self.text += new
@@ -44,3 +41,9 @@ class Writer:
             if sure.endswith(stop[:length])
         )
         return len(whole) - len(sure) + max(begun, default=0)
+
+
+def cut_off(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """A text up to the first stop text in it, and whether there is one."""
+    ends = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return (text[: min(ends)], True) if ends else (text, False)
