@@ -17,6 +17,8 @@ from PIL import Image
 import tiny
 from bifocal import inference
 from bifocal.data.boxes import boxes_from_text
+from bifocal.models.parti import DecoderConfig, PartiConfig, PartiModel
+from bifocal.models.text import TextConfig
 from bifocal.serving.catalogue import Catalogue, Served, abilities_of
 from bifocal.serving.run import Running, Settings
 from serving_live import CPU, data_url, live, picture_file, said, shown
@@ -293,3 +295,32 @@ def test_what_is_not_supported_is_refused_by_name(client: openai.OpenAI) -> None
     with pytest.raises(openai.BadRequestError, match="tool_choice is not supported") as caught:
         client.chat.completions.create(model="continuous", messages=said("hi"), tool_choice="auto")
     assert caught.value.param == "tool_choice"
+
+
+def test_a_parti_draws_what_it_draws_and_others_are_answered_meanwhile() -> None:
+    words = tiny.tokenizer()
+    torch.manual_seed(4)
+    text = TextConfig(vocabulary=len(words), context=16, width=32, layers=1, heads=2)
+    decoder = DecoderConfig(width=32, layers=1, heads=2, hidden=48)
+    config = PartiConfig(text=text, decoder=decoder, vqvae=tiny.IMAGE_TOKENS)
+    models: list[inference.Loaded] = [
+        inference.Parti(PartiModel(config).eval(), words, "parti", CPU),
+        inference.VLM(tiny.vlm("continuous"), words, "continuous", CPU),
+    ]
+    served = Catalogue([Served(model.name, model, abilities_of(model)) for model in models])
+    with (
+        live(Settings(port=0, grace=1), served) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        found = client.images.generate(model="parti", prompt="an owl", n=2, extra_body={"seed": 5})
+        again = client.images.generate(prompt="an owl", n=2, extra_body={"seed": 5, "model": "parti"})
+        with pytest.raises(openai.BadRequestError, match="does not fit this model"):
+            client.images.generate(model="parti", prompt="owl " * 40)
+        talk = client.chat.completions.create(model="continuous", messages=said("what?"), max_tokens=4)
+    parti = models[0]
+    assert isinstance(parti, inference.Parti) and talk.choices[0].finish_reason in ("stop", "length")
+    wanted = parti.draw("an owl", n=2, seed=5)
+    assert found.data is not None and again.data is not None and found.data == again.data
+    for item, picture in zip(found.data, wanted, strict=True):
+        got = Image.open(io.BytesIO(base64.b64decode(item.b64_json or "")))
+        assert np.array_equal(np.asarray(got), np.asarray(picture))

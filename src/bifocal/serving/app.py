@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,13 +16,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from bifocal import __version__
 from bifocal.config import UserError
-from bifocal.generation.sampling import Sampling
-from bifocal.inference import CLIP, VLM
+from bifocal.inference import CLIP, VLM, Parti
 from bifocal.serving import work
 from bifocal.serving.catalogue import Served
 from bifocal.serving.chat import SEEDS, answer_tokens, chat, client_of
+from bifocal.serving.drawings import drawing_events, drawing_jobs, drawings
 from bifocal.serving.errors import ApiError, error_body, refused
-from bifocal.serving.jobs import Drawn, Outbox, Result, Sketch, Task
+from bifocal.serving.jobs import Outbox, Result, Task
 from bifocal.serving.metrics import CONTENT_TYPE
 from bifocal.serving.page import FILES
 from bifocal.serving.schemas import (
@@ -36,7 +36,7 @@ from bifocal.serving.schemas import (
     TokenizeRequest,
 )
 from bifocal.serving.server import Server
-from bifocal.serving.streams import EventStream, event, until_gone
+from bifocal.serving.streams import EventStream, until_gone
 
 ERROR = {"application/json": {"example": error_body(400, "n is 9, and the limit is 8", "n")}}
 WRONG: dict[int | str, dict[str, Any]] = {
@@ -242,74 +242,28 @@ async def reconstruct(request: Request, asked: ReconstructRequest) -> JSONRespon
 async def draw(request: Request, asked: DrawRequest) -> Response:
     """One picture for each of n, whole or with news of how far it is."""
     server, served = _picked(request, asked.model, "draw")
-    vlm = served.loaded
-    assert isinstance(vlm, VLM)
     if asked.n > server.limits.choices:
         raise refused(f"n is {asked.n}, and the limit is {server.limits.choices}", "n")
-    side = vlm.picture_size
+    assert isinstance(served.loaded, VLM | Parti)
+    side = served.loaded.picture_size
     if asked.size not in (None, "auto", f"{side}x{side}"):
         raise refused(f"{served.name} draws at {side}x{side}: leave size out, or give that", "size")
-    prompt = vlm.drawing_prompt(server.reader.texts([asked.prompt], "prompt")[0])
-    codes = vlm.model.image_path.positions
-    server.engine.check_length(served, len(prompt.tokens) + codes, "prompt")
-    seed = secrets.randbelow(SEEDS) if asked.seed is None else asked.seed
-    outbox, client, deadline = _waiting(request)
-    jobs = [
-        Sketch(
-            served,
-            outbox,
-            client,
-            deadline,
-            prompt=prompt,
-            # the seeds that VLM.draw gives its drawings
-            sampling=Sampling(max_new_tokens=codes, seed=(seed * 1_000_003 + choice) % SEEDS),
-            choice=choice,
-            guidance=asked.guidance,
-        )
-        for choice in range(asked.n)
-    ]
+    prompt = server.reader.texts([asked.prompt], "prompt")[0]
+    seed = (secrets.randbelow(SEEDS) if asked.seed is None else asked.seed) % SEEDS
+    jobs = drawing_jobs(served, prompt, asked, seed, server, _waiting(request))
+    outbox = jobs[0].outbox
     server.engine.submit(jobs)
     cancel = partial(server.engine.cancel, outbox)
     if asked.stream:
-        return EventStream(_drawing_events(outbox, asked.n, request.state.about), cancel)
+        return EventStream(drawing_events(outbox, len(jobs), request.state.about), cancel)
     try:
-        pictures = await until_gone(request, _drawings(outbox, asked.n))
+        pictures = await until_gone(request, drawings(outbox, len(jobs)))
     finally:
         cancel()
     data = [{"b64_json": picture} for picture in pictures]
     return JSONResponse(
         {"created": int(time.time()), "output_format": "png", "size": f"{side}x{side}", "data": data}
     )
-
-
-async def _drawings(outbox: Outbox, count: int) -> list[str]:
-    found: dict[int, str] = {}
-    while len(found) < count:
-        item = await outbox.get()
-        if isinstance(item, Result):
-            found[item.choice] = work.png(item.value)
-    return [found[index] for index in range(count)]
-
-
-async def _drawing_events(outbox: Outbox, count: int, about: dict[str, Any]) -> AsyncGenerator[str]:
-    """How many image tokens of all drawings there are, and each drawing as soon as it is whole."""
-    done = dict.fromkeys(range(count), 0)
-    try:
-        left = count
-        while left:
-            item = await outbox.get()
-            if isinstance(item, Drawn):
-                done[item.choice] = item.done
-                name = "image_generation.progress"
-                yield event({"type": name, "done": sum(done.values()), "total": count * item.total}, name)
-            elif isinstance(item, Result):
-                left -= 1
-                name = "image_generation.completed"
-                drawn = {"b64_json": work.png(item.value), "index": item.choice, "output_format": "png"}
-                yield event({"type": name, "created_at": int(time.time()), **drawn}, name)
-    except ApiError as error:
-        about["error"] = error.message
-        yield event(error.body(), "error")
 
 
 # ---------------------------------------------------------------- what they share
@@ -337,7 +291,7 @@ async def _result(outbox: Outbox) -> Any:
 async def _done(request: Request, served: Served, go: Callable[[], Any]) -> Any:
     """What ``go`` returns, which the engine's thread calls when its turn comes."""
     server: Server = request.app.state.server
-    task = Task(served, *_waiting(request), go=go)
+    task = Task(served, *_waiting(request), go=lambda meanwhile: go())
     server.engine.submit([task])
     try:
         return await until_gone(request, _result(task.outbox))

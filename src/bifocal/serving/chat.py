@@ -14,12 +14,13 @@ from starlette.responses import JSONResponse, Response
 from bifocal.data.boxes import boxes_from_text
 from bifocal.generation.prompt import Prompt
 from bifocal.generation.sampling import Sampling
+from bifocal.generation.telling import Likely
 from bifocal.inference import VLM
 from bifocal.serving.catalogue import Served
 from bifocal.serving.conversation import Conversation
 from bifocal.serving.errors import ApiError, refused
 from bifocal.serving.grammar import ANY_OBJECT
-from bifocal.serving.jobs import Ended, Likely, Outbox, Said, Speech
+from bifocal.serving.jobs import Ended, Outbox, Said, Speech
 from bifocal.serving.limits import Limits
 from bifocal.serving.schemas import ChatRequest
 from bifocal.serving.server import Server
@@ -160,11 +161,12 @@ class Reply:
 
     def take(self, item: Said | Ended) -> None:
         """Add what was said."""
-        self.texts[item.choice] += item.text
         if isinstance(item, Ended):
             self.ended[item.choice] = item
-        elif self.asked.logprobs:
-            self.logprobs[item.choice].append(token_json(item.token, item.alternatives))
+            return
+        self.texts[item.choice] += item.text
+        if self.asked.logprobs and item.likely:
+            self.logprobs[item.choice].append(token_json(item.likely))
 
     async def whole(self, outbox: Outbox, about: dict[str, Any], server: Server) -> dict[str, Any]:
         """The object of an answer that is not streamed."""
@@ -199,14 +201,15 @@ class Reply:
                 item = await outbox.get()
                 assert isinstance(item, Said | Ended)
                 self.take(item)
-                logprobs = None
-                if self.asked.logprobs and isinstance(item, Said):
-                    logprobs = {"content": self.logprobs[item.choice][-1:], "refusal": None}
-                if item.text or logprobs:
-                    yield chunk(item.choice, {"content": item.text}, None, logprobs)
                 if isinstance(item, Ended):
                     boxes = self.boxes(self.texts[item.choice])
                     yield chunk(item.choice, {"boxes": boxes} if boxes else {}, item.reason)
+                    continue
+                logprobs = None
+                if self.asked.logprobs and item.likely:
+                    logprobs = {"content": self.logprobs[item.choice][-1:], "refusal": None}
+                if item.text or logprobs:
+                    yield chunk(item.choice, {"content": item.text}, None, logprobs)
         except ApiError as error:
             about["error"] = error.message
             yield event(error.body())
@@ -265,19 +268,20 @@ class Reply:
             about["answers"] = self.texts
 
 
-def token_json(token: Likely, alternatives: Sequence[Likely]) -> dict[str, Any]:
-    """An entry of ``logprobs.content``."""
+def token_json(likely: Sequence[Likely]) -> dict[str, Any]:
+    """An entry of ``logprobs.content``: the token that was said, and the likeliest ones."""
 
-    def entry(likely: Likely) -> dict[str, Any]:
-        whole = "\ufffd" not in likely.text  # a token can be half a letter, whose bytes are not known
-        letters = list(likely.text.encode()) if whole else None
-        return {"token": likely.text, "logprob": max(likely.logprob, -9999.0), "bytes": letters}
+    def entry(text: str, logprob: float) -> dict[str, Any]:
+        # a token can be half a letter, whose bytes are not known
+        letters = None if "\ufffd" in text else list(text.encode())
+        return {"token": text, "logprob": logprob, "bytes": letters}
 
-    return {**entry(token), "top_logprobs": [entry(other) for other in alternatives]}
+    said, *others = (entry(*one) for one in likely)
+    return {**said, "top_logprobs": others}
 
 
 def answer_tokens(vlm: VLM, conversation: Conversation) -> tuple[Prompt, list[int]]:
     """A conversation that ends with an answer -> the prompt before it, and the answer's tokens without its end."""
     before = vlm.prompt(conversation.messages[:-1])
     whole = vlm.prompt(conversation.messages)
-    return before, whole.tokens[len(before.tokens) : -1]
+    return before, whole.tokens[len(before.tokens) : -len(vlm.tokenizer.after("assistant"))]

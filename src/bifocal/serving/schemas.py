@@ -185,7 +185,12 @@ class DrawRequest(Strict):
     size: str | None = Field(default=None, description="auto, or the side the model draws at, as 64x64")
     response_format: Literal["b64_json"] = "b64_json"
     seed: int | None = None
-    guidance: float = Field(default=2.0, ge=0, le=20, description="of the prompt; 1 is plain sampling")
+    guidance: float | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        description="of the prompt; 1 is plain sampling (2 for a VLM, 3 for a Parti)",
+    )
     stream: bool = Field(default=False, description="events that tell how far the drawing is")
     user: str | None = Field(default=None, description="taken for compatibility, and not kept")
 
