@@ -300,7 +300,9 @@ def test_what_is_not_supported_is_refused_by_name(client: openai.OpenAI) -> None
 def test_a_parti_draws_what_it_draws_and_others_are_answered_meanwhile() -> None:
     words = tiny.tokenizer()
     torch.manual_seed(4)
-    text = TextConfig(vocabulary=len(words), context=16, width=32, layers=1, heads=2)
+    text = TextConfig(
+        vocabulary=len(words), context=16, width=32, layers=1, heads=2, causal=False, padding=words.pad
+    )
     decoder = DecoderConfig(width=32, layers=1, heads=2, hidden=48)
     config = PartiConfig(text=text, decoder=decoder, vqvae=tiny.IMAGE_TOKENS)
     models: list[inference.Loaded] = [

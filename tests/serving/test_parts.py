@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 import tiny
+from bifocal import inference
 from bifocal.config import UserError
 from bifocal.generation.writer import Writer
 from bifocal.serving.access import Access
+from bifocal.serving.catalogue import open_all
 from bifocal.serving.errors import ApiError
 from bifocal.serving.grammar import Grammars
 from bifocal.serving.limits import Limits
@@ -89,6 +92,26 @@ def test_answers_to_one_schema_do_not_meet() -> None:
     one.allowed([first])
     assert other.allowed([]).any()
     assert torch.equal(other.allowed([]), grammars.start(schema, Limits()).allowed([]))
+
+
+@pytest.mark.parametrize("name", ["continuous", "discrete", "vqvae", "clip"])
+def test_what_this_library_writes_is_believed(tmp_path: Path, name: str) -> None:
+    models = {
+        "continuous": lambda: tiny.vlm("continuous"),
+        "discrete": lambda: tiny.vlm("discrete"),
+        "vqvae": tiny.vqvae,
+        "clip": lambda: tiny.clip(len(WORDS)),
+    }
+    inference.save(tmp_path, models[name](), None if name == "vqvae" else WORDS)
+    assert list(open_all([tmp_path]).models) == [tmp_path.name]
+
+
+def test_two_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for place in (tmp_path / "a" / "run", tmp_path / "b" / "run"):
+        place.mkdir(parents=True)
+        inference.save(place, tiny.vqvae())
+    models = open_all([tmp_path / "a" / "run", tmp_path / "b" / "run"]).models
+    assert list(models) == ["run", "run-2"] and models["run-2"].name == "run-2"
 
 
 @pytest.mark.parametrize("given", [b"", b"Bearer ", b"Bearer", b"bearer x", b"Basic \xd0\xba"])
