@@ -19,7 +19,7 @@ from bifocal.config import UserError
 from bifocal.inference import CLIP, VLM, Parti
 from bifocal.serving import work
 from bifocal.serving.catalogue import Served
-from bifocal.serving.chat import SEEDS, answer_tokens, chat, client_of
+from bifocal.serving.chat import SEEDS, answer_tokens, chat, waiting
 from bifocal.serving.drawings import drawing_events, drawing_jobs, drawings
 from bifocal.serving.errors import ApiError, error_body, refused
 from bifocal.serving.jobs import Outbox, Result, Task
@@ -250,7 +250,7 @@ async def draw(request: Request, asked: DrawRequest) -> Response:
         raise refused(f"{served.name} draws at {side}x{side}: leave size out, or give that", "size")
     prompt = server.reader.texts([asked.prompt], "prompt")[0]
     seed = (secrets.randbelow(SEEDS) if asked.seed is None else asked.seed) % SEEDS
-    jobs = drawing_jobs(served, prompt, asked, seed, server, _waiting(request))
+    jobs = drawing_jobs(served, prompt, asked, seed, server, waiting(request))
     outbox = jobs[0].outbox
     server.engine.submit(jobs)
     cancel = partial(server.engine.cancel, outbox)
@@ -276,12 +276,6 @@ def _picked(request: Request, name: str | None, ability: str) -> tuple[Server, S
     return server, served
 
 
-def _waiting(request: Request) -> tuple[Outbox, str, float]:
-    """Where an answer will arrive, whose it is, and until when it is waited for."""
-    server: Server = request.app.state.server
-    return Outbox(), client_of(request), time.monotonic() + server.limits.request_seconds
-
-
 async def _result(outbox: Outbox) -> Any:
     item = await outbox.get()
     assert isinstance(item, Result)
@@ -291,7 +285,7 @@ async def _result(outbox: Outbox) -> Any:
 async def _done(request: Request, served: Served, go: Callable[[], Any]) -> Any:
     """What ``go`` returns, which the engine's thread calls when its turn comes."""
     server: Server = request.app.state.server
-    task = Task(served, *_waiting(request), go=lambda meanwhile: go())
+    task = Task(served, *waiting(request), go=lambda meanwhile: go())
     server.engine.submit([task])
     try:
         return await until_gone(request, _result(task.outbox))

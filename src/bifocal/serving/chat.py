@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -39,7 +41,8 @@ async def chat(request: Request, asked: ChatRequest) -> Response:
     about["model"] = served.name
     check(asked, server.limits)
     conversation = await server.reader.conversation(asked.messages, len(vlm.tokenizer.boxes))
-    jobs = speeches(asked, served, conversation, server, client_of(request))
+    # beside the loop: a long conversation or a large schema must not keep others waiting
+    jobs = await asyncio.to_thread(speeches, asked, served, conversation, server, waiting(request))
     reply = Reply(asked, served, conversation, jobs)
     about.update(prompt_tokens=reply.prompt_tokens, pictures=len(conversation.pictures))
     if server.log.contents:
@@ -57,9 +60,14 @@ async def chat(request: Request, asked: ChatRequest) -> Response:
         server.engine.cancel(outbox)
 
 
-def client_of(request: Request) -> str:
-    """Whose turn it is in the queue: one key is one client, and without keys one address."""
-    return request.headers.get("authorization") or (request.client.host if request.client else "")
+def waiting(request: Request) -> tuple[Outbox, str, float]:
+    """Where an answer will arrive, whose it is, and until when it is waited for.
+
+    One key is one client, and without keys one address.
+    """
+    server: Server = request.app.state.server
+    client = request.headers.get("authorization") or (request.client.host if request.client else "")
+    return Outbox(), client, time.monotonic() + server.limits.request_seconds
 
 
 def check(asked: ChatRequest, limits: Limits) -> None:
@@ -92,7 +100,11 @@ def wanted_tokens(asked: ChatRequest) -> int | None:
 
 
 def speeches(
-    asked: ChatRequest, served: Served, conversation: Conversation, server: Server, client: str
+    asked: ChatRequest,
+    served: Served,
+    conversation: Conversation,
+    server: Server,
+    waits: tuple[Outbox, str, float],
 ) -> list[Speech]:
     """One job for each of the n answers; where n is more than one, each has a seed of its own."""
     vlm = served.loaded
@@ -112,20 +124,13 @@ def speeches(
     form = asked.response_format
     if form is not None and form.type != "text":
         schema = ANY_OBJECT if form.json_schema is None else form.json_schema.schema_
-        grammars = server.grammars(served)
-        grammars.start(schema, server.limits)  # here, so that a schema that is none is refused at once
-
-        def constrain() -> Any:
-            return grammars.start(schema, server.limits)
-
+        constrain = functools.partial(server.grammars(served).start, schema, server.limits)
+        constrain()  # here, so that a schema that is none is refused at once
     seed = secrets.randbelow(SEEDS) if asked.seed is None else asked.seed % SEEDS
-    outbox, deadline = Outbox(), time.monotonic() + server.limits.request_seconds
     return [
         Speech(
             served,
-            outbox,
-            client,
-            deadline,
+            *waits,
             prompt=prompt,
             pictures=conversation.pictures,
             sampling=Sampling(

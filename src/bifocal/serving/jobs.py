@@ -149,13 +149,13 @@ class Speech(Spoken):
         vlm = self.vlm
         self.telling = Telling(vlm, self.stops)
         usual = ~vlm.forbidden
-        allow: Tensor | Callable[[list[int]], Tensor] = usual
-        if self.constrain is not None:
-            constraint = self.constrain()
+        constraint = None if self.constrain is None else self.constrain()
 
-            def allow(tokens: list[int]) -> Tensor:
-                return constraint.allowed(tokens).to(usual.device) & usual
+        def allowed(tokens: list[int]) -> Tensor:
+            assert constraint is not None
+            return constraint.allowed(tokens).to(usual.device) & usual
 
+        allow = usual if constraint is None else allowed
         return pool.start(
             self.prompt, encoded, self.sampling, stop=[vlm.tokenizer.eos], allow=allow, top=self.top
         )
