@@ -26,6 +26,7 @@ from bifocal.serving.limits import Limits
 from bifocal.serving.metrics import Metrics
 
 STARTED_AT_ONCE = 4  # between two steps: encoding the pictures of many would keep those that run waiting
+STOPPED = ApiError(503, "the server stopped before this was answered")
 RESTARTS = 2  # of a request beside which steps failed, though alone it did not
 
 
@@ -158,7 +159,7 @@ class Engine:
                 left = [*self._queue.drop(lambda job: True), *self._running.values()]
             self._running.clear()
             for job in left:
-                self._fail(job, ApiError(503, "the server stopped before this was answered"))
+                self._fail(job, STOPPED)
 
     def _turn(self) -> bool:
         """One round; whether there will be another."""
@@ -229,7 +230,9 @@ class Engine:
     def _meanwhile(self, task: Task, done: int, total: int) -> None:
         """In the middle of a task that takes long: what runs goes on by a step."""
         task.outbox.put(Drawn(0, done, total))
-        if task.outbox.cancelled or task.deadline < time.monotonic() or self._until < time.monotonic():
+        if self._until < time.monotonic():
+            raise STOPPED
+        if task.outbox.cancelled or task.deadline < time.monotonic():
             raise self._late()
         self._end_late()
         self._step_all()
