@@ -42,7 +42,7 @@ def main(
     Args:
         runs: two finished VLMs, one of them discrete.
         out: the beginning of the files' names.
-        scene: which of the test scenes is asked about.
+        scene: from which of the test scenes on one is looked for that has three things of different names.
         prompt: what is drawn for OUT-draw.png; without, there is none.
     """
     from playwright.sync_api import sync_playwright
@@ -51,8 +51,15 @@ def main(
     if chromium is None:
         raise UserError("there is no chromium: on Debian, apt-get install chromium")
     world = world_of(WorldSettings())
-    picture = world.scenes("test", scene, pictures=1)[0]
-    what = picture.objects[0].concept.name
+    while (
+        True
+    ):  # the first scene from there on whose things have names of their own, so that one can be asked for
+        picture = world.scenes("test", scene, pictures=1)[0]
+        names = [thing.concept.name for thing in picture.objects]
+        if len(names) > 2 and len(set(names)) == len(names):
+            break
+        scene += 1
+    what = names[0]
     buffer = io.BytesIO()
     Image.fromarray(world.render(picture)).resize((512, 512), Image.Resampling.LANCZOS).save(buffer, "PNG")
     file = {"name": "scene.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
@@ -69,7 +76,7 @@ def main(
             page.set_input_files("#files", [file])
             page.wait_for_selector("#tray img")
             ask(page, "what is in the picture?")
-            ask(page, f"where is the {what}?")
+            ask(page, f"find the {what}.")
             page.screenshot(path=f"{out}-page.png")
             if prompt:
                 page.click("#tab-draw")
