@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import tiny
 from bifocal import inference
 from bifocal.config import UserError
+from bifocal.data.fitting import Fitting
 from bifocal.generation.writer import Writer
 from bifocal.serving.access import Access
 from bifocal.serving.catalogue import open_all
+from bifocal.serving.conversation import Reader, Shown
 from bifocal.serving.errors import ApiError
 from bifocal.serving.grammar import Grammars
 from bifocal.serving.limits import Limits
+from bifocal.serving.media import Media
 from bifocal.serving.remote import Remote
+from serving_live import data_url, picture_file
 
 WORDS = tiny.tokenizer()
 
@@ -112,6 +119,27 @@ def test_two_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
         inference.save(place, tiny.vqvae())
     models = open_all([tmp_path / "a" / "run", tmp_path / "b" / "run"]).models
     assert list(models) == ["run", "run-2"] and models["run-2"].name == "run-2"
+
+
+@dataclass(frozen=True)
+class Square:
+    """A model that cuts out the middle."""
+
+    picture_size: int = 32
+    fitting: Fitting = field(default_factory=lambda: Fitting(mode="shortest"))
+
+
+def test_a_thin_picture_is_not_blown_up_before_its_middle_is_cut_out() -> None:
+    reader = Reader(Media(Limits(picture_pixels=100_000)), Limits(picture_pixels=100_000))
+
+    def read(height: int) -> Shown:
+        url = data_url(picture_file(np.zeros((height, 1, 3), np.uint8)))
+        return asyncio.run(reader.picture(url, "image", Square()))
+
+    shown = read(90)  # 32 x 2,880 pixels on the way
+    assert shown.pixels.shape == (32, 32, 3) and (shown.width, shown.height) == (1, 90)
+    with pytest.raises(ApiError, match="image is too long for its 1 pixels"):
+        read(900)
 
 
 @pytest.mark.parametrize("given", [b"", b"Bearer ", b"Bearer", b"bearer x", b"Basic \xd0\xba"])

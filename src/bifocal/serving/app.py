@@ -20,6 +20,7 @@ from bifocal.inference import CLIP, VLM, Parti
 from bifocal.serving import work
 from bifocal.serving.catalogue import Served
 from bifocal.serving.chat import SEEDS, answer_tokens, chat, waiting
+from bifocal.serving.conversation import address_of, parts_of
 from bifocal.serving.drawings import drawing_events, drawing_jobs, drawings
 from bifocal.serving.errors import ApiError, error_body, refused
 from bifocal.serving.jobs import Outbox, Result, Task
@@ -30,7 +31,6 @@ from bifocal.serving.schemas import (
     DrawRequest,
     EmbeddingRequest,
     ExplainRequest,
-    ImagePart,
     ReconstructRequest,
     ScoreRequest,
     TokenizeRequest,
@@ -135,21 +135,13 @@ async def embeddings(request: Request, asked: EmbeddingRequest) -> JSONResponse:
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
     picture = None
     if asked.messages is not None:
-        content = asked.messages[-1].content if len(asked.messages) == 1 else ""
-        parts = (
-            [content]
-            if isinstance(content, str)
-            else [p if isinstance(p, ImagePart) else p.text for p in content]
-        )
-        if len(parts) != 1 or not parts[0]:
+        parts = parts_of(asked.messages[0])
+        if len(asked.messages) != 1 or len(parts) != 1 or not parts[0]:
             raise refused("messages must be one message with one part: a picture or a text", "messages")
-        if isinstance(parts[0], ImagePart):
-            address = parts[0].image_url
-            picture = await server.reader.picture(
-                address if isinstance(address, str) else address.url, "messages"
-            )
-        else:
+        if isinstance(parts[0], str):
             texts = [parts[0]]
+        else:
+            picture = (await server.reader.picture(address_of(parts[0]), "messages", clip)).pixels
     if texts is not None:
         texts = server.reader.texts(texts, "input")
         if not texts:
@@ -181,7 +173,7 @@ async def classify(request: Request, asked: ClassifyRequest) -> JSONResponse:
         raise refused("labels times templates are too many", "templates")
     if len(set(labels)) < len(labels):
         raise refused("a label stands there twice", "labels")
-    pictures = await server.reader.pictures(asked.images, "images")
+    pictures = await server.reader.pictures(asked.images, "images", clip)
     results = await _done(request, served, lambda: work.classify(clip, pictures, labels, templates))
     return JSONResponse({"object": "classification", "model": served.name, "results": results})
 
@@ -192,7 +184,7 @@ async def score(request: Request, asked: ScoreRequest) -> JSONResponse:
     vlm = served.loaded
     assert isinstance(vlm, VLM)
     answers = server.reader.texts(asked.answers, "answers")
-    conversation = await server.reader.conversation(asked.messages, len(vlm.tokenizer.boxes))
+    conversation = await server.reader.conversation(asked.messages, vlm)
     prompt = vlm.prompt(conversation.messages)
     longest = len(prompt.tokens) + max(len(vlm.tokenizer.encode(answer)) for answer in answers)
     server.engine.check_length(served, longest, "answers")
@@ -208,9 +200,7 @@ async def explain(request: Request, asked: ExplainRequest) -> JSONResponse:
     server, served = _picked(request, asked.model, "chat")
     vlm = served.loaded
     assert isinstance(vlm, VLM)
-    conversation = await server.reader.conversation(
-        asked.messages, len(vlm.tokenizer.boxes), last="assistant"
-    )
+    conversation = await server.reader.conversation(asked.messages, vlm, last="assistant")
     if not conversation.pictures:
         raise refused("there is no picture in these messages to look at", "messages")
     prompt, tokens = answer_tokens(vlm, conversation)
@@ -226,7 +216,7 @@ async def explain(request: Request, asked: ExplainRequest) -> JSONResponse:
 async def tokenize(request: Request, asked: TokenizeRequest) -> JSONResponse:
     """The codes of a VQ-VAE, or of the one inside a discrete VLM."""
     server, served = _picked(request, asked.model, "tokenize")
-    picture = await server.reader.picture(asked.image, "image")
+    picture = (await server.reader.picture(asked.image, "image", served.vqvae)).pixels
     found = await _done(request, served, lambda: work.tokenize(served.vqvae, picture))
     return JSONResponse({"object": "codes", "model": served.name, **found})
 
@@ -234,7 +224,9 @@ async def tokenize(request: Request, asked: TokenizeRequest) -> JSONResponse:
 async def reconstruct(request: Request, asked: ReconstructRequest) -> JSONResponse:
     """Picture to codes to picture, or the last half of the way."""
     server, served = _picked(request, asked.model, "tokenize")
-    picture = None if asked.image is None else await server.reader.picture(asked.image, "image")
+    picture = None
+    if asked.image is not None:
+        picture = (await server.reader.picture(asked.image, "image", served.vqvae)).pixels
     found = await _done(request, served, lambda: work.reconstruct(served.vqvae, picture, asked.codes))
     return JSONResponse({"object": "reconstruction", "model": served.name, **found})
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -40,11 +39,11 @@ async def chat(request: Request, asked: ChatRequest) -> Response:
     about = request.state.about
     about["model"] = served.name
     check(asked, server.limits)
-    conversation = await server.reader.conversation(asked.messages, len(vlm.tokenizer.boxes))
+    conversation = await server.reader.conversation(asked.messages, vlm)
     # beside the loop: a long conversation or a large schema must not keep others waiting
     jobs = await asyncio.to_thread(speeches, asked, served, conversation, server, waiting(request))
     reply = Reply(asked, served, conversation, jobs)
-    about.update(prompt_tokens=reply.prompt_tokens, pictures=len(conversation.pictures))
+    about.update(prompt_tokens=reply.prompt_tokens, pictures=len(conversation.shown))
     if server.log.contents:
         about["messages"] = [
             {"role": message.role, "text": "".join(part for part in message.parts if isinstance(part, str))}
@@ -157,7 +156,7 @@ class Reply:
     ) -> None:
         assert isinstance(served.loaded, VLM)
         self.asked, self.served, self.vlm = asked, served, served.loaded
-        self.pictures: list[np.ndarray] = conversation.pictures
+        self.shown = conversation.shown
         self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
         self.prompt_tokens = len(jobs[0].prompt.tokens)
         self.texts = [""] * asked.n
@@ -236,12 +235,12 @@ class Reply:
 
     def boxes(self, text: str) -> list[dict[str, Any]]:
         """The boxes of an answer in pixels of the last picture as it was sent."""
-        if not self.pictures:
+        if not self.shown:
             return []
-        height, width = self.pictures[-1].shape[:2]
+        width, height = self.shown[-1].width, self.shown[-1].height
         return [
             {
-                "picture": len(self.pictures) - 1,
+                "picture": len(self.shown) - 1,
                 "pixels": [box.x1 * width, box.y1 * height, box.x2 * width, box.y2 * height],
                 "normalized": list(box),
             }
@@ -250,7 +249,7 @@ class Reply:
 
     def usage(self) -> dict[str, Any]:
         """Image positions are tokens of the prompt."""
-        image = len(self.pictures) * self.vlm.model.image_path.positions
+        image = len(self.shown) * self.vlm.model.image_path.positions
         completion = sum(ended.tokens for ended in self.ended.values())
         return {
             "prompt_tokens": self.prompt_tokens,

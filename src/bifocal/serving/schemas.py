@@ -158,7 +158,7 @@ class EmbeddingRequest(Strict):
 
     model: str | None = None
     input: str | list[str] | None = None
-    messages: list[ChatMessage] | None = None
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1)
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = Field(default=None, description="taken for compatibility, and not kept")
 
