@@ -78,13 +78,12 @@ class Reader:
         picture = self.media.picture(url, param)
         height, width = picture.shape[:2]
         side, fitting = model.picture_size, model.fitting
-        shorter = max(fitting.shorter or side, side)
-        if fitting.mode == "shortest" and shorter**2 * max(height, width) > self.limits.picture_pixels * min(
-            height, width
-        ):
-            raise refused(
-                f"{param} is too long for its {min(height, width)} pixels on the shorter side", param
-            )
+        least, most = sorted((height, width))
+        scaled = (
+            max(fitting.shorter or side, side) ** 2 * most // least
+        )  # pixels, before the middle is cut out
+        if fitting.mode == "shortest" and scaled > self.limits.picture_pixels:
+            raise refused(f"{param} is too long for its {least} pixels on the shorter side", param)
         # a picture that waits in its own size would take a thousand times the room
         if fitting.shorter in (None, side):
             picture = fit_picture(picture, side, fitting)
