@@ -17,7 +17,9 @@ from PIL import Image
 import tiny
 from bifocal import inference
 from bifocal.config import UserError
+from bifocal.data.chat import read_messages
 from bifocal.data.pictures import to_pictures, to_tensor
+from bifocal.generation.explain import explain
 from bifocal.serving.access import Access
 from bifocal.serving.app import make_app
 from bifocal.serving.limits import limits_of
@@ -31,8 +33,12 @@ CHAT = "/v1/chat/completions"
 
 def post(server: Running, path: str, **body: Any) -> Any:
     status, text, _ = ask(server.url, "POST", path, body)
-    assert status == 200, text
+    assert status == 200, f"{text} {server.log.stream.getvalue()[-3000:]}"  # type: ignore[union-attr]
     return json.loads(text)
+
+
+def text_part(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
 
 
 def picture_in(text: str) -> np.ndarray:
@@ -84,13 +90,19 @@ def test_codes_that_are_none_are_refused(server: Running, codes: list[list[int]]
 def test_where_a_model_looked_adds_up(server: Running, family: str) -> None:
     vlm = server.catalogue.models[family].loaded
     assert isinstance(vlm, inference.VLM)
-    answer = vlm.answer([PICTURE], "what is it?", max_new_tokens=8)
-    talk = [*shown(URL), {"role": "assistant", "content": answer.text}]
+    messages = read_messages(
+        [{"role": "user", "content": [{"type": "image", "image": PICTURE}, *text_part("what?")]}]
+    )[1]
+    talk = [*shown(URL, "what?"), {"role": "assistant", "content": "an owl and two hearts"}]
     found = post(server, "/v1/explain", model=family, messages=talk)
-    wanted = vlm.explain([PICTURE], "what is it?", max_new_tokens=8).words
-    assert [word["text"] for word in found["words"]] == [word.text for word in wanted[: len(found["words"])]]
-    for word, other in zip(found["words"], wanted, strict=False):
-        np.testing.assert_allclose(word["attention"], other.attention, atol=1e-5)
+    wanted = explain(
+        vlm.model, vlm.prompt(messages), vlm.tokenizer.encode("an owl and two hearts"), vlm.encode([PICTURE]),
+        tokenizer=vlm.tokenizer, forbidden=vlm.forbidden, stopped=False,
+    )  # fmt: skip
+    assert [word["text"] for word in found["words"]] == ["an", "owl", "and", "two", "hearts"]
+    for word, other in zip(found["words"], wanted, strict=True):
+        np.testing.assert_allclose(word["attention"], other.attention, atol=1e-6)  # six places are sent
+        assert word["probability"] == pytest.approx(other.probability)
     assert found["grid"][0] * found["grid"][1] == vlm.model.image_path.positions
     if family == "discrete":
         assert found["seen"][0]["codes"] == vlm.vqvae.encode(to_tensor([PICTURE]))[0].tolist()

@@ -168,7 +168,9 @@ def jobs(clients: str) -> list[Job]:
     model = inference.VQVAE(tiny.vqvae(), "vqvae", CPU)
     served = Served("vqvae", model, abilities_of(model))
     outbox = Outbox()
-    return [Task(served, outbox, client, time.monotonic() + 9, go=lambda: None) for client in clients]
+    return [
+        Task(served, outbox, client, time.monotonic() + 9, go=lambda meanwhile: None) for client in clients
+    ]
 
 
 def test_the_queue_serves_clients_in_turn() -> None:

@@ -17,8 +17,11 @@ from PIL import Image
 import tiny
 from bifocal import inference
 from bifocal.data.boxes import boxes_from_text
-from bifocal.serving.run import Running
-from serving_live import data_url, picture_file, said, shown
+from bifocal.models.parti import DecoderConfig, PartiConfig, PartiModel
+from bifocal.models.text import TextConfig
+from bifocal.serving.catalogue import Catalogue, Served, abilities_of
+from bifocal.serving.run import Running, Settings
+from serving_live import CPU, data_url, live, picture_file, said, shown
 
 PICTURES = [tiny.picture(seed) for seed in range(3)]
 URLS = [data_url(picture_file(picture)) for picture in PICTURES]
@@ -48,8 +51,7 @@ def test_an_answer_about_a_picture_is_the_model_s(
     positions = vlm(server, family).model.image_path.positions
     usage = found.usage
     assert usage is not None and usage.prompt_tokens_details is not None
-    assert usage.prompt_tokens_details.model_extra is not None
-    assert usage.prompt_tokens_details.model_extra["image_tokens"] == positions
+    assert usage.prompt_tokens_details.model_dump()["image_tokens"] == positions
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens > positions
 
 
@@ -206,25 +208,35 @@ def test_a_second_turn_goes_on_from_what_is_cached(client: openai.OpenAI, server
     assert second.choices[0].message.content == vlm(server, "continuous").chat(turns, max_new_tokens=8).text
 
 
-def test_boxes_come_in_pixels_of_the_picture_as_it_was_sent(client: openai.OpenAI, server: Running) -> None:
+def test_boxes_come_in_pixels_of_the_picture_as_it_was_sent() -> None:
+    model = inference.VLM(tiny.vlm("continuous"), tiny.tokenizer(), "boxes", CPU)
+    model.forbidden[:] = True
+    model.forbidden[model.tokenizer.boxes.start : model.tokenizer.boxes.stop] = (
+        False  # it says boxes and nothing else
+    )
     wide = np.repeat(np.repeat(PICTURES[0], 3, axis=0), 5, axis=1)  # 96 high, 160 wide
-    found = None
-    for seed in range(40):  # a random model says a box now and then
+    with (
+        live(Settings(port=0, grace=1), Catalogue([Served("boxes", model, abilities_of(model))])) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client,
+    ):
         found = client.chat.completions.create(
-            model="continuous", messages=shown(data_url(picture_file(wide))), max_tokens=60, temperature=2.0,
-            seed=seed, n=8,
-        )  # fmt: skip
-        said_boxes = [c for c in found.choices if boxes_from_text(c.message.content or "", 8)]
-        if said_boxes:
-            break
-    assert said_boxes, "no box was said"
-    for choice in said_boxes:
+            model="boxes",
+            messages=shown(data_url(picture_file(wide))),
+            max_tokens=40,
+            temperature=2.0,
+            seed=1,
+            n=4,
+        )
+    count = 0
+    for choice in found.choices:
         wanted = boxes_from_text(choice.message.content or "", 8)
+        count += len(wanted)
         boxes = (choice.message.model_extra or {})["boxes"]
-        assert [box["normalized"] for box in boxes] == [pytest.approx(list(box)) for box in wanted]
+        assert [box["normalized"] for box in boxes] == [list(box) for box in wanted]
         for box, (x1, y1, x2, y2) in zip(boxes, wanted, strict=True):
             assert box["pixels"] == pytest.approx([x1 * 160, y1 * 96, x2 * 160, y2 * 96])
             assert box["picture"] == 0
+    assert count > 0
 
 
 def test_embeddings_are_clip_s(client: openai.OpenAI, server: Running) -> None:
@@ -235,7 +247,7 @@ def test_embeddings_are_clip_s(client: openai.OpenAI, server: Running) -> None:
     wanted = clip.embed_texts(texts)
     torch.testing.assert_close(torch.tensor([item.embedding for item in found.data]), wanted, rtol=0, atol=0)
     plain = client.embeddings.create(model="clip", input="an owl", encoding_format="float")
-    assert plain.data[0].embedding == pytest.approx(wanted[0].tolist())
+    assert plain.data[0].embedding == clip.embed_texts(["an owl"])[0].tolist()
     assert plain.usage.prompt_tokens == 4  # begin, two words, end
 
 
@@ -283,3 +295,34 @@ def test_what_is_not_supported_is_refused_by_name(client: openai.OpenAI) -> None
     with pytest.raises(openai.BadRequestError, match="tool_choice is not supported") as caught:
         client.chat.completions.create(model="continuous", messages=said("hi"), tool_choice="auto")
     assert caught.value.param == "tool_choice"
+
+
+def test_a_parti_draws_what_it_draws_and_others_are_answered_meanwhile() -> None:
+    words = tiny.tokenizer()
+    torch.manual_seed(4)
+    text = TextConfig(
+        vocabulary=len(words), context=16, width=32, layers=1, heads=2, causal=False, padding=words.pad
+    )
+    decoder = DecoderConfig(width=32, layers=1, heads=2, hidden=48)
+    config = PartiConfig(text=text, decoder=decoder, vqvae=tiny.IMAGE_TOKENS)
+    models: list[inference.Loaded] = [
+        inference.Parti(PartiModel(config).eval(), words, "parti", CPU),
+        inference.VLM(tiny.vlm("continuous"), words, "continuous", CPU),
+    ]
+    served = Catalogue([Served(model.name, model, abilities_of(model)) for model in models])
+    with (
+        live(Settings(port=0, grace=1), served) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        found = client.images.generate(model="parti", prompt="an owl", n=2, extra_body={"seed": 5})
+        again = client.images.generate(prompt="an owl", n=2, extra_body={"seed": 5, "model": "parti"})
+        with pytest.raises(openai.BadRequestError, match="does not fit this model"):
+            client.images.generate(model="parti", prompt="owl " * 40)
+        talk = client.chat.completions.create(model="continuous", messages=said("what?"), max_tokens=4)
+    parti = models[0]
+    assert isinstance(parti, inference.Parti) and talk.choices[0].finish_reason in ("stop", "length")
+    wanted = parti.draw("an owl", n=2, seed=5)
+    assert found.data is not None and again.data is not None and found.data == again.data
+    for item, picture in zip(found.data, wanted, strict=True):
+        got = Image.open(io.BytesIO(base64.b64decode(item.b64_json or "")))
+        assert np.array_equal(np.asarray(got), np.asarray(picture))

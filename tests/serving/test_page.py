@@ -16,7 +16,7 @@ import tiny
 from bifocal.data.boxes import boxes_from_text
 from bifocal.serving.access import Access
 from bifocal.serving.run import Running, Settings
-from serving_live import live, picture_file
+from serving_live import live, picture_file, wait_until
 
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -92,7 +92,7 @@ def test_a_picture_that_comes_in_any_way_is_asked_about(visit: Visit, tmp_path: 
     else:
         visit.page.evaluate(TRANSFER, way)
     count = 2 if way == "choose" else 1
-    visit.page.wait_for_function(f"document.querySelectorAll('#tray img').length === {count}")
+    visit.page.locator("#tray img").nth(count - 1).wait_for()
     visit.ask("what is it?", max_tokens="6")
     assert len(visit.answers()) == 1
     about = visit.page.locator(".answer small").last.inner_text()
@@ -102,7 +102,7 @@ def test_a_picture_that_comes_in_any_way_is_asked_about(visit: Visit, tmp_path: 
 
 def test_an_answer_is_stopped_edited_and_asked_again(visit: Visit) -> None:
     visit.ask("what?", max_tokens="1024", temperature="2")
-    visit.page.wait_for_function("document.querySelector('.answer .said').textContent.length > 5")
+    wait_until(lambda: len(visit.page.locator(".answer .said").inner_text()) > 5)
     visit.page.press("body", "Escape")
     visit.answers()
     assert "stopped" in visit.page.locator(".answer small").last.inner_text()

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import tiny
+from bifocal import inference
 from bifocal.config import UserError
+from bifocal.data.fitting import Fitting
 from bifocal.generation.writer import Writer
 from bifocal.serving.access import Access
+from bifocal.serving.catalogue import open_all
+from bifocal.serving.conversation import Reader, Shown
 from bifocal.serving.errors import ApiError
 from bifocal.serving.grammar import Grammars
 from bifocal.serving.limits import Limits
+from bifocal.serving.media import Media
 from bifocal.serving.remote import Remote
+from serving_live import data_url, picture_file
 
 WORDS = tiny.tokenizer()
 
@@ -89,6 +99,47 @@ def test_answers_to_one_schema_do_not_meet() -> None:
     one.allowed([first])
     assert other.allowed([]).any()
     assert torch.equal(other.allowed([]), grammars.start(schema, Limits()).allowed([]))
+
+
+@pytest.mark.parametrize("name", ["continuous", "discrete", "vqvae", "clip"])
+def test_what_this_library_writes_is_believed(tmp_path: Path, name: str) -> None:
+    models = {
+        "continuous": lambda: tiny.vlm("continuous"),
+        "discrete": lambda: tiny.vlm("discrete"),
+        "vqvae": tiny.vqvae,
+        "clip": lambda: tiny.clip(len(WORDS)),
+    }
+    inference.save(tmp_path, models[name](), None if name == "vqvae" else WORDS)
+    assert list(open_all([tmp_path]).models) == [tmp_path.name]
+
+
+def test_two_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for place in (tmp_path / "a" / "run", tmp_path / "b" / "run"):
+        place.mkdir(parents=True)
+        inference.save(place, tiny.vqvae())
+    models = open_all([tmp_path / "a" / "run", tmp_path / "b" / "run"]).models
+    assert list(models) == ["run", "run-2"] and models["run-2"].name == "run-2"
+
+
+@dataclass(frozen=True)
+class Square:
+    """A model that cuts out the middle."""
+
+    picture_size: int = 32
+    fitting: Fitting = field(default_factory=lambda: Fitting(mode="shortest"))
+
+
+def test_a_thin_picture_is_not_blown_up_before_its_middle_is_cut_out() -> None:
+    reader = Reader(Media(Limits(picture_pixels=100_000)), Limits(picture_pixels=100_000))
+
+    def read(height: int) -> Shown:
+        url = data_url(picture_file(np.zeros((height, 1, 3), np.uint8)))
+        return asyncio.run(reader.picture(url, "image", Square()))
+
+    shown = read(90)  # 32 x 2,880 pixels on the way
+    assert shown.pixels.shape == (32, 32, 3) and (shown.width, shown.height) == (1, 90)
+    with pytest.raises(ApiError, match="image is too long for its 1 pixels"):
+        read(900)
 
 
 @pytest.mark.parametrize("given", [b"", b"Bearer ", b"Bearer", b"bearer x", b"Basic \xd0\xba"])

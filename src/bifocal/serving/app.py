@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,13 +16,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from bifocal import __version__
 from bifocal.config import UserError
-from bifocal.generation.sampling import Sampling
-from bifocal.inference import CLIP, VLM
+from bifocal.inference import CLIP, VLM, Parti
 from bifocal.serving import work
 from bifocal.serving.catalogue import Served
-from bifocal.serving.chat import SEEDS, answer_tokens, chat, client_of
+from bifocal.serving.chat import SEEDS, answer_tokens, chat, waiting
+from bifocal.serving.conversation import address_of, parts_of
+from bifocal.serving.drawings import drawing_events, drawing_jobs, drawings
 from bifocal.serving.errors import ApiError, error_body, refused
-from bifocal.serving.jobs import Drawn, Outbox, Result, Sketch, Task
+from bifocal.serving.jobs import Outbox, Result, Task
 from bifocal.serving.metrics import CONTENT_TYPE
 from bifocal.serving.page import FILES
 from bifocal.serving.schemas import (
@@ -30,13 +31,12 @@ from bifocal.serving.schemas import (
     DrawRequest,
     EmbeddingRequest,
     ExplainRequest,
-    ImagePart,
     ReconstructRequest,
     ScoreRequest,
     TokenizeRequest,
 )
 from bifocal.serving.server import Server
-from bifocal.serving.streams import EventStream, event, until_gone
+from bifocal.serving.streams import EventStream, until_gone
 
 ERROR = {"application/json": {"example": error_body(400, "n is 9, and the limit is 8", "n")}}
 WRONG: dict[int | str, dict[str, Any]] = {
@@ -67,6 +67,7 @@ def make_app(server: Server) -> FastAPI:
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _broken)
     for path, (content, kind) in FILES.items():
         app.get(path, include_in_schema=False)(_file(content, kind))
     app.get("/health", summary="Whether the engine runs", responses={503: WRONG[503]})(health)
@@ -134,21 +135,13 @@ async def embeddings(request: Request, asked: EmbeddingRequest) -> JSONResponse:
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
     picture = None
     if asked.messages is not None:
-        content = asked.messages[-1].content if len(asked.messages) == 1 else ""
-        parts = (
-            [content]
-            if isinstance(content, str)
-            else [p if isinstance(p, ImagePart) else p.text for p in content]
-        )
-        if len(parts) != 1 or not parts[0]:
+        parts = parts_of(asked.messages[0])
+        if len(asked.messages) != 1 or len(parts) != 1 or not parts[0]:
             raise refused("messages must be one message with one part: a picture or a text", "messages")
-        if isinstance(parts[0], ImagePart):
-            address = parts[0].image_url
-            picture = await server.reader.picture(
-                address if isinstance(address, str) else address.url, "messages"
-            )
-        else:
+        if isinstance(parts[0], str):
             texts = [parts[0]]
+        else:
+            picture = (await server.reader.picture(address_of(parts[0]), "messages", clip)).pixels
     if texts is not None:
         texts = server.reader.texts(texts, "input")
         if not texts:
@@ -180,7 +173,7 @@ async def classify(request: Request, asked: ClassifyRequest) -> JSONResponse:
         raise refused("labels times templates are too many", "templates")
     if len(set(labels)) < len(labels):
         raise refused("a label stands there twice", "labels")
-    pictures = await server.reader.pictures(asked.images, "images")
+    pictures = await server.reader.pictures(asked.images, "images", clip)
     results = await _done(request, served, lambda: work.classify(clip, pictures, labels, templates))
     return JSONResponse({"object": "classification", "model": served.name, "results": results})
 
@@ -191,7 +184,7 @@ async def score(request: Request, asked: ScoreRequest) -> JSONResponse:
     vlm = served.loaded
     assert isinstance(vlm, VLM)
     answers = server.reader.texts(asked.answers, "answers")
-    conversation = await server.reader.conversation(asked.messages, len(vlm.tokenizer.boxes))
+    conversation = await server.reader.conversation(asked.messages, vlm)
     prompt = vlm.prompt(conversation.messages)
     longest = len(prompt.tokens) + max(len(vlm.tokenizer.encode(answer)) for answer in answers)
     server.engine.check_length(served, longest, "answers")
@@ -207,9 +200,7 @@ async def explain(request: Request, asked: ExplainRequest) -> JSONResponse:
     server, served = _picked(request, asked.model, "chat")
     vlm = served.loaded
     assert isinstance(vlm, VLM)
-    conversation = await server.reader.conversation(
-        asked.messages, len(vlm.tokenizer.boxes), last="assistant"
-    )
+    conversation = await server.reader.conversation(asked.messages, vlm, last="assistant")
     if not conversation.pictures:
         raise refused("there is no picture in these messages to look at", "messages")
     prompt, tokens = answer_tokens(vlm, conversation)
@@ -225,7 +216,7 @@ async def explain(request: Request, asked: ExplainRequest) -> JSONResponse:
 async def tokenize(request: Request, asked: TokenizeRequest) -> JSONResponse:
     """The codes of a VQ-VAE, or of the one inside a discrete VLM."""
     server, served = _picked(request, asked.model, "tokenize")
-    picture = await server.reader.picture(asked.image, "image")
+    picture = (await server.reader.picture(asked.image, "image", served.vqvae)).pixels
     found = await _done(request, served, lambda: work.tokenize(served.vqvae, picture))
     return JSONResponse({"object": "codes", "model": served.name, **found})
 
@@ -233,7 +224,9 @@ async def tokenize(request: Request, asked: TokenizeRequest) -> JSONResponse:
 async def reconstruct(request: Request, asked: ReconstructRequest) -> JSONResponse:
     """Picture to codes to picture, or the last half of the way."""
     server, served = _picked(request, asked.model, "tokenize")
-    picture = None if asked.image is None else await server.reader.picture(asked.image, "image")
+    picture = None
+    if asked.image is not None:
+        picture = (await server.reader.picture(asked.image, "image", served.vqvae)).pixels
     found = await _done(request, served, lambda: work.reconstruct(served.vqvae, picture, asked.codes))
     return JSONResponse({"object": "reconstruction", "model": served.name, **found})
 
@@ -241,74 +234,28 @@ async def reconstruct(request: Request, asked: ReconstructRequest) -> JSONRespon
 async def draw(request: Request, asked: DrawRequest) -> Response:
     """One picture for each of n, whole or with news of how far it is."""
     server, served = _picked(request, asked.model, "draw")
-    vlm = served.loaded
-    assert isinstance(vlm, VLM)
     if asked.n > server.limits.choices:
         raise refused(f"n is {asked.n}, and the limit is {server.limits.choices}", "n")
-    side = vlm.picture_size
+    assert isinstance(served.loaded, VLM | Parti)
+    side = served.loaded.picture_size
     if asked.size not in (None, "auto", f"{side}x{side}"):
         raise refused(f"{served.name} draws at {side}x{side}: leave size out, or give that", "size")
-    prompt = vlm.drawing_prompt(server.reader.texts([asked.prompt], "prompt")[0])
-    codes = vlm.model.image_path.positions
-    server.engine.check_length(served, len(prompt.tokens) + codes, "prompt")
-    seed = secrets.randbelow(SEEDS) if asked.seed is None else asked.seed
-    outbox, client, deadline = _waiting(request)
-    jobs = [
-        Sketch(
-            served,
-            outbox,
-            client,
-            deadline,
-            prompt=prompt,
-            # the seeds that VLM.draw gives its drawings
-            sampling=Sampling(max_new_tokens=codes, seed=(seed * 1_000_003 + choice) % SEEDS),
-            choice=choice,
-            guidance=asked.guidance,
-        )
-        for choice in range(asked.n)
-    ]
+    prompt = server.reader.texts([asked.prompt], "prompt")[0]
+    seed = (secrets.randbelow(SEEDS) if asked.seed is None else asked.seed) % SEEDS
+    jobs = drawing_jobs(served, prompt, asked, seed, server, waiting(request))
+    outbox = jobs[0].outbox
     server.engine.submit(jobs)
     cancel = partial(server.engine.cancel, outbox)
     if asked.stream:
-        return EventStream(_drawing_events(outbox, asked.n, request.state.about), cancel)
+        return EventStream(drawing_events(outbox, len(jobs), request.state.about), cancel)
     try:
-        pictures = await until_gone(request, _drawings(outbox, asked.n))
+        pictures = await until_gone(request, drawings(outbox, len(jobs)))
     finally:
         cancel()
     data = [{"b64_json": picture} for picture in pictures]
     return JSONResponse(
         {"created": int(time.time()), "output_format": "png", "size": f"{side}x{side}", "data": data}
     )
-
-
-async def _drawings(outbox: Outbox, count: int) -> list[str]:
-    found: dict[int, str] = {}
-    while len(found) < count:
-        item = await outbox.get()
-        if isinstance(item, Result):
-            found[item.choice] = work.png(item.value)
-    return [found[index] for index in range(count)]
-
-
-async def _drawing_events(outbox: Outbox, count: int, about: dict[str, Any]) -> AsyncGenerator[str]:
-    """How many image tokens of all drawings there are, and each drawing as soon as it is whole."""
-    done = dict.fromkeys(range(count), 0)
-    try:
-        left = count
-        while left:
-            item = await outbox.get()
-            if isinstance(item, Drawn):
-                done[item.choice] = item.done
-                name = "image_generation.progress"
-                yield event({"type": name, "done": sum(done.values()), "total": count * item.total}, name)
-            elif isinstance(item, Result):
-                left -= 1
-                name = "image_generation.completed"
-                drawn = {"b64_json": work.png(item.value), "index": item.choice, "output_format": "png"}
-                yield event({"type": name, "created_at": int(time.time()), **drawn}, name)
-    except ApiError as error:
-        about["error"] = error.message
-        yield event(error.body(), "error")
 
 
 # ---------------------------------------------------------------- what they share
@@ -321,12 +268,6 @@ def _picked(request: Request, name: str | None, ability: str) -> tuple[Server, S
     return server, served
 
 
-def _waiting(request: Request) -> tuple[Outbox, str, float]:
-    """Where an answer will arrive, whose it is, and until when it is waited for."""
-    server: Server = request.app.state.server
-    return Outbox(), client_of(request), time.monotonic() + server.limits.request_seconds
-
-
 async def _result(outbox: Outbox) -> Any:
     item = await outbox.get()
     assert isinstance(item, Result)
@@ -336,7 +277,7 @@ async def _result(outbox: Outbox) -> Any:
 async def _done(request: Request, served: Served, go: Callable[[], Any]) -> Any:
     """What ``go`` returns, which the engine's thread calls when its turn comes."""
     server: Server = request.app.state.server
-    task = Task(served, *_waiting(request), go=go)
+    task = Task(served, *waiting(request), go=lambda meanwhile: go())
     server.engine.submit([task])
     try:
         return await until_gone(request, _result(task.outbox))
@@ -362,6 +303,12 @@ async def _http_error(request: Request, error: Exception) -> Response:
         error.status_code, error.detail
     )
     return JSONResponse(error_body(error.status_code, message), error.status_code, headers=error.headers)
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    """Whoever stands around the application logs it."""
+    message = f"something went wrong in the server; its log has {request.state.request_id}"
+    return JSONResponse(error_body(500, message), 500)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bifocal.config import UserError
-from bifocal.inference import CLIP, VLM, VQVAE, Loaded, load
+from bifocal.inference import CLIP, VLM, VQVAE, Loaded, Parti, load
 from bifocal.serving.errors import ApiError, refused
 from bifocal.serving.vetting import vet
 
@@ -35,20 +35,22 @@ class Served:
 
     @property
     def vqvae(self) -> VQVAE:
-        """What turns pictures into codes: the model itself, or the tokenizer of a discrete VLM."""
-        return self.loaded if isinstance(self.loaded, VQVAE) else self.loaded.vqvae  # type: ignore[attr-defined]
+        """What turns pictures into codes: the model itself, or what a discrete VLM or a Parti holds."""
+        assert isinstance(self.loaded, VQVAE | VLM | Parti)
+        return self.loaded if isinstance(self.loaded, VQVAE) else self.loaded.vqvae
 
     def describe(self) -> dict[str, Any]:
         """An entry of ``GET /v1/models``."""
         outputs = {"chat": "text", "draw": "image", "embed": "embedding", "tokenize": "image"}
         texts = {"chat", "draw", "embed"} & self.abilities
+        pictures = {"chat", "embed", "tokenize"} & self.abilities
         return {
             "id": self.name,
             "object": "model",
             "created": self.opened,
             "owned_by": "bifocal",
             "architecture": {
-                "input_modalities": [*(["text"] if texts else []), "image"],
+                "input_modalities": [*(["text"] if texts else []), *(["image"] if pictures else [])],
                 "output_modalities": list(dict.fromkeys(outputs[a] for a in outputs if a in self.abilities)),
             },
             "kind": self.loaded.kind,
@@ -118,6 +120,8 @@ def abilities_of(loaded: Loaded) -> frozenset[str]:
         return frozenset(both | {"draw", "tokenize"} if loaded.family == "discrete" else both)
     if isinstance(loaded, CLIP):
         return frozenset({"embed", "classify"} if loaded.tokenizer is not None else set())
+    if isinstance(loaded, Parti):
+        return frozenset({"draw", "tokenize"})
     return frozenset({"tokenize"} if isinstance(loaded, VQVAE) else set())
 
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from bifocal.data.boxes import boxes_from_text
 from bifocal.generation.prompt import Prompt
 from bifocal.generation.sampling import Sampling
+from bifocal.generation.telling import Likely
 from bifocal.inference import VLM
 from bifocal.serving.catalogue import Served
 from bifocal.serving.conversation import Conversation
 from bifocal.serving.errors import ApiError, refused
 from bifocal.serving.grammar import ANY_OBJECT
-from bifocal.serving.jobs import Ended, Likely, Outbox, Said, Speech
+from bifocal.serving.jobs import Ended, Outbox, Said, Speech
 from bifocal.serving.limits import Limits
 from bifocal.serving.schemas import ChatRequest
 from bifocal.serving.server import Server
@@ -37,10 +39,11 @@ async def chat(request: Request, asked: ChatRequest) -> Response:
     about = request.state.about
     about["model"] = served.name
     check(asked, server.limits)
-    conversation = await server.reader.conversation(asked.messages, len(vlm.tokenizer.boxes))
-    jobs = speeches(asked, served, conversation, server, client_of(request))
+    conversation = await server.reader.conversation(asked.messages, vlm)
+    # beside the loop: a long conversation or a large schema must not keep others waiting
+    jobs = await asyncio.to_thread(speeches, asked, served, conversation, server, waiting(request))
     reply = Reply(asked, served, conversation, jobs)
-    about.update(prompt_tokens=reply.prompt_tokens, pictures=len(conversation.pictures))
+    about.update(prompt_tokens=reply.prompt_tokens, pictures=len(conversation.shown))
     if server.log.contents:
         about["messages"] = [
             {"role": message.role, "text": "".join(part for part in message.parts if isinstance(part, str))}
@@ -56,9 +59,14 @@ async def chat(request: Request, asked: ChatRequest) -> Response:
         server.engine.cancel(outbox)
 
 
-def client_of(request: Request) -> str:
-    """Whose turn it is in the queue: one key is one client, and without keys one address."""
-    return request.headers.get("authorization") or (request.client.host if request.client else "")
+def waiting(request: Request) -> tuple[Outbox, str, float]:
+    """Where an answer will arrive, whose it is, and until when it is waited for.
+
+    One key is one client, and without keys one address.
+    """
+    server: Server = request.app.state.server
+    client = request.headers.get("authorization") or (request.client.host if request.client else "")
+    return Outbox(), client, time.monotonic() + server.limits.request_seconds
 
 
 def check(asked: ChatRequest, limits: Limits) -> None:
@@ -91,7 +99,11 @@ def wanted_tokens(asked: ChatRequest) -> int | None:
 
 
 def speeches(
-    asked: ChatRequest, served: Served, conversation: Conversation, server: Server, client: str
+    asked: ChatRequest,
+    served: Served,
+    conversation: Conversation,
+    server: Server,
+    waits: tuple[Outbox, str, float],
 ) -> list[Speech]:
     """One job for each of the n answers; where n is more than one, each has a seed of its own."""
     vlm = served.loaded
@@ -111,20 +123,13 @@ def speeches(
     form = asked.response_format
     if form is not None and form.type != "text":
         schema = ANY_OBJECT if form.json_schema is None else form.json_schema.schema_
-        grammars = server.grammars(served)
-        grammars.start(schema, server.limits)  # here, so that a schema that is none is refused at once
-
-        def constrain() -> Any:
-            return grammars.start(schema, server.limits)
-
+        constrain = functools.partial(server.grammars(served).start, schema, server.limits)
+        constrain()  # here, so that a schema that is none is refused at once
     seed = secrets.randbelow(SEEDS) if asked.seed is None else asked.seed % SEEDS
-    outbox, deadline = Outbox(), time.monotonic() + server.limits.request_seconds
     return [
         Speech(
             served,
-            outbox,
-            client,
-            deadline,
+            *waits,
             prompt=prompt,
             pictures=conversation.pictures,
             sampling=Sampling(
@@ -151,7 +156,7 @@ class Reply:
     ) -> None:
         assert isinstance(served.loaded, VLM)
         self.asked, self.served, self.vlm = asked, served, served.loaded
-        self.pictures: list[np.ndarray] = conversation.pictures
+        self.shown = conversation.shown
         self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
         self.prompt_tokens = len(jobs[0].prompt.tokens)
         self.texts = [""] * asked.n
@@ -160,11 +165,12 @@ class Reply:
 
     def take(self, item: Said | Ended) -> None:
         """Add what was said."""
-        self.texts[item.choice] += item.text
         if isinstance(item, Ended):
             self.ended[item.choice] = item
-        elif self.asked.logprobs:
-            self.logprobs[item.choice].append(token_json(item.token, item.alternatives))
+            return
+        self.texts[item.choice] += item.text
+        if self.asked.logprobs and item.likely:
+            self.logprobs[item.choice].append(token_json(item.likely))
 
     async def whole(self, outbox: Outbox, about: dict[str, Any], server: Server) -> dict[str, Any]:
         """The object of an answer that is not streamed."""
@@ -199,14 +205,15 @@ class Reply:
                 item = await outbox.get()
                 assert isinstance(item, Said | Ended)
                 self.take(item)
-                logprobs = None
-                if self.asked.logprobs and isinstance(item, Said):
-                    logprobs = {"content": self.logprobs[item.choice][-1:], "refusal": None}
-                if item.text or logprobs:
-                    yield chunk(item.choice, {"content": item.text}, None, logprobs)
                 if isinstance(item, Ended):
                     boxes = self.boxes(self.texts[item.choice])
                     yield chunk(item.choice, {"boxes": boxes} if boxes else {}, item.reason)
+                    continue
+                logprobs = None
+                if self.asked.logprobs and item.likely:
+                    logprobs = {"content": self.logprobs[item.choice][-1:], "refusal": None}
+                if item.text or logprobs:
+                    yield chunk(item.choice, {"content": item.text}, None, logprobs)
         except ApiError as error:
             about["error"] = error.message
             yield event(error.body())
@@ -228,12 +235,12 @@ class Reply:
 
     def boxes(self, text: str) -> list[dict[str, Any]]:
         """The boxes of an answer in pixels of the last picture as it was sent."""
-        if not self.pictures:
+        if not self.shown:
             return []
-        height, width = self.pictures[-1].shape[:2]
+        width, height = self.shown[-1].width, self.shown[-1].height
         return [
             {
-                "picture": len(self.pictures) - 1,
+                "picture": len(self.shown) - 1,
                 "pixels": [box.x1 * width, box.y1 * height, box.x2 * width, box.y2 * height],
                 "normalized": list(box),
             }
@@ -242,7 +249,7 @@ class Reply:
 
     def usage(self) -> dict[str, Any]:
         """Image positions are tokens of the prompt."""
-        image = len(self.pictures) * self.vlm.model.image_path.positions
+        image = len(self.shown) * self.vlm.model.image_path.positions
         completion = sum(ended.tokens for ended in self.ended.values())
         return {
             "prompt_tokens": self.prompt_tokens,
@@ -265,19 +272,20 @@ class Reply:
             about["answers"] = self.texts
 
 
-def token_json(token: Likely, alternatives: Sequence[Likely]) -> dict[str, Any]:
-    """An entry of ``logprobs.content``."""
+def token_json(likely: Sequence[Likely]) -> dict[str, Any]:
+    """An entry of ``logprobs.content``: the token that was said, and the likeliest ones."""
 
-    def entry(likely: Likely) -> dict[str, Any]:
-        whole = "\ufffd" not in likely.text  # a token can be half a letter, whose bytes are not known
-        letters = list(likely.text.encode()) if whole else None
-        return {"token": likely.text, "logprob": max(likely.logprob, -9999.0), "bytes": letters}
+    def entry(text: str, logprob: float) -> dict[str, Any]:
+        # a token can be half a letter, whose bytes are not known
+        letters = None if "\ufffd" in text else list(text.encode())
+        return {"token": text, "logprob": logprob, "bytes": letters}
 
-    return {**entry(token), "top_logprobs": [entry(other) for other in alternatives]}
+    said, *others = (entry(*one) for one in likely)
+    return {**said, "top_logprobs": others}
 
 
 def answer_tokens(vlm: VLM, conversation: Conversation) -> tuple[Prompt, list[int]]:
     """A conversation that ends with an answer -> the prompt before it, and the answer's tokens without its end."""
     before = vlm.prompt(conversation.messages[:-1])
     whole = vlm.prompt(conversation.messages)
-    return before, whole.tokens[len(before.tokens) : -1]
+    return before, whole.tokens[len(before.tokens) : -len(vlm.tokenizer.after("assistant"))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time
@@ -20,11 +21,12 @@ from bifocal.serving.catalogue import Catalogue, Served
 from bifocal.serving.errors import ApiError, refused
 from bifocal.serving.features import Features
 from bifocal.serving.guard import Log
-from bifocal.serving.jobs import Job, Outbox, Queue, Result, Spoken, Task
+from bifocal.serving.jobs import Drawn, Job, Outbox, Queue, Result, Spoken, Task
 from bifocal.serving.limits import Limits
 from bifocal.serving.metrics import Metrics
 
 STARTED_AT_ONCE = 4  # between two steps: encoding the pictures of many would keep those that run waiting
+STOPPED = ApiError(503, "the server stopped before this was answered")
 RESTARTS = 2  # of a request beside which steps failed, though alone it did not
 
 
@@ -38,10 +40,8 @@ class EngineSettings:
     prefill: int = 256
 
     def __post_init__(self) -> None:
-        if self.slots < 2 or self.context < 1 or self.prefill < 1:
-            raise ValueError(
-                "an engine has at least 2 slots of 1 token, and reads at least 1 token of a prompt at once"
-            )
+        if min(self.slots, self.context, self.prefill) < 1:
+            raise ValueError("slots, context and prefill must each be at least 1")
 
 
 class Engine:
@@ -159,7 +159,7 @@ class Engine:
                 left = [*self._queue.drop(lambda job: True), *self._running.values()]
             self._running.clear()
             for job in left:
-                self._fail(job, ApiError(503, "the server stopped before this was answered"))
+                self._fail(job, STOPPED)
 
     def _turn(self) -> bool:
         """One round; whether there will be another."""
@@ -173,25 +173,34 @@ class Engine:
             self._send_away(ApiError(503, "the server is about to stop"), lambda job: True)
             if now > self._until:
                 return False
-        late = ApiError(
-            503, f"this was not answered within {self.limits.request_seconds:g} seconds", code="timeout"
-        )
-        self._send_away(late, lambda job: job.deadline < now or job.outbox.cancelled)
-        for sequence, job in [*self._running.items()]:
-            if job.deadline < now or job.outbox.cancelled:
-                self._pools[job.served.name].cancel(sequence)
-                del self._running[sequence]
-                self._fail(job, late)
+        self._send_away(self._late(), lambda job: job.deadline < now or job.outbox.cancelled)
+        self._end_late()
         for _ in range(STARTED_AT_ONCE):
             with self._changed:
                 waiting = self._queue.take(self._ready)
             if waiting is None:
                 break
             self._begin(waiting)
+        self._step_all()
+        return True
+
+    def _late(self) -> ApiError:
+        return ApiError(
+            503, f"this was not answered within {self.limits.request_seconds:g} seconds", code="timeout"
+        )
+
+    def _end_late(self) -> None:
+        """Give up what runs and is late, or what nobody waits for."""
+        now = time.monotonic()
+        for sequence, job in [*self._running.items()]:
+            if job.deadline < now or job.outbox.cancelled:
+                self._end(sequence)
+                self._fail(job, self._late())
+
+    def _step_all(self) -> None:
         for name, pool in [*self._pools.items()]:
             if pool.busy:
                 self._step(name)
-        return True
 
     def _send_away(self, error: ApiError, whom: Callable[[Job], bool]) -> None:
         with self._changed:
@@ -208,7 +217,7 @@ class Engine:
             if isinstance(job, Spoken):
                 self._start(job)
             elif isinstance(job, Task):
-                job.outbox.put(Result(0, job.go()))
+                job.outbox.put(Result(0, job.go(functools.partial(self._meanwhile, job))))
                 self._count(job, "done")
         except ApiError as error:
             self._fail(job, error)
@@ -217,6 +226,16 @@ class Engine:
         except Exception:
             self.log.write("error", about="a job failed", traceback=traceback.format_exc())
             self._fail(job, ApiError(500, "the model failed on this request"))
+
+    def _meanwhile(self, task: Task, done: int, total: int) -> None:
+        """In the middle of a task that takes long: what runs goes on by a step."""
+        task.outbox.put(Drawn(0, done, total))
+        if self._until < time.monotonic():
+            raise STOPPED
+        if task.outbox.cancelled or task.deadline < time.monotonic():
+            raise self._late()
+        self._end_late()
+        self._step_all()
 
     def _start(self, job: Spoken) -> None:
         pool = self._pools[job.served.name]

@@ -16,7 +16,7 @@ from bifocal.generation.prompt import Prompt
 from bifocal.generation.sampling import Sampling
 from bifocal.generation.slots import Event, Slots
 from bifocal.generation.slots import Sequence as Decoding
-from bifocal.generation.writer import Writer
+from bifocal.generation.telling import Likely, Telling, token_text
 from bifocal.inference import VLM
 from bifocal.serving.catalogue import Served
 from bifocal.serving.errors import ApiError
@@ -24,29 +24,20 @@ from bifocal.serving.grammar import Constraint
 
 
 @dataclass(frozen=True)
-class Likely:
-    """A token as text, and its log-probability."""
-
-    text: str
-    logprob: float
-
-
-@dataclass(frozen=True)
 class Said:
-    """A token of answer ``choice``: the text that can be shown by now, which may be empty, and what was likely."""
+    """What a token of answer ``choice`` adds: text that can be shown by now, which may be empty, the token itself with
+    its log-probability, and the likeliest ones at its place; nothing of these where the answer ends."""
 
     choice: int
     text: str
-    token: Likely
-    alternatives: tuple[Likely, ...] = ()
+    likely: tuple[Likely, ...]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """Answer ``choice`` is whole: the rest of its text, why it ended, and what was counted."""
+    """Answer ``choice`` is whole: why it ended, and what was counted."""
 
     choice: int
-    text: str
     reason: str
     tokens: int
     cached: int
@@ -63,7 +54,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Result:
-    """What a piece of work returned, or drawing ``choice``."""
+    """What a piece of work returned, or the pictures from ``choice`` on."""
 
     choice: int
     value: Any
@@ -152,43 +143,35 @@ class Speech(Spoken):
     stops: Sequence[str] = ()
     top: int = 0
     constrain: Callable[[], Constraint] | None = None
-    writer: Writer = field(init=False)
+    telling: Telling = field(init=False)
 
     def start(self, pool: Slots, encoded: Tensor | None) -> Decoding:
         vlm = self.vlm
-        self.writer = Writer(vlm.tokenizer.decode, self.stops)
+        self.telling = Telling(vlm, self.stops)
         usual = ~vlm.forbidden
-        allow: Tensor | Callable[[list[int]], Tensor] = usual
-        if self.constrain is not None:
-            constraint = self.constrain()
+        constraint = None if self.constrain is None else self.constrain()
 
-            def allow(tokens: list[int]) -> Tensor:
-                return constraint.allowed(tokens).to(usual.device) & usual
+        def allowed(tokens: list[int]) -> Tensor:
+            assert constraint is not None
+            return constraint.allowed(tokens).to(usual.device) & usual
 
+        allow = usual if constraint is None else allowed
         return pool.start(
             self.prompt, encoded, self.sampling, stop=[vlm.tokenizer.eos], allow=allow, top=self.top
         )
 
     def take(self, token: Event) -> bool:
-        new = self._new(token)
-        text = "" if token.finished == "stop" else self.writer.add(token.token)
-        if new and token.finished != "stop":
-            said = Likely(self._text(token.token), token.logprob)
-            others = tuple(Likely(self._text(other), logprob) for other, logprob in token.top)
-            self.outbox.put(Said(self.choice, text, said, others))
-        if token.finished is None and not self.writer.stopped:
+        new, told = self._new(token), self.telling.take(token)
+        likely: tuple[Likely, ...] = ()
+        if told.logprobs:
+            likely = ((token_text(self.vlm.tokenizer, token.token), token.logprob), *told.top_logprobs[0])
+        if new:
+            self.outbox.put(Said(self.choice, told.text, likely))
+        if told.finish_reason is None:
             return False
-        reason = "length" if token.finished == "length" and not self.writer.stopped else "stop"
         sequence = token.sequence
-        self.outbox.put(Ended(self.choice, self.writer.end(), reason, len(sequence.tokens), sequence.cached))
+        self.outbox.put(Ended(self.choice, told.finish_reason, len(sequence.tokens), sequence.cached))
         return True
-
-    def _text(self, token: int) -> str:
-        """A token by itself, as it stands."""
-        tokenizer = self.vlm.tokenizer
-        if token == tokenizer.eos or token in tokenizer.boxes:
-            return str(tokenizer.tokenizer.id_to_token(token))
-        return str(tokenizer.tokenizer.decode([token], skip_special_tokens=False))
 
 
 @dataclass(eq=False)
@@ -210,15 +193,19 @@ class Sketch(Spoken):
             self.outbox.put(Drawn(self.choice, done, total))
         if done < total:
             return False
-        self.outbox.put(Result(self.choice, self.vlm.picture_of(token.sequence.tokens)))
+        self.outbox.put(Result(self.choice, [self.vlm.picture_of(token.sequence.tokens)]))
         return True
 
 
 @dataclass(eq=False)
 class Task(Job):
-    """Anything else: a function that the engine's thread calls between two steps."""
+    """Anything else: a function that the engine's thread calls between two steps.
 
-    go: Callable[[], Any]
+    One that takes long calls, now and then, what it is given, with how much is done of how much: the answers of others
+    go on then, and where nobody waits for it any more, or too long, an exception ends it.
+    """
+
+    go: Callable[[Callable[[int, int], None]], Any]
 
 
 class Queue:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import threading
 from collections.abc import Sequence
@@ -102,9 +103,11 @@ class _Web(uvicorn.Server):
         self.running = running
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # uvicorn would send itself the signal again at the end, and die of it
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
         # not in the handler itself, which may have interrupted whoever holds the engine's lock
-        threading.Thread(target=self.running.engine.stop, args=(self.running.settings.grace,)).start()
-        super().handle_exit(sig, frame)
+        threading.Thread(target=self.running.stop).start()
 
 
 def serve(runs: Sequence[Path], settings: Settings, *, device: str = "cpu", dtype: str = "auto") -> None:

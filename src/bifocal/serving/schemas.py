@@ -61,7 +61,6 @@ class ChatMessage(Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
-    name: None = None
     boxes: list[Any] | None = Field(default=None, exclude=True)
 
 
@@ -132,8 +131,8 @@ class ChatRequest(Strict):
     response_format: ResponseFormat | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    frequency_penalty: Literal[0, 0.0] = 0
-    presence_penalty: Literal[0, 0.0] = 0
+    frequency_penalty: float = Field(default=0.0, ge=0, le=0, description="only 0")
+    presence_penalty: float = Field(default=0.0, ge=0, le=0, description="only 0")
     user: str | None = Field(default=None, description="taken for compatibility, and not kept")
 
     @model_validator(mode="after")
@@ -159,7 +158,7 @@ class EmbeddingRequest(Strict):
 
     model: str | None = None
     input: str | list[str] | None = None
-    messages: list[ChatMessage] | None = None
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1)
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = Field(default=None, description="taken for compatibility, and not kept")
 
@@ -186,7 +185,12 @@ class DrawRequest(Strict):
     size: str | None = Field(default=None, description="auto, or the side the model draws at, as 64x64")
     response_format: Literal["b64_json"] = "b64_json"
     seed: int | None = None
-    guidance: float = Field(default=2.0, ge=0, le=20, description="of the prompt; 1 is plain sampling")
+    guidance: float | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        description="of the prompt; 1 is plain sampling (2 for a VLM, 3 for a Parti)",
+    )
     stream: bool = Field(default=False, description="events that tell how far the drawing is")
     user: str | None = Field(default=None, description="taken for compatibility, and not kept")
 

@@ -31,6 +31,7 @@ class Server:
         if served.name not in self._grammars:
             vlm = served.loaded
             assert isinstance(vlm, VLM)
-            tokenizer = vlm.tokenizer
-            self._grammars[served.name] = Grammars(tokenizer.fingerprint_text, tokenizer.eos, len(tokenizer))
+            vocabulary = vlm.model.config.language.vocabulary
+            tokenizer = str(vlm.tokenizer.tokenizer.to_str())
+            self._grammars[served.name] = Grammars(tokenizer, vlm.tokenizer.eos, vocabulary)
         return self._grammars[served.name]

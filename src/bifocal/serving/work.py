@@ -107,7 +107,7 @@ def _grid(codes: Sequence[Sequence[int]], vqvae: VQVAE) -> Tensor:
         raise refused(f"codes must be {side} rows of {side}", "codes")
     if not all(0 <= code < vqvae.codebook_size for row in codes for code in row):
         raise refused(f"codes must be between 0 and {vqvae.codebook_size - 1}", "codes")
-    return torch.tensor([list(row) for row in codes], dtype=torch.int64)
+    return torch.tensor([[list(row) for row in codes]], dtype=torch.int64)
 
 
 def looked(

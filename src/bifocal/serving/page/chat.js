@@ -153,11 +153,14 @@ async function reply(model, place, index, signal) {
   if (usage) {
     const seconds = (performance.now() - began) / 1000;
     const details = usage.prompt_tokens_details;
-    facts.push(`${usage.completion_tokens} tokens in ${seconds.toFixed(1)} s`);
+    const count = usage.completion_tokens;
+    facts.push(`${count} ${count === 1 ? 'token' : 'tokens'} in ${seconds.toFixed(1)} s`);
     facts.push(`${usage.prompt_tokens} read (${details.image_tokens} of pictures, ${details.cached_tokens} cached)`);
   }
   place.about.textContent = facts.filter(Boolean).join(' · ');
-  if (pictures.length && text) place.tools.append(button('Where it looked', event => explain(event.currentTarget, model, place, index, pictures)));
+  if (pictures.length && text) {
+    place.tools.append(button('Where it looked', event => explain(event.currentTarget, model, place, index, pictures)));
+  }
 }
 
 async function explain(press, model, place, index, pictures) {

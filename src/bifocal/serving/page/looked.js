@@ -37,17 +37,23 @@ function codes(grid) {
   return canvas;
 }
 
+function view(shown, caption) {
+  return make('figure', {}, shown, make('figcaption', { textContent: caption }));
+}
+
 export function looked(found, urls) {
   const views = make('div', { className: 'views' });
   const maps = urls.map((url, index) => {
-    const frame = make('span', { className: 'shown' }, make('img', { src: url, alt: `Picture ${index + 1}, where it was looked at` }));
-    views.append(make('figure', {}, frame, make('figcaption', { textContent: `Picture ${index + 1}: where it looked` })));
+    const image = make('img', { src: url, alt: `Picture ${index + 1}, where it was looked at` });
+    const frame = make('span', { className: 'shown' }, image);
+    views.append(view(frame, `Picture ${index + 1}: where it looked`));
     return frame;
   });
   found.seen.forEach((one, index) => {
-    const image = make('img', { className: 'pixels', src: `data:image/png;base64,${one.b64_json}`, alt: `What was seen of picture ${index + 1}` });
-    views.append(make('figure', {}, make('span', { className: 'shown' }, image), make('figcaption', { textContent: 'what it saw: the tokens as a picture' })));
-    views.append(make('figure', {}, codes(one.codes), make('figcaption', { textContent: 'the image tokens, a colour for each code' })));
+    const image = make('img', { className: 'pixels', src: `data:image/png;base64,${one.b64_json}` });
+    image.alt = `What was seen of picture ${index + 1}`;
+    views.append(view(make('span', { className: 'shown' }, image), 'what it saw: the tokens as a picture'));
+    views.append(view(codes(one.codes), 'the image tokens, a colour for each code'));
   });
   const table = make('table');
   const show = word => {

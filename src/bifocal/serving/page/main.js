@@ -33,7 +33,9 @@ for (const name of ['chat', 'draw']) {
 try {
   const models = (await (await call('/v1/models')).json()).data;
   const talkers = models.filter(model => model.abilities.includes('chat'));
-  for (const id of ['model-a', 'model-b']) by(id).replaceChildren(...talkers.map(model => make('option', { textContent: model.id })));
+  for (const id of ['model-a', 'model-b']) {
+    by(id).replaceChildren(...talkers.map(model => make('option', { textContent: model.id })));
+  }
   if (talkers.length > 1) by('model-b').selectedIndex = 1;
   by('compare').disabled = talkers.length < 2;
   by('compare').onchange = () => { by('model-b').hidden = !by('compare').checked; };

@@ -48,7 +48,9 @@ export function thumbnail(url, index, ...more) {
 export function listen(tray, cover) {
   const files = transfer => [...transfer.files].filter(file => file.type.startsWith('image/'));
   let inside = 0;
-  addEventListener('dragenter', event => { if (event.dataTransfer.types.includes('Files')) { inside += 1; cover.hidden = false; } });
+  addEventListener('dragenter', event => {
+    if (event.dataTransfer.types.includes('Files')) { inside += 1; cover.hidden = false; }
+  });
   addEventListener('dragleave', () => { inside = Math.max(0, inside - 1); cover.hidden = inside === 0; });
   addEventListener('dragover', event => event.preventDefault());
   addEventListener('drop', event => {
