@@ -17,6 +17,7 @@ from bifocal.environment import environment
 from bifocal.interop.clip_tokens import AnyTokenizer
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.training.trainer import Outcome, TrainSettings, train
+from bifocal.training.watching import Probe
 
 RECIPE = "recipe.json"
 INIT_FROM = "init_from"  # what the recipe of a run calls the one that it begins with
@@ -71,7 +72,7 @@ def run(
     data_fingerprint: str,
     tokenizer: AnyTokenizer | None = None,
     validation: Callable[[], Mapping[str, float]] | None = None,
-    probes: Mapping[str, Callable[[int], None]] | None = None,
+    probes: Mapping[str, Probe] | None = None,
     watch: Callable[[int, Mapping[str, float]], Sequence[str]] | None = None,
     resume: bool = False,
     title: str,
