@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
+from bifocal.training.feeding import tensors_in
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings
 
 Place = Literal["cpu", "accelerator"]
@@ -288,6 +289,7 @@ def trace_step(
             recorder.hold(tensor)
         optimizer = MasterOptimizer(model, settings, dtype)
         if place == "cpu":
+            hold_batch(recorder, batch)
             _backward(model, batch, recorder)
             optimizer.step(1.0, 1.0)  # the moments are made
             recorder.operations.clear()
@@ -316,6 +318,7 @@ def trace_step(
         for name, weight in model.named_parameters():
             weight.data = weight.data.to(dict(masters_model.named_parameters())[name].dtype)
         other = Recorder()
+        hold_batch(other, batch)
         with other, FusedAttentionMode():
             activations = _backward(model, batch, other)
         passes = tuple(other.operations.values())
@@ -342,6 +345,12 @@ def trace_step(
         operations=passes,
         optimizer_operations=optimizer_operations,
     )
+
+
+def hold_batch(recorder: Recorder, batch: Any) -> None:
+    """Count the memory of a batch."""
+    for tensor in tensors_in(batch):
+        recorder.hold(tensor)
 
 
 def _backward(model: nn.Module, batch: Any, recorder: Recorder) -> int:
