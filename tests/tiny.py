@@ -15,7 +15,7 @@ from bifocal.models.language import LanguageConfig
 from bifocal.models.quantize import QuantizerConfig
 from bifocal.models.text import TextConfig
 from bifocal.models.vision import VisionConfig
-from bifocal.models.vlm import VLM, VLMConfig
+from bifocal.models.vlm import VLM, Rows, VLMConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 
 PICTURE_SIZE = 32  # the smallest that scenes have
@@ -109,3 +109,22 @@ def folder(place: Path, pictures: int = 24) -> Path:
         ]  # fmt: skip
     write_samples(place / "samples.jsonl", samples)
     return place
+
+
+def rows(model: VLM) -> Rows:
+    """Two rows of a continuous VLM, with a picture each and four words to be learnt."""
+    positions = model.image_path.positions
+    length = positions + 8
+    tokens = torch.full((2, length), 40)
+    supervised = torch.zeros(2, length, dtype=torch.bool)
+    supervised[:, -4:] = True
+    return Rows(
+        tokens=tokens,
+        positions=torch.arange(length).expand(2, -1),
+        segments=torch.zeros(2, length, dtype=torch.int64),
+        documents=torch.zeros(2, length, dtype=torch.int64),
+        supervised=supervised,
+        image_places=torch.arange(2)[:, None] * length + 1 + torch.arange(positions),
+        pictures=torch.zeros(2, positions, VISION.width),
+        answers=2,
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from bifocal.models.precision import fast_dtype
 from bifocal.recipes.runs import parts_of
 from bifocal.recipes.sketches import Sketch, sketch
 from bifocal.training.machines import CPU, SHEETS, Calibration, Fleet, calibrate, link_of, this_memory
+from bifocal.training.memory import process_memory
 from bifocal.training.trace import Place, StepCost, stand_ins, trace_step
 
 MOST_TRACED = 256  # samples: beyond that the line is straight
@@ -95,7 +96,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Everything that is known of a recipe before it is trained; ``data_seconds`` is what making a sample takes here."""
+    """Everything that is known of a recipe before it is trained.
+
+    ``data_seconds`` is what making a sample takes here, in one process; ``besides`` are the bytes that Python, its
+    libraries and the data take in each.
+    """
 
     sketch: Sketch
     dtype: torch.dtype
@@ -104,7 +109,8 @@ class Forecast:
     elsewhere: Line | None
     calibration: Calibration | None
     data_seconds: float
-    rows: tuple[Row, ...]
+    besides: int
+    rows: tuple[Row, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -123,6 +129,7 @@ def forecast(recipe: Any, fleets: Sequence[Fleet], *, sharded: bool = False) -> 
     began = time.perf_counter()
     batches = tuple(planned.batch(0, size) for size in sizes)
     data_seconds = (time.perf_counter() - began) / sum(sizes)
+    besides = process_memory()
     here = traced(planned, sizes, batches, dtype, "cpu")
     elsewhere = None
     if any(fleet.machine != CPU for fleet in fleets):
@@ -131,9 +138,8 @@ def forecast(recipe: Any, fleets: Sequence[Fleet], *, sharded: bool = False) -> 
     measured = None
     if any(fleet.machine == CPU for fleet in fleets):
         measured = calibrate(here.costs[1].operations, here.costs[1].optimizer_operations)
-    known = Forecast(planned, dtype, parts, here, elsewhere, measured, data_seconds, ())
-    rows = tuple(row_of(known, fleet, sharded=sharded) for fleet in fleets)
-    return Forecast(planned, dtype, parts, here, elsewhere, measured, data_seconds, rows)
+    known = Forecast(planned, dtype, parts, here, elsewhere, measured, data_seconds, besides)
+    return replace(known, rows=tuple(row_of(known, fleet, sharded=sharded) for fleet in fleets))
 
 
 def traced(

@@ -1,9 +1,11 @@
-"""Keeping freed memory, because the next step takes as much again."""
+"""Keeping freed memory, because the next step takes as much again; and how much a process has."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
+from pathlib import Path
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of mallopt(3)
 KEPT_BYTES = 2**31 - 1
@@ -25,3 +27,12 @@ def keep_freed_memory() -> bool:
         return False
     taken = [set_option(TRIM_THRESHOLD, KEPT_BYTES), set_option(MMAP_THRESHOLD, LARGEST_BLOCK_BYTES)]
     return all(taken)
+
+
+def process_memory(field: str = "VmRSS") -> int:
+    """Bytes that this process holds ("VmRSS"), or the most that it has held ("VmHWM"); 0 where Linux does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return 1024 * int(line.split()[1])
+    return 0
