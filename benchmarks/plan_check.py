@@ -31,7 +31,7 @@ from bifocal.config import UserError
 from bifocal.models.precision import fast_dtype
 from bifocal.recipes.forecast import forecast
 from bifocal.recipes.named import recipe_named
-from bifocal.recipes.sketches import sketch
+from bifocal.recipes.sketches import Sketch, sketch
 from bifocal.training.feeding import Waiting, feed
 from bifocal.training.machines import Fleet
 from bifocal.training.memory import keep_freed_memory, process_memory
@@ -46,15 +46,14 @@ def recipe_of(name: str, scale: str) -> Any:
     return recipe_named(model, scale, {}, family=family or None)
 
 
-def steps_of(recipe: Any, workers: int = 0) -> Iterator[tuple[float, float]]:
-    """Takes the steps of a recipe one after the other; gives the seconds of each, and those waited for its batch."""
-    planned = sketch(recipe)
-    torch.manual_seed(recipe.train.seed)
+def steps_of(planned: Sketch, size: int, workers: int = 0) -> Iterator[tuple[float, float]]:
+    """Takes steps of ``size`` samples one after the other; gives the seconds of each, and of waiting."""
+    torch.manual_seed(planned.train.seed)
     model = planned.build().train()
     device = torch.device("cpu")
-    optimizer = MasterOptimizer(model, recipe.train.optimizer, fast_dtype(device, recipe.train.dtype))
+    optimizer = MasterOptimizer(model, planned.train.optimizer, fast_dtype(device, planned.train.dtype))
     after_step = getattr(model, "after_step", None)
-    coming = Waiting(feed(lambda step: planned.batch(step, planned.size), 0, 10**6, device, workers))
+    coming = Waiting(feed(lambda step: planned.batch(step, size), 0, 10**6, device, workers))
     began = time.perf_counter()
     for batch in coming:
         total, count, _ = model.loss(batch)  # type: ignore[operator]
@@ -70,17 +69,16 @@ def steps_of(recipe: Any, workers: int = 0) -> Iterator[tuple[float, float]]:
 
 def measure(name: str, scale: str, seconds: float, workers: int) -> dict[str, Any]:
     """Take steps for about ``seconds``: what they add to the memory at its peak, how long each took and waited."""
-    recipe = recipe_of(name, scale)
-    planned = sketch(recipe)
+    planned = sketch(recipe_of(name, scale))
     planned.batch(0, planned.size)  # what the data keep is no part of a step
-    next(steps_of(recipe_of(name, "smoke")))  # nor is what a library loads when it is first needed
+    next(steps_of(planned, 2))  # nor is what a library loads when it is first needed
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = process_memory("VmRSS")
     keep_freed_memory()
     taken: list[tuple[float, float]] = []
-    for step in steps_of(recipe, workers):
+    for step in steps_of(planned, planned.size, workers):
         taken.append(step)
         if len(taken) >= 6 and sum(whole for whole, _ in taken) >= seconds:
             break

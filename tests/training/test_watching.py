@@ -9,9 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_trainer import Line
+
+
+class Point(nn.Module):
+    """One weight, which is drawn to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def loss(self, batch: float) -> tuple[Tensor, int, dict[str, float]]:
+        return (self.weight * batch).square().sum(), 2, {}
+
 
 from bifocal.config import UserError, apply_overrides
 from bifocal.training.optimizer import OptimizerSettings
@@ -46,7 +58,7 @@ def run(out: Path, **more: Any) -> None:
         steps=2, log_every=1, dtype="float32", optimizer=OptimizerSettings(warmup_steps=1),
         tracker=more.pop("tracker", ""),
     )  # fmt: skip
-    train(Line(), settings, lambda step: 1.0, out, samples_per_step=1, **more)
+    train(Point(), settings, lambda step: 1.0, out, samples_per_step=1, **more)
 
 
 @pytest.mark.usefixtures("own")

@@ -120,7 +120,7 @@ class Calibration:
 
 
 def calibrate(
-    operations: Sequence[Operation], optimizer: Sequence[Operation], *, budget: float = 15.0
+    operations: Sequence[Operation], optimizer: Sequence[Operation], *, budget: float = 10.0
 ) -> Calibration:
     """Time the operations of a step at their own shapes, the costliest first, for about ``budget`` seconds.
 
