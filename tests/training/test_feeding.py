@@ -139,7 +139,7 @@ def is_running(process: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes where Linux lists them")
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_workers_end_with_a_run_that_is_ended(how: signal.Signals) -> None:
     source = Path(__file__).parents[2] / "src"
     environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(source)}

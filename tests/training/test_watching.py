@@ -12,6 +12,12 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+
+from bifocal.config import UserError, apply_overrides
+from bifocal.training.optimizer import OptimizerSettings
+from bifocal.training.trainer import TrainSettings, train
+from bifocal.training.watching import Shown, open_tracker, require_tracker
 
 
 class Point(nn.Module):
@@ -24,11 +30,6 @@ class Point(nn.Module):
     def loss(self, batch: float) -> tuple[Tensor, int, dict[str, float]]:
         return (self.weight * batch).square().sum(), 2, {}
 
-
-from bifocal.config import UserError, apply_overrides
-from bifocal.training.optimizer import OptimizerSettings
-from bifocal.training.trainer import TrainSettings, train
-from bifocal.training.watching import Shown, open_tracker, require_tracker
 
 OWN = """
 class Run:
