@@ -11,31 +11,23 @@ which are kept in ``--results``. Its last column is the share of the time in whi
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 from page import Page
 
 from bifocal import artifacts
 from bifocal.config import UserError
-from bifocal.models.precision import fast_dtype
-from bifocal.recipes.forecast import forecast
+from bifocal.recipes.forecast import REHEARSED, forecast
 from bifocal.recipes.named import recipe_named
-from bifocal.recipes.sketches import Sketch, sketch
-from bifocal.training.feeding import Waiting, feed
+from bifocal.recipes.sketches import sketch
 from bifocal.training.machines import Fleet
-from bifocal.training.memory import keep_freed_memory, process_memory
-from bifocal.training.optimizer import MasterOptimizer
+from bifocal.training.memory import added_memory
 
 RECIPES = ("vqvae", "clip", "vlm-continuous", "vlm-discrete", "prior")
 MEMORY_WITHIN, TIME_WITHIN = 0.15, 0.30
@@ -46,46 +38,25 @@ def recipe_of(name: str, scale: str) -> Any:
     return recipe_named(model, scale, {}, family=family or None)
 
 
-def steps_of(planned: Sketch, size: int, workers: int = 0) -> Iterator[tuple[float, float]]:
-    """Takes steps of ``size`` samples one after the other; gives the seconds of each, and of waiting."""
-    torch.manual_seed(planned.train.seed)
-    model = planned.build().train()
-    device = torch.device("cpu")
-    optimizer = MasterOptimizer(model, planned.train.optimizer, fast_dtype(device, planned.train.dtype))
-    after_step = getattr(model, "after_step", None)
-    coming = Waiting(feed(lambda step: planned.batch(step, size), 0, 10**6, device, workers))
-    began = time.perf_counter()
-    for batch in coming:
-        total, count, _ = model.loss(batch)  # type: ignore[operator]
-        total.backward()
-        optimizer.step(count, 0.1)
-        if after_step is not None:
-            after_step()
-        del total, batch
-        now = time.perf_counter()
-        yield now - began, (now - began) * coming.share_of(now - began)
-        began = time.perf_counter()
-
-
 def measure(name: str, scale: str, seconds: float, workers: int) -> dict[str, Any]:
     """Take steps for about ``seconds``: what they add to the memory at its peak, how long each took and waited."""
     planned = sketch(recipe_of(name, scale))
-    planned.batch(0, planned.size)  # what the data keep is no part of a step
-    next(steps_of(planned, 2))  # nor is what a library loads when it is first needed
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = process_memory("VmRSS")
-    keep_freed_memory()
     taken: list[tuple[float, float]] = []
-    for step in steps_of(planned, planned.size, workers):
-        taken.append(step)
-        if len(taken) >= 6 and sum(whole for whole, _ in taken) >= seconds:
-            break
+
+    def work() -> None:
+        for step in planned.steps(planned.size, workers):
+            taken.append(step)
+            if len(taken) >= REHEARSED and sum(whole for whole, _ in taken) >= seconds:
+                break
+
+    def before() -> None:
+        planned.batch(0, planned.size)  # what the data keep is no part of a step
+        next(planned.steps(2))  # nor is what a library loads when it is first needed
+
+    peak = added_memory(before, work)
     low, middle, high = statistics.quantiles([whole for whole, _ in taken[2:]], n=4)
     waited = sum(waited for _, waited in taken[2:]) / sum(whole for whole, _ in taken[2:])
-    peak = process_memory("VmHWM") - before
-    return {"memory": peak, "low": low, "step": middle, "high": high, "waiting": waited, "before": before}
+    return {"memory": peak, "low": low, "step": middle, "high": high, "waiting": waited}
 
 
 def check(name: str, scale: str, seconds: float, workers: int) -> dict[str, Any]:
@@ -108,7 +79,6 @@ def check(name: str, scale: str, seconds: float, workers: int) -> dict[str, Any]
         "low": measured["low"],
         "high": measured["high"],
         "waiting": measured["waiting"],
-        "before": measured["before"],
     }
 
 

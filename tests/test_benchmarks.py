@@ -63,6 +63,7 @@ def test_every_benchmark_finds_what_it_takes_from_the_library(script: str) -> No
         assert callable(module.main)
 
 
+@pytest.mark.slow
 def test_shards_are_gone_on_with_at_any_sample_of_an_epoch(tmp_path: Path) -> None:
     with benchmark("loader") as module:
         module.prepare(tmp_path / "pictures", count=150, side=16, shard_bytes=40_000)

@@ -18,7 +18,7 @@ def test_a_plan_as_json_and_as_a_plot(tmp_path: Path, capsys: pytest.CaptureFixt
         "prior",
         "--smoke",
         "--machines",
-        "cpu,8xh100@2",
+        "l4,8xh100@2",
         "--steps",
         "50",
         "-o",
@@ -28,17 +28,17 @@ def test_a_plan_as_json_and_as_a_plot(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*words, "--batch-size", "32"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["recipe"], said["steps"], said["batch_size"]) == ("prior, smoke", 50, 32)
-    assert [row["name"] for row in said["machines"]] == ["cpu", "8xh100"]
+    assert [row["name"] for row in said["machines"]] == ["l4", "8xh100"]
     assert said["machines"][1]["batch"] == 4 and said["machines"][1]["cost"] > 0
-    assert said["calibration"]["measured"] > 0.5 and said["flops_per_sample"] > 0
+    assert said["calibration"] is None and said["flops_per_sample"] > 0
     assert {"weights", "masters", "peak"} <= said["machines"][0]["memory"].keys()
     assert Image.open(plot).size[0] > 500
 
 
 def test_a_plan_without_this_machine_measures_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "prior", "--smoke", "--machines", "l4"]) == 0
+    assert main(["plan", "prior", "--smoke", "--machines", "rtx4090"]) == 0
     out = capsys.readouterr().out
-    assert "NVIDIA L4 data sheet" in out and "cpu is this machine" not in out
+    assert "NVIDIA Ada architecture paper" in out and "cpu is this machine" not in out
     assert "language_model" in out and "answering keeps" in out
 
 

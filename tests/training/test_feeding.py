@@ -105,6 +105,7 @@ def toy(data: Path, workers: int) -> VQVAERecipe:
     return VQVAERecipe(batch_size=2, data=str(data), world=world, model=tiny.IMAGE_TOKENS, train=train)
 
 
+@pytest.mark.slow
 def test_a_run_with_workers_is_the_run_without_to_the_bit(tmp_path: Path) -> None:
     data = tiny.folder(tmp_path / "data")
     for workers in (0, 2):
@@ -158,7 +159,7 @@ def test_workers_end_with_a_run_that_is_ended(how: signal.Signals) -> None:
         process.send_signal(how)
         process.wait(10)
         process.stdout.close()  # type: ignore[union-attr]
-    until = time.monotonic() + 12  # they look every five seconds whether it is there
+    until = time.monotonic() + 10
     while any(map(is_running, workers)) and time.monotonic() < until:
         time.sleep(0.05)
     assert not any(map(is_running, workers))

@@ -16,7 +16,7 @@ from bifocal.models.language import LanguageConfig
 from bifocal.models.prior import PriorConfig, PriorModel
 from bifocal.training.machines import seconds_of
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings
-from bifocal.training.trace import Recorder, Spec, nbytes, trace_step
+from bifocal.training.trace import Recorder, Spec, hold_batch, nbytes, trace_step
 
 SETTINGS = OptimizerSettings(kind="muon")
 LANGUAGE = LanguageConfig(vocabulary=25, width=32, layers=2, heads=2, kv_heads=1, hidden=48, qk_norm=True)
@@ -45,14 +45,18 @@ def real_step(build: Callable[[], nn.Module], batch: Any, dtype: torch.dtype) ->
     for weight in optimizer.weights.values():
         weight.grad = None
     recorder = Recorder()
+    for tensor in (*model.parameters(), *model.buffers()):
+        recorder.hold(tensor)
+    hold_batch(recorder, batch)
+    before = recorder.live
     with recorder:
         total = model.loss(batch)[0]  # type: ignore[operator]
-        activations = recorder.live
+        activations = recorder.live - before
         total.backward()
     return counter.get_total_flops(), activations, recorder
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", [clip, prior])
 def test_stand_ins_take_what_real_tensors_take(case: Callable[[], Any], dtype: torch.dtype) -> None:
     build, batch = case()
@@ -90,9 +94,8 @@ def test_a_frozen_encoder_is_counted_as_frozen() -> None:
 
 
 def test_attention_of_an_accelerator_holds_no_scores() -> None:
-    build, _ = prior()
-    language = LanguageConfig(vocabulary=25, width=32, layers=2, heads=2, kv_heads=2, hidden=48)
-    long = torch.randint(24, (2, 512))
+    language = LanguageConfig(vocabulary=25, width=32, layers=2, heads=8, kv_heads=8, hidden=48)
+    long = torch.randint(24, (4, 512))
 
     def deep() -> nn.Module:
         return PriorModel(PriorConfig(24, 1, 512, "", language))
@@ -100,8 +103,8 @@ def test_attention_of_an_accelerator_holds_no_scores() -> None:
     here, there = (
         trace_step(deep, long, SETTINGS, torch.bfloat16, place=place) for place in ("cpu", "accelerator")
     )
-    scores = 2 * 2 * 2 * 512 * 512 * 2  # layers, pictures, heads, in bf16
-    assert here.activations - there.activations > scores
+    scores = 2 * 4 * 8 * 512 * 512 * 2  # layers, pictures, heads, in bf16
+    assert here.activations - there.activations > 0.9 * scores
     assert there.flops > here.flops  # it computes them twice
     assert there.persistent == here.persistent
 
