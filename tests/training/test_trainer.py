@@ -108,7 +108,7 @@ def interrupt(start: Start, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def figures(out: Path) -> list[dict[str, Any]]:
     """The log without what the clock decides."""
-    clock = ("seconds", "samples_per_second")
+    clock = ("seconds", "samples_per_second", "waiting")
     return [
         {name: value for name, value in row.items() if name not in clock}
         for row in artifacts.read_json_lines(out / "log.jsonl")

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,16 +20,22 @@ from bifocal import artifacts, distributed
 from bifocal.config import UserError
 from bifocal.models.precision import fast_dtype, float32_names, open_device
 from bifocal.training import checkpoint
+from bifocal.training.feeding import Waiting, feed
 from bifocal.training.memory import keep_freed_memory
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings, learning_rate_share
-from bifocal.training.progress import Progress, tensorboard
+from bifocal.training.progress import Progress
+from bifocal.training.watching import Probe, Watchers, require_tracker
 
 MOST_SKIPPED = 10  # steps in a row without a finite gradient before the run stops
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What is the same for every model."""
+    """What is the same for every model.
+
+    ``workers`` processes make batches ahead of time; with none the process that trains makes them. ``tracker`` is who
+    else is told the figures (``watching.open_tracker``).
+    """
 
     steps: int = 1000
     seed: int = 0
@@ -40,12 +45,17 @@ class TrainSettings:
     validate_every: int = 200
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    workers: int = 0
+    tracker: str = ""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        if self.workers < 0:
+            raise ValueError(f"train.workers must be 0 or more, got {self.workers}")
+        require_tracker(self.tracker)
 
 
 class Trainable(Protocol):
@@ -65,24 +75,6 @@ class Outcome:
     log: Sequence[Mapping[str, Any]]
 
 
-def batches(batch_at: Callable[[int], Any], first: int, last: int, device: torch.device) -> Iterator[Any]:
-    """Batches ``first`` to ``last - 1`` in order; for an accelerator each is made while the one before is used.
-
-    On a CPU the thread that makes the next batch takes the interpreter and the cores from the step itself: a CLIP step
-    of 0.80 s took 1.11 s that way.
-    """
-    if device.type == "cpu":
-        yield from map(batch_at, range(first, last))
-        return
-    with ThreadPoolExecutor(max_workers=1) as worker:
-        coming = worker.submit(batch_at, first)
-        for step in range(first, last):
-            batch = coming.result()
-            if step + 1 < last:
-                coming = worker.submit(batch_at, step + 1)
-            yield batch
-
-
 def train(
     model: nn.Module,
     settings: TrainSettings,
@@ -91,7 +83,7 @@ def train(
     *,
     samples_per_step: int,
     validation: Callable[[], Mapping[str, float]] | None = None,
-    probes: Mapping[str, Callable[[int], None]] | None = None,
+    probes: Mapping[str, Probe] | None = None,
     watch: Callable[[int, Mapping[str, float]], Sequence[str]] | None = None,
     about: Mapping[str, Any] | None = None,
     resume: bool = False,
@@ -100,10 +92,10 @@ def train(
     """Train ``model`` in place for ``settings.steps`` steps, logging and saving under ``out``.
 
     ``batch_at`` is a pure function of the step. ``validation`` returns figures; ``probes`` are called with the step at
-    the same moments (samples, reconstructions); ``watch`` makes sentences of the logged figures where something is
-    wrong with them, which are shown and logged; ``about`` (recipe, data, environment) goes into every checkpoint. The
-    model ends in float32, with the trained masters as its weights. Raises ``UserError`` after ten steps in a row
-    without a finite gradient.
+    the same moments and may return something to look at (reconstructions, answers), which is kept; ``watch`` makes
+    sentences of the logged figures where something is wrong with them, which are shown and logged; ``about`` (recipe,
+    data, environment) goes into every checkpoint. The model ends in float32, with the trained masters as its weights.
+    Raises ``UserError`` after ten steps in a row without a finite gradient.
     """
     keep_freed_memory()
     device = open_device(settings.device)
@@ -132,7 +124,7 @@ def train(
                 if row["step"] <= start
             ]
             artifacts.atomic_write_text(log_file, "".join(artifacts.json_line(row) for row in log))
-    board = tensorboard(out) if distributed.is_main() else None
+    watchers = Watchers(out, settings.tracker, about) if distributed.is_main() else None
 
     def record(phase: str, step: int, figures: Mapping[str, float]) -> None:
         row = {
@@ -145,9 +137,8 @@ def train(
         log.append(row)
         if distributed.is_main():
             artifacts.append_json_line(log_file, row)
-            for name, value in figures.items():
-                assert board is not None
-                board.add_scalar(f"{phase}/{name}", value, step)
+            assert watchers is not None
+            watchers.figures(phase, step, figures)
 
     def save(step: int) -> None:
         if distributed.is_main():
@@ -174,7 +165,8 @@ def train(
     window_began = time.perf_counter()
     model.train()
     with Progress(title, total=settings.steps, start=start) as progress:
-        for step, batch in enumerate(batches(batch_at, start, settings.steps, device), start=start):
+        coming = Waiting(feed(batch_at, start, settings.steps, device, settings.workers))
+        for step, batch in enumerate(coming, start=start):
             torch.manual_seed(settings.seed * 1_000_003 + step)
             share = learning_rate_share(step, settings.steps, settings.optimizer)
             total, count, metrics = model.loss(batch)  # type: ignore[operator]
@@ -201,13 +193,15 @@ def train(
             if window and (done % settings.log_every == 0 or done == settings.steps):
                 now = time.perf_counter()
                 rate = len(window) * samples_per_step / (now - window_began)
+                waiting = coming.share_of(now - window_began)
                 figures = average(window) | {
                     "gradient_norm": norm if math.isfinite(norm) else -1.0,
                     "learning_rate": settings.optimizer.learning_rate * share,
                     "samples_per_second": rate,
+                    "waiting": waiting,
                 }
                 record("train", done, figures)
-                progress.update(done, loss=figures["loss"], rate=rate)
+                progress.update(done, loss=figures["loss"], rate=rate, waiting=waiting)
                 for sentence in watch(done, figures) if watch is not None else ():
                     progress.warn(f"step {done}: {sentence}")
                     if distributed.is_main():
@@ -219,14 +213,16 @@ def train(
                 model.eval()
                 if validation is not None:
                     record("validation", done, validation())
-                for probe in (probes or {}).values():
-                    probe(done)
+                for name, probe in (probes or {}).items():
+                    shown = probe(done)
+                    if shown is not None and watchers is not None:
+                        watchers.show(name, done, shown)
                 model.train()
                 window_began += time.perf_counter() - paused
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 save(done)
-    if board is not None:
-        board.close()
+    if watchers is not None:
+        watchers.close()
     optimizer.finish()
     model.eval()
     return Outcome(steps=settings.steps, seconds=seconds(), log=log)
