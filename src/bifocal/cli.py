@@ -752,9 +752,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"bifocal: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("bifocal: stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"bifocal: {stop}" if stop.args else "bifocal: stopped", file=sys.stderr)
+        return getattr(stop, "exit_code", 130)
 
 
 def parse(name: str, words: Sequence[str]) -> tuple[Callable[[], Any], list[str]]:

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bifocal import distributed
 from bifocal.config import UserError, apply_overrides
 from bifocal.recipes.clip import begun_with, recipe_clip, train_clip
 from bifocal.recipes.prior import recipe_prior, train_prior
 from bifocal.recipes.vlm import recipe_vlm, train_vlm
 from bifocal.recipes.vqvae import recipe_vqvae, train_vqvae
+from bifocal.training.guards import lost_ranks_named
 
 MODELS = ("vqvae", "clip", "vlm", "prior")
 
 
+def on_every_rank(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command that takes ``overrides`` meet the other processes that ``torchrun`` started, if it did."""
+
+    @functools.wraps(command)
+    def met(*values: Any, overrides: Mapping[str, str], **named: Any) -> None:
+        waits = distributed.TIMEOUT_SECONDS
+        with contextlib.suppress(ValueError):  # the recipe says what is wrong with it
+            waits = float(overrides.get("train.timeout_seconds", waits))
+        with distributed.joined(waits), lost_ranks_named(lambda: "before the first step or after the last"):
+            command(*values, overrides=overrides, **named)
+
+    return met
+
+
+@on_every_rank
 def train_command(
     model: str,
     out: Path,
@@ -73,4 +92,5 @@ def train_command(
             chosen = replace(chosen, stages=())
         recipe: Any = replace(apply_overrides(chosen, settings), vision=vision or "")
         train_vlm(recipe, out, resume=resume, init_from=init_from)
-    print(f"finished: {out}")
+    if distributed.is_main():
+        print(f"finished: {out}")

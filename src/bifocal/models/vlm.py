@@ -49,8 +49,37 @@ class Rows:
     supervised: Tensor  # (B, T) bool: this token is to be predicted from the one before
     image_places: Tensor  # (P, N) int64 into B * T
     pictures: Tensor  # (P, 3, H, W) pixels in [0, 1], or what the frozen encoder made of them
-    answers: int  # conversations with an answer in these rows
+    answers: int  # conversations with an answer in the batch that these rows are from
     features: Tensor | None = None  # (P, N, E): what the pictures' positions are aligned with, in training
+    keys: tuple[str, ...] = ()  # the P pictures' names
+    of: tuple[int, int] | None = (
+        None  # of a part: supervised tokens and positions of pictures in the whole batch
+    )
+
+    def part(self, rows: range) -> Rows:
+        """Some consecutive rows, with their pictures. All keep the length of the longest of the batch."""
+        some, length = slice(rows.start, rows.stop), self.tokens.shape[1]
+        first = rows.start * length
+        starts = self.image_places[:, 0]
+        here = ((starts >= first) & (starts < rows.stop * length)).nonzero().squeeze(1)
+        return Rows(
+            tokens=self.tokens[some],
+            positions=self.positions[some],
+            segments=self.segments[some],
+            documents=self.documents[some],
+            supervised=self.supervised[some],
+            image_places=self.image_places[here] - first,
+            pictures=self.pictures[here],
+            answers=self.answers,
+            features=None if self.features is None else self.features[here],
+            keys=tuple(self.keys[index] for index in here.tolist()) if self.keys else (),
+            of=self.whole,
+        )
+
+    @property
+    def whole(self) -> tuple[int, int]:
+        """Supervised tokens and positions of pictures in the whole batch."""
+        return self.of or (int(self.supervised.sum()), self.image_places.numel())
 
 
 @dataclass(frozen=True)
@@ -203,7 +232,9 @@ class VLM(nn.Module):
         if self.alignment is not None and rows.features is not None and len(rows.features):
             seen_ND = layers[self.alignment.layer].flatten(0, 1)[rows.image_places.flatten()]
             apart = losses.alignment(seen_ND, rows.features.flatten(0, 1), self.alignment.projection)
-            total = total + self.alignment.weight * apart * len(targets_N)
+            # the mean over all places of the batch, for each of its tokens, whoever has which rows
+            tokens, places = rows.whole
+            total = total + self.alignment.weight * apart * tokens * rows.image_places.numel() / places
             metrics["alignment"] = 1 - apart.item()
         return total, len(targets_N), metrics
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bifocal import distributed
 from bifocal.config import UserError, fingerprint
 from bifocal.data.augment import OFF, Augment, augment, mirrored, speaks_of_colours, speaks_of_places
 from bifocal.data.patches import KeptPatches, by_detail, drop_patches, inside, keep_patches, looked_at
@@ -182,6 +183,12 @@ def train_clip(
         text = replace(recipe.model.text, vocabulary=begin.text.vocabulary, end=begin.text.end)
     size = recipe.batch_size
     torch.manual_seed(recipe.train.seed)
+    if isinstance(recipe.model.vision, ResNetConfig) and recipe.model.vision.norm == "batch":
+        if distributed.world_size() > 1:
+            raise UserError(
+                "batch norm takes the statistics of a rank's own rows, so several ranks do not train what one does: "
+                "set model.vision.norm to group or frozen, or start without torchrun"
+            )
     sigmoid = recipe.objective == "sigmoid"
     shape = replace(recipe.model, text=text, logit_bias=sigmoid)
     model = CLIPModel(shape, objective=recipe.objective, chunk_size=recipe.chunk_size)

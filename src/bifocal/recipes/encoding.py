@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bifocal import config
+from bifocal import config, distributed
 from bifocal.data.pictures import to_tensor
 from bifocal.encoded import EncodedStore, encode_pictures, weights_fingerprint
 from bifocal.recipes.sources import Source
@@ -48,13 +48,16 @@ def encode_split(
     def pixels(some: Sequence[str]) -> Tensor:
         return to_tensor([source.pixels(key) for key in some]).to(device)
 
-    with Progress(f"encode {split}", total=len(keys)) as progress:
-        return encode_pictures(
-            place,
-            keys,
-            pixels,
-            encode,
-            fingerprint=fingerprint,
-            codebook=codebook,
-            progress=lambda done: progress.update(done),
-        )
+    def encode_all(still_going: Callable[[], None]) -> None:
+        with Progress(f"encode {split}", total=len(keys)) as progress:
+
+            def note(done: int) -> None:
+                progress.update(done)
+                still_going()
+
+            encode_pictures(
+                place, keys, pixels, encode, fingerprint=fingerprint, codebook=codebook, progress=note
+            )
+
+    distributed.first_rank_does(encode_all)
+    return EncodedStore.open(place, fingerprint)

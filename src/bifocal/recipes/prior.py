@@ -22,6 +22,7 @@ from bifocal.recipes.mixture import MixtureSource, source_of
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import shuffled
 from bifocal.training.optimizer import OptimizerSettings
+from bifocal.training.parallel import ByRows
 from bifocal.training.trainer import Outcome, TrainSettings
 
 HELD_OUT = 512  # pictures whose codes validation is about
@@ -129,7 +130,9 @@ def train_prior(
     return run(
         model,
         recipe.train,
-        lambda step: codes("train", [shuffled(step * size + row, count, seed) for row in range(size)]),
+        lambda step: ByRows(
+            lambda rows: codes("train", [shuffled(step * size + row, count, seed) for row in rows])
+        ),
         out,
         recipe=recipe,
         samples_per_step=size,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,19 +26,22 @@ def open_run(out: Path, kind: str, recipe: Any, *, resume: bool, init_from: str 
 
     With it stands the run whose weights it begins with, since what that was trained on this one was trained on too.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "training is for one process so far, and torchrun started several: start it without torchrun"
-        )
     written = {"kind": kind, **config.to_dict(recipe)}
     if init_from is not None:
         written[INIT_FROM] = str(init_from)
+    distributed.first_rank_does(lambda _: _open(out, recipe, written, resume))
+
+
+def _open(out: Path, recipe: Any, written: dict[str, Any], resume: bool) -> None:
+    written = json.loads(json.dumps(written))
     if resume and begun(out):
         before = json.loads((out / RECIPE).read_text(encoding="utf-8"))
         # earlier versions did not write it down, and it need not be said again
-        written.setdefault(INIT_FROM, before.setdefault(INIT_FROM, init_from))
-        if before != json.loads(json.dumps(written)):
-            changed = [key for key in written if before.get(key) != json.loads(json.dumps(written[key]))]
+        said = written.get(INIT_FROM)
+        written.setdefault(INIT_FROM, before.setdefault(INIT_FROM, said))
+        before = _with_new_settings(before, type(recipe))
+        if before != written:
+            changed = [key for key in written if before.get(key) != written[key]]
             raise UserError(
                 f"{out} was begun with another recipe (it differs in {', '.join(changed) or 'its kind'}): "
                 "resume with the same settings, or choose another --out"
@@ -48,6 +50,16 @@ def open_run(out: Path, kind: str, recipe: Any, *, resume: bool, init_from: str 
     artifacts.refuse_overwrite(out)
     out.mkdir(parents=True, exist_ok=True)
     artifacts.atomic_write_json(out / RECIPE, written)
+
+
+def _with_new_settings(before: dict[str, Any], recipe: type) -> dict[str, Any]:
+    """What an earlier version wrote, with the settings that it did not have at what it did without them."""
+    settings = {name: value for name, value in before.items() if name not in ("kind", INIT_FROM)}
+    try:
+        known = config.to_dict(config.from_dict(recipe, settings, older=True))
+    except UserError:
+        return before  # so different that the comparison will say in what
+    return {**json.loads(json.dumps(known)), "kind": before.get("kind"), INIT_FROM: before[INIT_FROM]}
 
 
 def begun(out: Path) -> bool:
@@ -73,6 +85,7 @@ def run(
     validation: Callable[[], Mapping[str, float]] | None = None,
     probes: Mapping[str, Callable[[int], None]] | None = None,
     watch: Callable[[int, Mapping[str, float]], Sequence[str]] | None = None,
+    names_at: Callable[[int], Sequence[str]] | None = None,
     resume: bool = False,
     title: str,
 ) -> Outcome:
@@ -92,12 +105,14 @@ def run(
         validation=validation,
         probes=probes,
         watch=watch,
+        names_at=names_at,
         about=about,
         resume=resume,
         title=title,
     )
     if distributed.is_main():
         inference.save(out, model, tokenizer)
+    distributed.barrier()
     return outcome
 
 

@@ -185,6 +185,7 @@ class Packer:
             pictures=self.stores[split].get(builder.picture_keys),
             answers=builder.answers,
             features=None if self.teacher is None else self.teacher.features(split, builder.picture_keys),
+            keys=tuple(builder.picture_keys),
         )
 
     def _drawing(self, split: str, number: int, rng: random.Random) -> Sample | None:

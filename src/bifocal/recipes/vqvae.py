@@ -23,6 +23,7 @@ from bifocal.recipes.mixture import source_of
 from bifocal.recipes.runs import begun, mean_loss, open_run, run, start_from
 from bifocal.training.alarms import CodebookAlarms
 from bifocal.training.optimizer import OptimizerSettings
+from bifocal.training.parallel import ByRows
 from bifocal.training.trainer import Outcome, TrainSettings
 
 
@@ -64,8 +65,10 @@ def train_vqvae(
     source = source_of(recipe.data, recipe.world, 0)
     size = recipe.batch_size
 
-    def batch_at(step: int) -> Tensor:
-        return to_tensor([source.picture("train", step * size + row) for row in range(size)]).to(device)
+    def batch_at(step: int) -> ByRows:
+        return ByRows(
+            lambda rows: to_tensor([source.picture("train", step * size + row) for row in rows]).to(device)
+        )
 
     held_out = [
         to_tensor([source.picture("validation", start + row) for row in range(32)]).to(device)

@@ -13,7 +13,7 @@ back to the newest step that is good, saying which it passed over and why.
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,9 @@ def save(
     trainer_tensors: Mapping[str, Tensor],
     state: Mapping[str, Any],
     keep: int = 3,
+    also: Collection[int] = (),
 ) -> Path:
-    """Write `directory/step-N/`, then remove all but the `keep` newest of the steps up to N.
+    """Write `directory/step-N/`, then remove all but the `keep` newest of the steps up to N and those in `also`.
 
     Only the main process calls it. A step that is there already is replaced, once the new one is complete.
     Steps beyond N are left alone: they exist only where reading passed over them as damaged.
@@ -78,7 +79,8 @@ def save(
         artifacts.atomic_write_json(temporary / "state.json", content)
     earlier = sorted(known for known in steps(directory) if known <= step)
     for old in earlier[:-keep]:
-        shutil.rmtree(directory / f"step-{old}")
+        if old not in also:
+            shutil.rmtree(directory / f"step-{old}")
     return path
 
 

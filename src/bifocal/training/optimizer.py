@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bifocal.models.precision import set_precision
+from bifocal.training import parallel
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def as_matrix(tensor: Tensor) -> Tensor:
 class MasterOptimizer:
     """Steps float32 masters and copies them into the model's weights, which may be of lower precision.
 
-    Gradients are clipped by their global norm. A non-finite norm skips the step; ``step`` then returns False.
+    Gradients are clipped by their global norm.
     """
 
     def __init__(self, model: nn.Module, settings: OptimizerSettings, dtype: torch.dtype) -> None:
@@ -116,34 +117,51 @@ class MasterOptimizer:
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
 
     @torch.no_grad()
-    def step(self, divisor: float, share: float) -> tuple[bool, float]:
-        """Divide the summed gradients by ``divisor``, clip, step at ``share`` of the peak rates.
+    def step(self, divisor: float | Tensor, share: float, limit: float = math.inf) -> tuple[Tensor, Tensor]:
+        """Add up the gradients of all ranks, divide by ``divisor``, clip, step at ``share`` of the peak rates.
 
-        Returns whether the step was taken and the norm of the gradient before clipping.
+        A step whose gradient is not finite, or has a norm above ``limit``, changes nothing. Returns whether the step
+        was taken and the norm of the gradient before clipping, as tensors: nothing here waits for the device.
         """
-        gradients: list[Tensor] = []
-        for name, weight in self.weights.items():
-            master = self.masters[name]
-            if weight.grad is None:
-                master.grad = None
-                continue
-            master.grad = weight.grad.float() if weight.dtype != torch.float32 else weight.grad
-            gradients.append(master.grad)
+        raw: list[Tensor | None] = []
+        for weight in self.weights.values():
+            gradient, weight.grad = weight.grad, None
+            raw.append(None if gradient is None else gradient.float())
+        summed = parallel.sum_over_ranks(raw, list(self.masters.values()))
+        for (name, master), gradient in zip(self.masters.items(), summed, strict=True):
+            master.grad = gradient
             if name in self.matrices:
-                self.matrices[name].grad = as_matrix(master.grad)
-            weight.grad = None
+                self.matrices[name].grad = None if gradient is None else as_matrix(gradient)
+        gradients = [gradient for gradient in summed if gradient is not None]
         torch._foreach_div_(gradients, divisor)
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
-        if not math.isfinite(norm):
-            return False, norm
-        if norm > self.settings.clip:
-            torch._foreach_mul_(gradients, self.settings.clip / norm)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        taken = norm.isfinite() & (norm <= limit)
+        torch._foreach_mul_(gradients, (self.settings.clip / norm).clamp(max=1.0))
         for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * share
-            optimizer.step()
+            if isinstance(optimizer, torch.optim.Muon):
+                self._step_matrices(optimizer, taken)
+            else:
+                # what mixed-precision training tells a fused kernel, so that it leaves weights and moments alone
+                optimizer.found_inf = (~taken).float()  # type: ignore[attr-defined]
+                optimizer.step()
         self.publish()
-        return True, norm
+        return taken, norm
+
+    def _step_matrices(self, muon: torch.optim.Optimizer, taken: Tensor) -> None:
+        """A step of Muon, which knows nothing of steps not taken: momentum and matrices are put back then."""
+        matrices = [matrix for matrix in self.matrices.values() if matrix.grad is not None]
+        before = [matrix.clone() for matrix in matrices]
+        for matrix in matrices:
+            assert matrix.grad is not None
+            momentum = muon.state[matrix].get("momentum_buffer")
+            # the momentum moves towards the gradient, so it stays where it is if it is the gradient
+            stay = torch.zeros_like(matrix.grad) if momentum is None else momentum
+            matrix.grad = torch.where(taken, matrix.grad, stay)
+        muon.step()
+        for matrix, old in zip(matrices, before, strict=True):
+            matrix.copy_(torch.where(taken, matrix, old))
 
     @torch.no_grad()
     def publish(self) -> None:
