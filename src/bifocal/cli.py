@@ -156,6 +156,63 @@ def train(
     )
 
 
+def plan(
+    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "prior"]],
+    family: Literal["discrete", "continuous"] | None = None,
+    vision: str | None = None,
+    tower: Literal["vit", "resnet"] | None = None,
+    data: str | None = None,
+    scale: Literal["quickstart", "standard"] = "quickstart",
+    smoke: bool = False,
+    steps: int | None = None,
+    machines: str = "cpu",
+    sharded: bool = False,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    dtype: Dtype = "auto",
+) -> Callable[..., None]:
+    """Parameters, memory, time and cost of a training run, before it begins. Settings are given as in train.
+
+    Example: bifocal plan clip --batch-size 4096 --machines cpu,8xh100@2.5 -o plan.png
+
+    Args:
+        model: which recipe.
+        family: of a vlm: image tokens (discrete) or CLIP features (continuous).
+        vision: the finished run of the image encoder; that of the quickstart if not given.
+        tower: what a clip sees pictures with, a ViT if not given.
+        data: what it will be trained on; the default scenes if not given.
+        scale: the size of the recipe.
+        smoke: toy size.
+        steps: optimizer steps.
+        machines: [COUNTx]NAME[@PRICE AN HOUR FOR EACH], with commas between: cpu is this machine, others are a100,
+            h100, l4, rtx4090.
+        sharded: divide masters, optimizer state and gradients among ranks.
+        output: a plot (PNG, PDF or SVG).
+        json_output: print the forecast as JSON and nothing else.
+        dtype: auto is bf16 where it is fast.
+    """
+    from bifocal.commands.plan import plan_command
+
+    given = {"train.dtype": dtype} | ({} if steps is None else {"train.steps": str(steps)})
+
+    def go(overrides: dict[str, str]) -> None:
+        plan_command(
+            model,
+            overrides={**given, **overrides},
+            scale="smoke" if smoke else scale,
+            family=family,
+            vision=vision,
+            tower=tower,
+            data=data,
+            machines=[machines],
+            sharded=sharded,
+            output=output,
+            as_json=json_output,
+        )
+
+    return go
+
+
 def evaluate(
     run: tyro.conf.Positional[Path],
     task: Task,
@@ -720,6 +777,7 @@ def data_show(
 COMMANDS: dict[str, Callable[..., Any]] = {
     "quickstart": quickstart,
     "train": train,
+    "plan": plan,
     "evaluate": evaluate,
     "score": score,
     "compare": compare,
@@ -736,6 +794,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "data check": data_check,
     "data show": data_show,
 }
+
+
+RECIPES = ("train", "plan")  # commands that settings of a recipe are given to
 
 
 def usage() -> str:
@@ -763,7 +824,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in COMMANDS:
             raise config.UserError(unknown_command(name))
         begin, settings = parse(name, words[len(name.split()) :])
-        if name == "train":
+        if name in RECIPES:
             begin()(overrides=config.parse_flags(settings))
         else:
             begin()
@@ -777,7 +838,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(name: str, words: Sequence[str]) -> tuple[Callable[[], Any], list[str]]:
-    """A subcommand's words -> the call they stand for, and (``train`` only) the flags it does not know itself.
+    """A subcommand's words -> the call they stand for, and (of ``RECIPES``) the flags it does not know itself.
 
     Raises ``UserError`` with what tyro has to say about words that do not fit.
     """
@@ -790,7 +851,7 @@ def parse(name: str, words: Sequence[str]) -> tuple[Callable[[], Any], list[str]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            if name == "train":
+            if name in RECIPES:
                 return tyro.cli(later, prog=f"bifocal {name}", args=words, return_unknown_args=True)
             return tyro.cli(later, prog=f"bifocal {name}", args=words), []
     except SystemExit as end:

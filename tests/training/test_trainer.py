@@ -60,7 +60,7 @@ def interrupt(start: toys.Start, out: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def figures(out: Path) -> list[dict[str, Any]]:
     """The log without what the clock decides."""
-    clock = ("seconds", "samples_per_second")
+    clock = ("seconds", "samples_per_second", "waiting")
     return [
         {name: value for name, value in row.items() if name not in clock}
         for row in artifacts.read_json_lines(out / "log.jsonl")

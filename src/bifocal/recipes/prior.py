@@ -123,10 +123,10 @@ def train_prior(
 
     def codes(split: str, chosen: Sequence[int]) -> Tensor:
         store, keys = sets[split]
-        return store.get([keys[number] for number in chosen]).flatten(1).to(device)
+        return store.get([keys[number] for number in chosen]).flatten(1)
 
     size, seed, count = recipe.batch_size, recipe.train.seed, len(sets["train"][1])
-    held_out = codes("validation", range(min(HELD_OUT, len(sets["validation"][1])))).split(size)
+    held_out = codes("validation", range(min(HELD_OUT, len(sets["validation"][1])))).to(device).split(size)
     return run(
         model,
         recipe.train,

@@ -16,6 +16,7 @@ from bifocal.environment import environment
 from bifocal.interop.clip_tokens import AnyTokenizer
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.training.trainer import Outcome, TrainSettings, train
+from bifocal.training.watching import Probe
 
 RECIPE = "recipe.json"
 INIT_FROM = "init_from"  # what the recipe of a run calls the one that it begins with
@@ -83,7 +84,7 @@ def run(
     data_fingerprint: str,
     tokenizer: AnyTokenizer | None = None,
     validation: Callable[[], Mapping[str, float]] | None = None,
-    probes: Mapping[str, Callable[[int], None]] | None = None,
+    probes: Mapping[str, Probe] | None = None,
     watch: Callable[[int, Mapping[str, float]], Sequence[str]] | None = None,
     names_at: Callable[[int], Sequence[str]] | None = None,
     resume: bool = False,
@@ -120,13 +121,21 @@ def describe(model: nn.Module, title: str) -> None:
     """One line that says by name and parameter count what trains and what is frozen."""
     if not distributed.is_main():
         return
-    parts: dict[str, list[int]] = {}
-    for name, parameter in model.named_parameters():
-        counts = parts.setdefault(name.split(".")[0], [0, 0])
-        counts[0 if parameter.requires_grad else 1] += parameter.numel()
-    trained = ", ".join(f"{name} {counts[0] / 1e6:.2f}M" for name, counts in parts.items() if counts[0])
-    frozen = ", ".join(f"{name} {counts[1] / 1e6:.2f}M" for name, counts in parts.items() if counts[1])
+    parts = parts_of(model)
+    trained = ", ".join(f"{name} {count / 1e6:.2f}M" for name, (count, _) in parts.items() if count)
+    frozen = ", ".join(f"{name} {count / 1e6:.2f}M" for name, (_, count) in parts.items() if count)
     print(f"{title}: trains {trained}" + (f"; frozen {frozen}" if frozen else ""), flush=True)
+
+
+def parts_of(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """How many parameters each part of a model has, trained and frozen."""
+    parts: dict[str, tuple[int, int]] = {}
+    for name, parameter in model.named_parameters():
+        trained, frozen = parts.get(name.split(".")[0], (0, 0))
+        count = parameter.numel()
+        grows = (count, 0) if parameter.requires_grad else (0, count)
+        parts[name.split(".")[0]] = trained + grows[0], frozen + grows[1]
+    return parts
 
 
 def start_from(model: nn.Module, init_from: str | None) -> None:

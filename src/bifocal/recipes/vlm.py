@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -28,8 +28,10 @@ from bifocal.recipes.alignment import Teacher, open_teacher
 from bifocal.recipes.curriculum import Stage, TaskWeights, scene_stages, stage_at
 from bifocal.recipes.encoding import ENCODED, encode_split
 from bifocal.recipes.mixture import MixtureSource, source_of
+from bifocal.recipes.probes import answers, drawings
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import Source, drawing_sample
+from bifocal.training.feeding import to_device
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import Outcome, TrainSettings
 
@@ -239,17 +241,22 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
         )
     template = Template(tokenizer, model.image_path.positions, recipe.number_pictures)
     packer = Packer(recipe, source, template, stores, teacher)
-    held_out = [move(packer.rows("validation", 0, min(HELD_OUT_ROWS, recipe.batch_size)), device)]
+    held_out = [to_device(packer.rows("validation", 0, min(HELD_OUT_ROWS, recipe.batch_size)), device)]
+    probes = {"answers": answers(model, tokenizer, source, recipe.tasks.reading(), device)}
+    if discrete and recipe.tasks.drawing > 0:
+        draws = drawings(model, tokenizer, source, device, recipe.train.seed)
+        probes |= {} if draws is None else {"drawings": draws}
     return run(
         model,
         recipe.train,
-        lambda step: move(packer.rows("train", step, recipe.batch_size), device),
+        lambda step: packer.rows("train", step, recipe.batch_size),
         out,
         recipe=recipe,
         samples_per_step=recipe.batch_size,
         data_fingerprint=source.fingerprint,
         tokenizer=tokenizer,
         validation=lambda: mean_loss(model, held_out),
+        probes=probes,
         resume=resume,
         title=f"vlm-{recipe.family}",
     )
@@ -263,14 +270,6 @@ def tokenizer_of(init_from: str | None) -> TextTokenizer | None:
     if not isinstance(tokenizer, TextTokenizer):
         raise UserError(f"--init-from {init_from} has no tokenizer of ours, so it is no VLM to go on from")
     return tokenizer
-
-
-def move(rows: Rows, device: torch.device) -> Rows:
-    """The rows on a device."""
-    moved: dict[str, Any] = {
-        name: value.to(device) for name, value in vars(rows).items() if isinstance(value, torch.Tensor)
-    }
-    return replace(rows, **moved)
 
 
 def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuous") -> VLMRecipe:

@@ -123,6 +123,7 @@ class Signals:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
+        self.process = os.getpid()
         self.asked: signal.Signals | None = None
         self.before: dict[signal.Signals, Any] = {}
         self.timer: threading.Timer | None = None
@@ -141,6 +142,10 @@ class Signals:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # of a worker, forked since: it goes with who asks it for batches
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
         if self.asked is not None:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt("stopped without saving")

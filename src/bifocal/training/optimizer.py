@@ -44,7 +44,7 @@ class OptimizerSettings:
 
 
 def learning_rate_share(step: int, steps: int, settings: OptimizerSettings) -> float:
-    """Share of the peak rate at ``step``: linear warm-up, then down to ``final_share`` in the manner of the settings."""
+    """Share of the peak rate at ``step``: linear warm-up, then down to ``final_share`` as the settings say."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     if settings.cooldown is None:

@@ -11,8 +11,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -24,11 +23,13 @@ from bifocal import artifacts, distributed
 from bifocal.config import UserError
 from bifocal.models.precision import fast_dtype, float32_names, open_device
 from bifocal.training import checkpoint, parallel
+from bifocal.training.feeding import Waiting, feed, to_device
 from bifocal.training.guards import Signals, StepGuard, Stopped, lost_ranks_named
 from bifocal.training.memory import keep_freed_memory
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings, learning_rate_share
-from bifocal.training.progress import Progress, tensorboard
+from bifocal.training.progress import Progress
 from bifocal.training.saving import Saver, moved_without_gradient, restore
+from bifocal.training.watching import Probe, Watchers, require_tracker
 
 STOPPED = "stopped.json"  # left by a run that was asked to stop and did so cleanly
 
@@ -37,8 +38,9 @@ STOPPED = "stopped.json"  # left by a run that was asked to stop and did so clea
 class TrainSettings:
     """What is the same for every model.
 
-    A batch goes through the model in ``accumulate`` pieces (of each rank's rows), and ``activation_checkpointing``
-    computes layers anew on the way back: both save memory. The ``keep_checkpoints`` newest checkpoints are kept, every
+    ``workers`` processes make batches ahead of time; with none the process that trains makes them. ``tracker`` is who
+    else is told the figures (``watching.open_tracker``). A batch goes through the model in ``accumulate`` pieces (of
+    each rank's rows), and ``activation_checkpointing`` computes layers anew on the way back: both save memory. The ``keep_checkpoints`` newest checkpoints are kept, every
     one at a multiple of ``keep_every`` (0: none) and the best; they are written beside training if ``asynchronous``. A
     step whose gradient is more than ``spike_factor`` times as large as usual is skipped (0: none is). Asked to stop, a
     run saves within ``stop_seconds`` or ends without; a rank waits ``timeout_seconds`` for the others.
@@ -54,6 +56,8 @@ class TrainSettings:
     keep_checkpoints: int = 2
     keep_every: int = 0
     asynchronous: bool = True
+    workers: int = 0
+    tracker: str = ""
     accumulate: int = 1
     activation_checkpointing: bool = False
     spike_factor: float = 10.0
@@ -73,9 +77,10 @@ class TrainSettings:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("keep_every", "spike_factor", "stop_seconds", "timeout_seconds"):
+        for name in ("workers", "keep_every", "spike_factor", "stop_seconds", "timeout_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must be at least 0, got {getattr(self, name)}")
+        require_tracker(self.tracker)
 
 
 class Trainable(Protocol):
@@ -93,24 +98,6 @@ class Outcome:
     steps: int
     seconds: float
     log: Sequence[Mapping[str, Any]]
-
-
-def batches(batch_at: Callable[[int], Any], first: int, last: int, device: torch.device) -> Iterator[Any]:
-    """Batches ``first`` to ``last - 1`` in order; for an accelerator each is made while the one before is used.
-
-    On a CPU the thread that makes the next batch takes the interpreter and the cores from the step itself: a CLIP step
-    of 0.80 s took 1.11 s that way.
-    """
-    if device.type == "cpu":
-        yield from map(batch_at, range(first, last))
-        return
-    with ThreadPoolExecutor(max_workers=1) as worker:
-        coming = worker.submit(batch_at, first)
-        for step in range(first, last):
-            batch = coming.result()
-            if step + 1 < last:
-                coming = worker.submit(batch_at, step + 1)
-            yield batch
 
 
 @dataclass(frozen=True)
@@ -131,7 +118,7 @@ def train(
     *,
     samples_per_step: int,
     validation: Callable[[], Mapping[str, float]] | None = None,
-    probes: Mapping[str, Callable[[int], None]] | None = None,
+    probes: Mapping[str, Probe] | None = None,
     watch: Callable[[int, Mapping[str, float]], Sequence[str]] | None = None,
     names_at: Callable[[int], Sequence[str]] | None = None,
     about: Mapping[str, Any] | None = None,
@@ -142,7 +129,8 @@ def train(
 
     ``batch_at`` is a pure function of the step and gives the whole batch of ``samples_per_step`` rows, of which each
     rank takes its own (``parallel.pieces``). ``validation`` returns figures; ``probes`` are called with the step at
-    the same moments (samples, reconstructions), on the first rank; ``watch`` makes sentences of the logged figures
+    the same moments, on the first rank, and may return something to look at (reconstructions, answers), which is kept;
+    ``watch`` makes sentences of the logged figures
     where something is wrong with them, which are shown and logged; ``names_at`` says what a step's batch was made of,
     for the log of steps that were skipped; ``about`` (recipe, data, environment) goes into every checkpoint. The model
     ends in float32, with the trained masters as its weights.
@@ -204,7 +192,7 @@ def train(
     if distributed.is_main():
         (out / STOPPED).unlink(missing_ok=True)
     distributed.barrier()
-    board = tensorboard(out) if distributed.is_main() else None
+    watchers = Watchers(out, settings.tracker, about) if distributed.is_main() else None
 
     def record(phase: str, step: int, figures: Mapping[str, float], **more: Any) -> None:
         row = {
@@ -217,9 +205,8 @@ def train(
         log.append(row)
         if distributed.is_main():
             artifacts.append_json_line(log_file, row)
-            for name, value in figures.items():
-                assert board is not None
-                board.add_scalar(f"{phase}/{name}", value, step)
+            assert watchers is not None
+            watchers.figures(phase, step, figures)
 
     def look(before: int) -> None:
         for step, taken, norm in guard.read(before):
@@ -239,6 +226,9 @@ def train(
     def seconds() -> float:
         return spent + time.perf_counter() - began
 
+    def pieces_at(step: int) -> list[Any]:
+        return list(parallel.pieces(batch_at(step), samples_per_step, settings.accumulate))
+
     # what a model may change by itself
     own = [name for name in float32_names(model) if name in optimizer.masters]
     window: list[Done] = []
@@ -251,15 +241,16 @@ def train(
         progress = stack.enter_context(Progress(title, total=settings.steps, start=start))
         saver.trial()
         if start < settings.steps:
-            dry_step(model, batch_at(start), samples_per_step, settings.accumulate)
+            dry_step(model, to_device(pieces_at(start), device))
+        coming = Waiting(feed(pieces_at, start, settings.steps, device, settings.workers))
         votes = torch.zeros(2, dtype=torch.float64)
         window_began = time.perf_counter()
-        for step, batch in enumerate(batches(batch_at, start, settings.steps, device), start=start):
+        for step, batch in enumerate(coming, start=start):
             look(step - 1)
             torch.manual_seed(settings.seed * 1_000_003 + step)
             share = learning_rate_share(step, settings.steps, settings.optimizer)
             parts = []
-            for piece in parallel.pieces(batch, samples_per_step, settings.accumulate):
+            for piece in batch:
                 total, count, metrics = model.loss(piece)  # type: ignore[operator]
                 optimizer.adopt(own)  # a codebook may have started from this batch
                 total.backward()
@@ -280,13 +271,15 @@ def train(
                 if figures:
                     now = time.perf_counter()
                     rate = len(window) * samples_per_step / (now - window_began)
+                    waiting = coming.share_of(now - window_began)
                     figures |= {
                         "gradient_norm": finite(norm.item()),
                         "learning_rate": settings.optimizer.learning_rate * share,
                         "samples_per_second": rate,
+                        "waiting": waiting,
                     }
                     record("train", done, figures)
-                    progress.update(done, loss=figures["loss"], rate=rate)
+                    progress.update(done, loss=figures["loss"], rate=rate, waiting=waiting)
                     for sentence in watch(done, figures) if watch is not None else ():
                         progress.warn(f"step {done}: {sentence}")
                         if distributed.is_main():
@@ -301,9 +294,11 @@ def train(
                         said = validation()
                         loss = said["loss"] if math.isfinite(said.get("loss", math.nan)) else loss
                         record("validation", done, said)
-                    for probe in (probes or {}).values():
-                        if distributed.is_main():
-                            probe(done)
+                    if watchers is not None:
+                        for name, probe in (probes or {}).items():
+                            shown = probe(done)
+                            if shown is not None:
+                                watchers.show(name, done, shown)
                 model.train()
                 window_began += time.perf_counter() - paused
             # all ranks end at the same step, the one after that in which the first of them was asked
@@ -315,8 +310,8 @@ def train(
                 saver.wait()
                 stop(out, done, signals.asked, title)
         saver.wait()
-    if board is not None:
-        board.close()
+    if watchers is not None:
+        watchers.close()
     if undo is not None:
         undo()
     optimizer.finish()
@@ -324,13 +319,13 @@ def train(
     return Outcome(steps=settings.steps, seconds=seconds(), log=log)
 
 
-def dry_step(model: nn.Module, batch: Any, size: int, accumulate: int) -> None:
+def dry_step(model: nn.Module, batch: Sequence[Any]) -> None:
     """Forward and backward once, changing nothing: what does not fit shows before anything is trained.
 
     In ``eval``, so that nothing that learns from what it sees does.
     """
     model.eval()
-    for piece in parallel.pieces(batch, size, accumulate):
+    for piece in batch:
         model.loss(piece)[0].backward()  # type: ignore[operator]
     for weight in model.parameters():
         weight.grad = None
