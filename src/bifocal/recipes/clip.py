@@ -154,7 +154,7 @@ def mirrored_pair(pair: Pair, strength: float, seed: str) -> Pair:
     boxes, phrases = [box for box, _ in pair.regions], [phrase for _, phrase in pair.regions]
     rng = random.Random(f"mirror/{seed}")
     picture, texts, carried = mirrored(pair.picture, [pair.text, *phrases], boxes, strength, rng)
-    return Pair(picture, texts[0], list(zip(carried, texts[1:], strict=True)))
+    return Pair(picture, texts[0], list(zip(carried, texts[1:], strict=True)), pair.key)
 
 
 def _numbered(texts: Sequence[str]) -> Tensor:
@@ -197,7 +197,7 @@ def train_clip(
     if sigmoid:
         model.start_sigmoid(size)
     start_from(model, init_from)
-    open_run(out, "clip", recipe, resume=resume, init_from=init_from)
+    open_run(out, "clip", recipe, resume=resume, init_from=init_from, source=source)
 
     def pairs(split: str, first: int, count: int, variation: Augment = OFF) -> CLIPBatch:
         return contrastive_batch(
@@ -225,6 +225,7 @@ def train_clip(
         recipe=recipe,
         samples_per_step=size,
         data_fingerprint=source.fingerprint,
+        names_at=lambda step: [source.pair("train", step * size + row, 0).key for row in range(size)],
         tokenizer=tokenizer,
         validation=lambda: mean_loss(model, held_out),
         probes={"zero-shot": zero_shot(model, tokenizer, source, device)}

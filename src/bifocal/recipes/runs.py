@@ -15,6 +15,8 @@ from bifocal.config import UserError
 from bifocal.environment import environment
 from bifocal.interop.clip_tokens import AnyTokenizer
 from bifocal.models.clip import CLIPConfig, CLIPModel
+from bifocal.recipes.sources import Source
+from bifocal.recipes.spoilt import SPOILT
 from bifocal.training.trainer import Outcome, TrainSettings, train
 from bifocal.training.watching import Probe
 
@@ -22,8 +24,18 @@ RECIPE = "recipe.json"
 INIT_FROM = "init_from"  # what the recipe of a run calls the one that it begins with
 
 
-def open_run(out: Path, kind: str, recipe: Any, *, resume: bool, init_from: str | None = None) -> None:
+def open_run(
+    out: Path,
+    kind: str,
+    recipe: Any,
+    *,
+    resume: bool,
+    init_from: str | None = None,
+    source: Source | None = None,
+) -> None:
     """Begin or continue a run: its recipe is written first, and a resumed one must be the same.
+
+    Pictures of ``source`` that cannot be read are passed over from now on, and noted in the run.
 
     With it stands the run whose weights it begins with, since what that was trained on this one was trained on too.
     """
@@ -31,6 +43,8 @@ def open_run(out: Path, kind: str, recipe: Any, *, resume: bool, init_from: str 
     if init_from is not None:
         written[INIT_FROM] = str(init_from)
     distributed.first_rank_does(lambda _: _open(out, recipe, written, resume))
+    if source is not None:
+        source.note_spoilt(out / SPOILT)
 
 
 def _open(out: Path, recipe: Any, written: dict[str, Any], resume: bool) -> None:

@@ -212,7 +212,7 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
     torch.manual_seed(recipe.train.seed)
     model = build(recipe, tokenizer, encoder)
     start_from(model, init_from)
-    open_run(out, "vlm", recipe, resume=resume, init_from=init_from)
+    open_run(out, "vlm", recipe, resume=resume, init_from=init_from, source=source)
     model.to(device)
     # a copy, because the finished model keeps the encoder's weights unrounded
     encoding = copy.deepcopy(model.image_path)
@@ -254,6 +254,7 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
         recipe=recipe,
         samples_per_step=recipe.batch_size,
         data_fingerprint=source.fingerprint,
+        names_at=lambda step: list(dict.fromkeys(packer.rows("train", step, recipe.batch_size).keys)),
         tokenizer=tokenizer,
         validation=lambda: mean_loss(model, held_out),
         probes=probes,

@@ -69,15 +69,15 @@ def train_vqvae(
     def batch_at(step: int) -> ByRows:
         return ByRows(lambda rows: to_tensor([source.picture("train", step * size + row) for row in rows]))
 
-    held_out = [
-        to_tensor([source.picture("validation", start + row) for row in range(32)]).to(device)
-        for start in (0, 32, 64, 96)
-    ]
     torch.manual_seed(recipe.train.seed)
     model = VQVAEModel(recipe.model)
     start_from(model, init_from)
     model.perceptual = perceptual_of(recipe, device)
-    open_run(out, "vqvae", recipe, resume=resume, init_from=init_from)
+    open_run(out, "vqvae", recipe, resume=resume, init_from=init_from, source=source)
+    held_out = [
+        to_tensor([source.picture("validation", start + row) for row in range(32)]).to(device)
+        for start in (0, 32, 64, 96)
+    ]
     if recipe.model.quantizer.update == "ema" and distributed.is_main():
         print("vqvae: moving averages stand for the codebook term, which is 0 in the log", flush=True)
     return run(
@@ -88,6 +88,7 @@ def train_vqvae(
         recipe=recipe,
         samples_per_step=size,
         data_fingerprint=source.fingerprint,
+        names_at=lambda step: [source.picture_key("train", step * size + row) for row in range(size)],
         validation=lambda: mean_loss(model, held_out),
         watch=CodebookAlarms(
             codes=recipe.model.quantizer.codes,
