@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import bifocal
@@ -45,6 +46,68 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.rmtree(place / f"{name}-begun" / "checkpoints" / f"step-{toys.STEPS}")
     run_on_ranks(go_on_and_begin, place)
     return place
+
+
+SHARDED = replace(SETTINGS, parallel="shard")
+
+
+def shard_all(place: Path) -> None:
+    """Every kind of run in pieces, whole, and with its last step once more."""
+    starts = toys.starts(place, SHARDED)
+    for name in NAMES:
+        starts[name](place / f"{name}-shard")
+    for name in ("clip", "vlm-continuous"):
+        again = place / f"{name}-again"
+        if distributed.is_main():
+            shutil.copytree(place / f"{name}-shard", again)
+            shutil.rmtree(again / "checkpoints" / f"step-{toys.STEPS}")
+        distributed.barrier()
+        starts[name](again, resume=True)
+
+
+def shard_alone(place: Path) -> None:
+    starts = toys.starts(place, SHARDED)
+    for name in ("clip", "vlm-continuous"):
+        alone = place / f"{name}-alone"
+        shutil.copytree(place / f"{name}-shard", alone)
+        shutil.rmtree(alone / "checkpoints" / f"step-{toys.STEPS}")
+        starts[name](alone, resume=True)
+
+
+@pytest.fixture(scope="module")
+def shards(runs: Path) -> Path:
+    """Every kind of run by two ranks that have pieces of the model, and ended once more by two and by one."""
+    run_on_ranks(shard_all, runs)
+    run_on_ranks(shard_alone, runs, world_size=1)
+    return runs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks_with_pieces_of_a_model_train_what_one_process_does(name: str, shards: Path) -> None:
+    """Losses of every step and the norms of gradients; Muon makes more of the last digit (see above)."""
+    one, two = (artifacts.read_json_lines(shards / f"{name}{end}" / "log.jsonl") for end in ("", "-two"))
+    pieces = artifacts.read_json_lines(shards / f"{name}-shard" / "log.jsonl")
+    for figure in ("loss", "gradient_norm"):
+        wanted, found, spread = (
+            [row[figure] for row in log if row["phase"] == "train"] for log in (one, pieces, two)
+        )
+        assert found[0] == pytest.approx(wanted[0], abs=3e-6, rel=2e-6)
+        assert found == pytest.approx(spread, rel=2e-2)
+    assert inference.is_finished(shards / f"{name}-shard")
+    loaded, _ = inference.load_model(shards / f"{name}-shard")
+    assert all(weight.isfinite().all() for weight in loaded.parameters())
+
+
+@pytest.mark.parametrize("name", ["clip", "vlm-continuous"])
+def test_pieces_are_gone_on_with_to_the_bit_and_by_another_number_of_ranks(name: str, shards: Path) -> None:
+    whole, again, alone = (
+        load_file(shards / f"{name}-{end}" / "model.safetensors") for end in ("shard", "again", "alone")
+    )
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+    assert losses(shards / f"{name}-alone")[:-1] == pytest.approx(
+        losses(shards / f"{name}-shard")[:-1], abs=3e-6
+    )
+    assert largest_difference(whole, alone) < 1e-3  # of a step of Muon
 
 
 def go_on_and_begin(place: Path) -> None:

@@ -126,7 +126,7 @@ def run(
         title=title,
     )
     if distributed.is_main():
-        inference.save(out, model, tokenizer)
+        inference.save(out, outcome.model, tokenizer)
     distributed.barrier()
     return outcome
 

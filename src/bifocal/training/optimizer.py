@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,6 +68,51 @@ def as_matrix(tensor: Tensor) -> Tensor:
     return tensor if tensor.ndim == 2 else tensor.permute(0, 2, 3, 1).reshape(len(tensor), -1)
 
 
+def sorted_out(
+    weights: Mapping[str, Tensor], settings: OptimizerSettings
+) -> tuple[list[str], list[str], list[str]]:
+    """The names of matrices for Muon, of other weights that decay, and of those that do not."""
+    matrices, decayed, plain = [], [], []
+    for name, weight in weights.items():
+        # embeddings are look-up tables, and the gains of QK-norm are two-dimensional without being a matrix
+        hidden = not any(word in name for word in ("embed", "lm_head", "norm"))
+        if settings.kind == "muon" and hidden and is_matrix(weight):
+            matrices.append(name)
+        elif weight.ndim > 1 and hidden:
+            decayed.append(name)
+        else:
+            plain.append(name)
+    return matrices, decayed, plain
+
+
+def adamw_of(
+    decayed: list[Tensor], plain: list[Tensor], settings: OptimizerSettings
+) -> list[torch.optim.Optimizer]:
+    """AdamW for these weights, where there are any."""
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    betas = (settings.beta1, settings.beta2)
+    return [torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=True)] if groups else []
+
+
+def muon_of(matrices: Mapping[str, Tensor], settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
+    """Muon for these matrices, where there are any."""
+    if not matrices:
+        return []
+    return [
+        torch.optim.Muon(
+            list(matrices.values()),
+            lr=settings.matrix_learning_rate,
+            weight_decay=settings.weight_decay,
+            momentum=0.95,
+            adjust_lr_fn="original",
+        )
+    ]
+
+
 class MasterOptimizer:
     """Steps float32 masters and copies them into the model's weights, which may be of lower precision.
 
@@ -75,7 +120,7 @@ class MasterOptimizer:
     """
 
     def __init__(self, model: nn.Module, settings: OptimizerSettings, dtype: torch.dtype) -> None:
-        self.settings = settings
+        self.settings, self.model = settings, model
         trained = [
             (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
         ]
@@ -93,38 +138,10 @@ class MasterOptimizer:
         self.weights = {
             name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
         }
-        self.matrices: dict[str, Tensor] = {}
-        decayed, plain = [], []
-        for name, master in self.masters.items():
-            # embeddings are look-up tables, and the gains of QK-norm are two-dimensional without being a matrix
-            hidden = not any(word in name for word in ("embed", "lm_head", "norm"))
-            if settings.kind == "muon" and hidden and is_matrix(master):
-                self.matrices[name] = as_matrix(master)
-            elif master.ndim > 1 and hidden:
-                decayed.append(master)
-            else:
-                plain.append(master)
-        betas = (settings.beta1, settings.beta2)
-        groups = [
-            {"params": decayed, "weight_decay": settings.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        self.optimizers: list[torch.optim.Optimizer] = []
-        if groups:
-            self.optimizers.append(
-                torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=True)
-            )
-        if self.matrices:
-            self.optimizers.append(
-                torch.optim.Muon(
-                    list(self.matrices.values()),
-                    lr=settings.matrix_learning_rate,
-                    weight_decay=settings.weight_decay,
-                    momentum=0.95,
-                    adjust_lr_fn="original",
-                )
-            )
+        matrices, decayed, plain = sorted_out(self.masters, settings)
+        self.matrices = {name: as_matrix(self.masters[name]) for name in matrices}
+        groups = [[self.masters[name] for name in names] for names in (decayed, plain)]
+        self.optimizers = [*adamw_of(*groups, settings), *muon_of(self.matrices, settings)]
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
 
     @torch.no_grad()
@@ -148,6 +165,12 @@ class MasterOptimizer:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         taken = norm.isfinite() & (norm <= limit)
         torch._foreach_mul_(gradients, (self.settings.clip / norm).clamp(max=1.0))
+        self.step_all(taken, share)
+        self.publish()
+        return taken, norm
+
+    def step_all(self, taken: Tensor, share: float) -> None:
+        """Step every optimizer on the gradients of its weights, or, if the step is not taken, change nothing."""
         for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * share
@@ -157,8 +180,6 @@ class MasterOptimizer:
                 # what mixed-precision training tells a fused kernel, so that it leaves weights and moments alone
                 optimizer.found_inf = (~taken).float()  # type: ignore[attr-defined]
                 optimizer.step()
-        self.publish()
-        return taken, norm
 
     def _step_matrices(self, muon: torch.optim.Optimizer, taken: Tensor) -> None:
         """A step of Muon, which knows nothing of steps not taken: momentum and matrices are put back then."""
@@ -188,9 +209,10 @@ class MasterOptimizer:
             self.masters[name].copy_(self.weights[name])
 
     @torch.no_grad()
-    def finish(self) -> None:
+    def finish(self) -> nn.Module:
         """The end of training: the model's weights become the float32 masters themselves, the frozen ones unrounded."""
         for name, weight in self.weights.items():
             weight.data = self.masters[name].clone()
         for weight, before in self.frozen:
             weight.data = before
+        return self.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -71,13 +72,12 @@ class Saver:
         if not distributed.is_main():
             return
         self.wait()
-        if loss is not None and (self.best is None or loss < self.best[1]):
-            self.best = step, loss
+        self.note_best(step, loss)
         tensors, scalars = checkpoint.flatten_all(self.optimizer.optimizers)
         weights = {**self.optimizer.masters, **self.buffers}
-        whole = {**state, "optimizers": scalars, "best": self.best}
-        kept = {known for known in checkpoint.steps(self.directory) if self.every and known % self.every == 0}
-        kept |= {self.best[0]} if self.best is not None else set()
+        # as it is now, though it may be written while training goes on
+        whole = json.loads(json.dumps({**state, "optimizers": scalars, "best": self.best}))
+        kept = self.kept()
         if self.writer is None:
             self._write(self.directory, step, weights, tensors, whole, self.keep, kept)
             return
@@ -86,10 +86,38 @@ class Saver:
             self._write, self.directory, step, weights, tensors, whole, self.keep, kept
         )
 
+    def note_best(self, step: int, loss: float | None) -> None:
+        """Remember a step if its loss is the lowest so far."""
+        if loss is not None and (self.best is None or loss < self.best[1]):
+            self.best = step, loss
+
+    def kept(self) -> set[int]:
+        """The steps that stay however old they are."""
+        kept = {known for known in checkpoint.steps(self.directory) if self.every and known % self.every == 0}
+        return kept | ({self.best[0]} if self.best is not None else set())
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``save`` wrote: which checkpoint is the best so far."""
         best = state.get("best")
         self.best = None if best is None else (int(best[0]), float(best[1]))
+
+    @torch.no_grad()
+    def put_back(self, found: checkpoint.Checkpoint) -> None:
+        """Put a checkpoint's tensors where training left them, to the bit."""
+        if "shards" in found.state:
+            raise UserError(f"checkpoint {found.path} was saved in pieces: go on with --train.parallel shard")
+        wanted = {**self.optimizer.masters, **self.buffers}
+        missing = wanted.keys() - found.model_tensors.keys()
+        extra = found.model_tensors.keys() - wanted.keys()
+        if missing or extra:
+            raise UserError(
+                f"checkpoint {found.path} is of another model: it lacks {sorted(missing)[:3]} and has "
+                f"{sorted(extra)[:3]} besides; resume with the recipe it was made with"
+            )
+        for name, tensor in wanted.items():
+            tensor.copy_(found.model_tensors[name])
+        checkpoint.restore_all(self.optimizer.optimizers, found.trainer_tensors, found.state["optimizers"])
+        self.optimizer.publish()
 
     def wait(self) -> None:
         """Until what is being written stands; raises what writing it raised."""
@@ -111,6 +139,7 @@ class Saver:
         state: Mapping[str, Any],
         keep: int,
         also: set[int],
+        shards: Path | None = None,
     ) -> None:
         try:
             checkpoint.save(
@@ -121,6 +150,7 @@ class Saver:
                 state=state,
                 keep=keep,
                 also=also,
+                shards=shards,
             )
         except (OSError, SafetensorError) as error:
             raise UserError(
@@ -147,21 +177,3 @@ def moved_without_gradient(model: nn.Module) -> dict[str, Tensor]:
         for name, weight in model.named_parameters()
         if name in kept and not weight.requires_grad
     }
-
-
-@torch.no_grad()
-def restore(
-    found: checkpoint.Checkpoint, model: nn.Module, optimizer: MasterOptimizer, buffers: Mapping[str, Tensor]
-) -> None:
-    """Put a checkpoint's tensors where training left them, to the bit."""
-    wanted = {**optimizer.masters, **buffers}
-    missing, extra = wanted.keys() - found.model_tensors.keys(), found.model_tensors.keys() - wanted.keys()
-    if missing or extra:
-        raise UserError(
-            f"checkpoint {found.path} is of another model: it lacks {sorted(missing)[:3]} and has {sorted(extra)[:3]} "
-            "besides; resume with the recipe it was made with"
-        )
-    for name, tensor in wanted.items():
-        tensor.copy_(found.model_tensors[name])
-    checkpoint.restore_all(optimizer.optimizers, found.trainer_tensors, found.state["optimizers"])
-    optimizer.publish()

@@ -28,7 +28,8 @@ from bifocal.training.guards import Signals, StepGuard, Stopped, lost_ranks_name
 from bifocal.training.memory import keep_freed_memory
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings, learning_rate_share
 from bifocal.training.progress import Progress
-from bifocal.training.saving import Saver, moved_without_gradient, restore
+from bifocal.training.saving import Saver, moved_without_gradient
+from bifocal.training.sharding import ShardedOptimizer, ShardedSaver
 from bifocal.training.watching import Probe, Watchers, require_tracker
 
 STOPPED = "stopped.json"  # left by a run that was asked to stop and did so cleanly
@@ -59,6 +60,7 @@ class TrainSettings:
     asynchronous: bool = True
     workers: int = 0
     tracker: str = ""
+    parallel: Literal["replicate", "shard"] = "replicate"
     accumulate: int = 1
     activation_checkpointing: bool = False
     spike_factor: float = 10.0
@@ -94,11 +96,15 @@ class Trainable(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: steps done, seconds spent in all of its parts, and every logged row."""
+    """How a run ended: steps done, seconds spent in all of its parts, every logged row, and the trained model.
+
+    That is the model that was given, or where it is sharded a whole copy on the first rank.
+    """
 
     steps: int
     seconds: float
     log: Sequence[Mapping[str, Any]]
+    model: nn.Module
 
 
 @dataclass(frozen=True)
@@ -151,13 +157,14 @@ def train(
         )
     parallel.same_start(model)
     undo = parallel.checkpoint_activations(model) if settings.activation_checkpointing else None
-    optimizer = MasterOptimizer(model, settings.optimizer, dtype)
+    sharded = settings.parallel == "shard"
+    optimizer = (ShardedOptimizer if sharded else MasterOptimizer)(model, settings.optimizer, dtype)
     buffers = {**dict(model.named_buffers()), **moved_without_gradient(model)}
     checkpoints, log_file = out / "checkpoints", out / "log.jsonl"
     about = about or {}
     start, spent, loss = 0, 0.0, None
     guard = StepGuard(settings.spike_factor)
-    saver = Saver(
+    saver = (ShardedSaver if sharded else Saver)(
         checkpoints,
         optimizer,
         buffers,
@@ -173,23 +180,22 @@ def train(
                 f"the data are not those that {out} was begun with (their fingerprint has changed): "
                 "put them back as they were, or choose another --out"
             )
-        restore(found, model, optimizer, buffers)
+        saver.put_back(found)
         start, spent, loss = found.step, float(found.state["seconds"]), found.state.get("loss")
         guard.restore(found.state.get("guard", {}))
         saver.restore(found.state)
+        for note in found.notes if distributed.is_main() else ():
+            print(f"{title}: {note}", file=sys.stderr, flush=True)
+    if resume and log_file.exists():
         # rows behind the checkpoint belong to steps that will be run again
-        log = [
-            row
-            for row in artifacts.read_json_lines(log_file, allow_partial_last=True)
-            if row["step"] <= start
-        ]
+        rows = artifacts.read_json_lines(log_file, allow_partial_last=True)
+        log = [row for row in rows if row["step"] <= start]
+        distributed.barrier()
         if distributed.is_main():
-            for note in found.notes:
-                print(f"{title}: {note}", file=sys.stderr, flush=True)
             artifacts.atomic_write_text(log_file, "".join(artifacts.json_line(row) for row in log))
-        for row in log:  # what it would have heard had it not been interrupted
-            if watch is not None and row["phase"] == "train":
-                watch(row["step"], row)
+    for row in log:  # what it would have heard had it not been interrupted
+        if watch is not None and row["phase"] == "train":
+            watch(row["step"], row)
     if distributed.is_main():
         (out / STOPPED).unlink(missing_ok=True)
     distributed.barrier()
@@ -219,7 +225,9 @@ def train(
 
     def save(step: int) -> None:
         look(step)
-        state = {**about, "seconds": seconds(), "loss": loss, "guard": guard.state()}
+        unlogged.extend(of_all_ranks(window))
+        window.clear()
+        state = {**about, "seconds": seconds(), "loss": loss, "guard": guard.state(), "unlogged": unlogged}
         saver.save(step, state, loss)
 
     began = time.perf_counter()
@@ -233,6 +241,7 @@ def train(
     # what a model may change by itself
     own = [name for name in float32_names(model) if name in optimizer.masters]
     window: list[Done] = []
+    unlogged = list(found.state.get("unlogged", ())) if found is not None else []
     model.train()
     with contextlib.ExitStack() as stack:
         stack.callback(saver.close)
@@ -245,7 +254,7 @@ def train(
             dry_step(model, to_device(pieces_at(start), device))
         coming = Waiting(feed(pieces_at, start, settings.steps, device, settings.workers))
         votes = torch.zeros(2, dtype=torch.float64)
-        window_began = time.perf_counter()
+        window_began, since = time.perf_counter(), start
         for step, batch in enumerate(coming, start=start):
             look(step - 1)
             torch.manual_seed(settings.seed * 1_000_003 + step)
@@ -268,10 +277,10 @@ def train(
                 optimizer.adopt(own)
             if done % settings.log_every == 0 or done == settings.steps:
                 look(done)
-                figures = average(window)
+                figures = average([*unlogged, *of_all_ranks(window)])
                 if figures:
                     now = time.perf_counter()
-                    rate = len(window) * samples_per_step / (now - window_began)
+                    rate = (done - since) * samples_per_step / (now - window_began)
                     waiting = coming.share_of(now - window_began)
                     figures |= {
                         "gradient_norm": finite(norm.item()),
@@ -286,7 +295,9 @@ def train(
                         if distributed.is_main():
                             row = {"phase": "alarm", "step": done, "message": sentence}
                             artifacts.append_json_line(log_file, row)
-                    window, window_began = [], now
+                    window_began, since = now, done
+                    window.clear()
+                    unlogged.clear()
             if done % settings.validate_every == 0 or done == settings.steps:
                 paused = time.perf_counter()
                 model.eval()
@@ -295,7 +306,8 @@ def train(
                         said = validation()
                         loss = said["loss"] if math.isfinite(said.get("loss", math.nan)) else loss
                         record("validation", done, said)
-                    if watchers is not None:
+                    # a probe runs on the first rank alone, which has no whole model where it is sharded
+                    if watchers is not None and not sharded:
                         for name, probe in (probes or {}).items():
                             shown = probe(done)
                             if shown is not None:
@@ -315,9 +327,8 @@ def train(
         watchers.close()
     if undo is not None:
         undo()
-    optimizer.finish()
-    model.eval()
-    return Outcome(steps=settings.steps, seconds=seconds(), log=log)
+    trained = optimizer.finish().eval()
+    return Outcome(steps=settings.steps, seconds=seconds(), log=log, model=trained)
 
 
 def dry_step(model: nn.Module, batch: Sequence[Any]) -> None:
@@ -351,26 +362,23 @@ def finite(norm: float) -> float:
 def merged(parts: Sequence[tuple[Tensor, int, Mapping[str, float]]]) -> dict[str, float]:
     """The figures of several pieces as those of all, each weighted by how much counts in it."""
     whole = sum(count for _, count, _ in parts)
-    names = parts[-1][2] if len(parts) == 1 else set.intersection(*(set(figures) for _, _, figures in parts))
     if len(parts) == 1 or not whole:
         return dict(parts[-1][2])
+    names = [name for name in parts[-1][2] if all(name in figures for _, _, figures in parts)]
     return {name: sum(count * figures[name] for _, count, figures in parts) / whole for name in names}
 
 
-def average(window: Sequence[Done]) -> dict[str, float]:
-    """Mean loss and mean of every figure over the steps taken since the last log, of all ranks; empty without any."""
+def of_all_ranks(window: Sequence[Done]) -> list[dict[str, float]]:
+    """Loss and figures of each step that was taken, those of all ranks together."""
     mine = [(one.total.item(), one.count, one.metrics) for one in window if one.taken]
-    steps = list(zip(*distributed.gather_objects(mine), strict=True))
-    if not steps:
-        return {}
-    figures = {
-        "loss": sum(
-            sum(total for total, _, _ in ranks) / max(1, sum(count for _, count, _ in ranks))
-            for ranks in steps
-        )
-        / len(steps)
-    }
-    each = [merged(ranks) for ranks in steps]
-    for name in set.intersection(*(set(one) for one in each)):
-        figures[name] = sum(one[name] for one in each) / len(each)
-    return figures
+    return [
+        {"loss": sum(total for total, _, _ in ranks) / max(1, sum(count for _, count, _ in ranks))}
+        | merged(ranks)
+        for ranks in zip(*distributed.gather_objects(mine), strict=True)
+    ]
+
+
+def average(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every figure that all steps have; empty without steps."""
+    names = [name for name in steps[-1] if all(name in one for one in steps)] if steps else []
+    return {name: sum(one[name] for one in steps) / len(steps) for name in names}
