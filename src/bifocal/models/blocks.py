@@ -83,12 +83,13 @@ def merge_heads(x_BHTE: Tensor) -> Tensor:
 
 
 def joint_linear(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
-    """Several linear layers of one input as a single product: few wide products are faster than many narrow ones."""
-    parts = side_by_side(x, *layers).split([layer.out_features for layer in layers], dim=-1)
-    return tuple(
-        part + layer.change(x) if isinstance(layer, ChangedLinear) else part
-        for part, layer in zip(parts, layers)
-    )
+    """Several linear layers of one input as a single product: few wide products are faster than many narrow ones.
+
+    Layers that are more than a weight and a bias (int8, adapters) are asked one by one.
+    """
+    if any(type(layer) is not nn.Linear for layer in layers):
+        return tuple(layer(x) for layer in layers)
+    return side_by_side(x, *layers).split([layer.out_features for layer in layers], dim=-1)
 
 
 def side_by_side(x: Tensor, *layers: nn.Linear) -> Tensor:
@@ -96,14 +97,6 @@ def side_by_side(x: Tensor, *layers: nn.Linear) -> Tensor:
     weight = torch.cat([layer.weight for layer in layers])
     bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
     return F.linear(x, weight, bias)
-
-
-class ChangedLinear(nn.Linear):
-    """A linear layer that adds something to what its weight gives (``models.lora``)."""
-
-    def change(self, x: Tensor) -> Tensor:
-        """What is added."""
-        raise NotImplementedError
 
 
 class Float32Embedding(nn.Embedding):

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bifocal.models.blocks import ChangedLinear
 from bifocal.models.language import LanguageModel
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -40,7 +39,7 @@ class LoRASettings:
             )
 
 
-class LoRALinear(ChangedLinear):
+class LoRALinear(nn.Linear):
     """A frozen linear layer and its low-rank change, which begins as nothing."""
 
     def __init__(self, base: nn.Linear, settings: LoRASettings) -> None:
@@ -52,12 +51,9 @@ class LoRALinear(ChangedLinear):
         self.lora_b = nn.Parameter(torch.zeros(self.out_features, settings.rank))
         nn.init.kaiming_uniform_(self.lora_a, a=5**0.5)
 
-    def change(self, x: Tensor) -> Tensor:
-        """What is added to the frozen layer's output."""
-        return F.linear(F.linear(x, self.lora_a), self.lora_b * self.scale)
-
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias) + self.change(x)
+        change = F.linear(F.linear(x, self.lora_a), self.lora_b * self.scale)
+        return F.linear(x, self.weight, self.bias) + change
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
