@@ -22,6 +22,7 @@ from bifocal.config import UserError
 from bifocal.data.batch import Template, encode_messages, encode_prefix, leading_pictures
 from bifocal.data.boxes import boxes_from_text
 from bifocal.data.chat import AnyPicture, question_messages, read_messages
+from bifocal.data.chat_text import open_tokenizer
 from bifocal.data.fitting import WHOLE, fit_picture
 from bifocal.data.foreign_text import ForeignTokenizer
 from bifocal.data.pictures import read_picture, to_pictures, to_tensor
@@ -248,11 +249,10 @@ class VLM(Loaded):
         self.model, self.tokenizer = model, tokenizer
         self.family = model.config.family
         self.template = Template(tokenizer, model.image_path.positions, model.config.number_pictures)
-        forbidden = torch.ones(len(tokenizer), dtype=torch.bool)
-        first_text = max(tokenizer.special.values()) + 1 + len(tokenizer.boxes) + len(tokenizer.codes)
-        forbidden[first_text:] = False
-        forbidden[tokenizer.boxes.start : tokenizer.boxes.stop] = False
-        forbidden[tokenizer.eos] = False
+        # a foreign language model may embed more ids than its tokenizer has
+        forbidden = torch.ones(model.config.language.vocabulary, dtype=torch.bool)
+        forbidden[: len(tokenizer)] = False
+        forbidden[tokenizer.never_said] = True
         self.forbidden = forbidden.to(device)
 
     @property
@@ -566,7 +566,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, AnyTokenizer | None]:
         ) from None
     if isinstance(model, CLIPModel):
         return model.eval(), read_tokenizer(path, model.config.text)
-    tokenizer = TextTokenizer.read(path / TOKENIZER) if (path / TOKENIZER).is_file() else None
+    tokenizer = open_tokenizer(path) if (path / TOKENIZER).is_file() else None
     return model.eval(), tokenizer
 
 

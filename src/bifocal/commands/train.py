@@ -13,6 +13,7 @@ from bifocal.config import UserError
 from bifocal.recipes.clip import train_clip
 from bifocal.recipes.named import recipe_named
 from bifocal.recipes.prior import train_prior
+from bifocal.recipes.smollm import train_smollm
 from bifocal.recipes.vlm import train_vlm
 from bifocal.recipes.vqvae import train_vqvae
 from bifocal.training.guards import lost_ranks_named
@@ -21,6 +22,7 @@ TRAINERS: dict[str, Callable[..., Any]] = {
     "vqvae": train_vqvae,
     "clip": train_clip,
     "vlm": train_vlm,
+    "vlm-smollm": train_smollm,
     "prior": train_prior,
 }
 

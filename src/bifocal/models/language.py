@@ -25,7 +25,7 @@ from bifocal.models.blocks import (
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Sizes of the decoder."""
+    """Sizes of the decoder. With ``tied`` its head is the embedding table."""
 
     vocabulary: int = 1024
     width: int = 256
@@ -36,6 +36,7 @@ class LanguageConfig:
     rotary_base: float = 10000.0
     norm_eps: float = 1e-5
     qk_norm: bool = False
+    tied: bool = False
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.heads % self.kv_heads:
@@ -129,6 +130,8 @@ class LanguageModel(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
+        if config.tied:
+            tie(self)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -180,6 +183,25 @@ class LanguageModel(nn.Module):
             dtype=weight.dtype,
             device=weight.device,
         )
+
+
+def tie(model: LanguageModel) -> None:
+    """Make the head's matrix the embedding table, which files then hold once, as the table.
+
+    The table then has the precision of the products, unlike one that only looks up.
+    """
+    model.embed_tokens = nn.Embedding(model.config.vocabulary, model.config.width)
+    model.lm_head.weight = model.embed_tokens.weight
+
+    def leave_out(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        tensors.pop(f"{prefix}lm_head.weight")
+
+    def put_back(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        if (table := tensors.get(f"{prefix}embed_tokens.weight")) is not None:
+            tensors[f"{prefix}lm_head.weight"] = table
+
+    model.register_state_dict_post_hook(leave_out)
+    model.register_load_state_dict_pre_hook(put_back)
 
 
 def row_mask(documents_BT: Tensor, segments_BT: Tensor) -> Tensor:

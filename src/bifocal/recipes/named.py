@@ -9,10 +9,11 @@ from typing import Any
 from bifocal.config import UserError, apply_overrides
 from bifocal.recipes.clip import begun_with, recipe_clip
 from bifocal.recipes.prior import recipe_prior
+from bifocal.recipes.smollm import recipe_smollm
 from bifocal.recipes.vlm import recipe_vlm
 from bifocal.recipes.vqvae import recipe_vqvae
 
-MODELS = ("vqvae", "clip", "vlm", "prior")
+MODELS = ("vqvae", "clip", "vlm", "vlm-smollm", "prior")
 
 
 def recipe_named(
@@ -34,8 +35,8 @@ def recipe_named(
         raise UserError(f"there is no recipe {model!r}; choose from {', '.join(MODELS)}")
     if model != "vlm" and family is not None:
         raise UserError(f"--family is for vlm, not for {model}")
-    if model not in ("vlm", "prior") and vision is not None:
-        raise UserError(f"--vision is for vlm and prior, not for {model}")
+    if model not in ("vlm", "vlm-smollm", "prior") and vision is not None:
+        raise UserError(f"--vision is for vlm, vlm-smollm and prior, not for {model}")
     if model != "clip" and tower is not None:
         raise UserError(f"--tower is for clip, not for {model}")
     if data is not None:
@@ -51,6 +52,8 @@ def recipe_named(
         return apply_overrides(contrastive, settings)
     if model == "prior":
         return replace(apply_overrides(recipe_prior(scale), settings), vision=vision or "")
+    if model == "vlm-smollm":
+        return replace(apply_overrides(recipe_smollm(scale), settings), vision=vision or "")
     chosen = recipe_vlm(scale, "discrete" if family == "discrete" else "continuous")
     if data is not None:  # the stages are made for the kinds of question that scenes have
         chosen = replace(chosen, stages=())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,25 +86,30 @@ def sorted_out(
 
 
 def adamw_of(
-    decayed: list[Tensor], plain: list[Tensor], settings: OptimizerSettings
+    decayed: Mapping[str, Tensor],
+    plain: Mapping[str, Tensor],
+    settings: OptimizerSettings,
+    parts: Mapping[str, str],
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for these weights, where there are any."""
+    """AdamW for these weights, where there are any, with a group for each of the ``parts`` that they are of."""
     groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": tensors, "weight_decay": decay, "part": part}
+        for weights, decay in ((decayed, settings.weight_decay), (plain, 0.0))
+        for part, tensors in by_part(weights, parts).items()
     ]
-    groups = [group for group in groups if group["params"]]
     betas = (settings.beta1, settings.beta2)
     return [torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=True)] if groups else []
 
 
-def muon_of(matrices: Mapping[str, Tensor], settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
-    """Muon for these matrices, where there are any."""
+def muon_of(
+    matrices: Mapping[str, Tensor], settings: OptimizerSettings, parts: Mapping[str, str]
+) -> list[torch.optim.Optimizer]:
+    """Muon for these matrices, likewise."""
     if not matrices:
         return []
     return [
         torch.optim.Muon(
-            list(matrices.values()),
+            [{"params": tensors, "part": part} for part, tensors in by_part(matrices, parts).items()],
             lr=settings.matrix_learning_rate,
             weight_decay=settings.weight_decay,
             momentum=0.95,
@@ -113,14 +118,36 @@ def muon_of(matrices: Mapping[str, Tensor], settings: OptimizerSettings) -> list
     ]
 
 
+def by_part(weights: Mapping[str, Tensor], parts: Mapping[str, str]) -> dict[str, list[Tensor]]:
+    """Weights by the part that each is of."""
+    found: dict[str, list[Tensor]] = {}
+    for name, weight in weights.items():
+        found.setdefault(parts[name], []).append(weight)
+    return found
+
+
+def part_of(name: str, parts: Sequence[str]) -> str:
+    """The longest of ``parts`` that a parameter's name begins with."""
+    fitting = [part for part in parts if name.startswith(part)]
+    if not fitting:
+        raise ValueError(f"the parameter {name} belongs to none of the parts {', '.join(parts)}")
+    return max(fitting, key=len)
+
+
 class MasterOptimizer:
     """Steps float32 masters and copies them into the model's weights, which may be of lower precision.
 
     Gradients are clipped by their global norm.
+
+    ``parts`` are beginnings of parameters' names, of which each may learn at a rate of its own (``choose``); a
+    parameter belongs to the longest that fits.
     """
 
-    def __init__(self, model: nn.Module, settings: OptimizerSettings, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: nn.Module, settings: OptimizerSettings, dtype: torch.dtype, parts: Sequence[str] = ("",)
+    ) -> None:
         self.settings, self.model = settings, model
+        self.rates: Mapping[str, float] | None = None
         trained = [
             (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
         ]
@@ -138,11 +165,28 @@ class MasterOptimizer:
         self.weights = {
             name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
         }
+        self.parts = {name: part_of(name, parts) for name in self.masters}
         matrices, decayed, plain = sorted_out(self.masters, settings)
         self.matrices = {name: as_matrix(self.masters[name]) for name in matrices}
-        groups = [[self.masters[name] for name in names] for names in (decayed, plain)]
-        self.optimizers = [*adamw_of(*groups, settings), *muon_of(self.matrices, settings)]
+        groups = [{name: self.masters[name] for name in names} for names in (decayed, plain)]
+        self.optimizers = [
+            *adamw_of(*groups, settings, self.parts),
+            *muon_of(self.matrices, settings, self.parts),
+        ]
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+
+    def choose(self, rates: Mapping[str, float] | None) -> None:
+        """Let each part learn at a rate of its own from here on; at 0 it is frozen, and gets no gradient.
+
+        A rate is that of AdamW, and Muon's is in proportion. None is the rates of the settings for all.
+        """
+        self.rates = rates
+        for name, weight in self.weights.items():
+            weight.requires_grad_(rates is None or rates[self.parts[name]] > 0)
+
+    def highest_rate(self, share: float) -> float:
+        """AdamW's rate of the part that learns fastest, at ``share`` of the peak where none were chosen."""
+        return self.settings.learning_rate * share if self.rates is None else max(self.rates.values())
 
     @torch.no_grad()
     def step(self, divisor: float | Tensor, share: float, limit: float = math.inf) -> tuple[Tensor, Tensor]:
@@ -166,13 +210,15 @@ class MasterOptimizer:
         taken = norm.isfinite() & (norm <= limit)
         torch._foreach_mul_(gradients, (self.settings.clip / norm).clamp(max=1.0))
         self.step_all(taken, share)
-        self.publish()
+        self.publish([name for name, master in self.masters.items() if master.grad is not None])
         return taken, norm
 
     def step_all(self, taken: Tensor, share: float) -> None:
         """Step every optimizer on the gradients of its weights, or, if the step is not taken, change nothing."""
         for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                if self.rates is not None:
+                    share = self.rates[group["part"]] / self.settings.learning_rate
                 group["lr"] = peak * share
             if isinstance(optimizer, torch.optim.Muon):
                 self._step_matrices(optimizer, taken)
@@ -196,9 +242,10 @@ class MasterOptimizer:
             matrix.copy_(torch.where(taken, matrix, old))
 
     @torch.no_grad()
-    def publish(self) -> None:
-        """Copy the masters into the model's weights, and forget the gradients."""
-        torch._foreach_copy_([self.weights[name] for name in self.masters], list(self.masters.values()))
+    def publish(self, names: Sequence[str] | None = None) -> None:
+        """Copy the masters (all, or those named) into the model's weights, and forget the gradients."""
+        names = list(self.masters) if names is None else names
+        torch._foreach_copy_([self.weights[n] for n in names], [self.masters[n] for n in names])
         for tensor in (*self.masters.values(), *self.matrices.values()):
             tensor.grad = None
 

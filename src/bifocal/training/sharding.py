@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,16 @@ SHARDS = "shards"  # the folder of a checkpoint in which the pieces lie
 class ShardedOptimizer(MasterOptimizer):
     """Takes a model apart over the ranks of the group, and steps its pieces."""
 
-    def __init__(self, model: nn.Module, settings: OptimizerSettings, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: nn.Module, settings: OptimizerSettings, dtype: torch.dtype, parts: Sequence[str] = ("",)
+    ) -> None:
+        if len(parts) > 1:
+            raise UserError(
+                "a model that learns part by part is whole on every rank: leave --train.parallel out"
+            )
         if not distributed.is_distributed():
             raise UserError('train.parallel "shard" spreads a model over ranks: start with torchrun')
-        self.settings = settings
+        self.settings, self.rates = settings, None
         self.plain = copy.deepcopy(model).cpu() if distributed.is_main() else None
         self.model = model
         device = next(model.parameters()).device
@@ -71,10 +77,15 @@ class ShardedOptimizer(MasterOptimizer):
             if owner == dist.get_rank():
                 self.owned[name] = _laid_out(whole)
         self.matrices = {name: as_matrix(whole) for name, whole in self.owned.items()}
+        self.parts = dict.fromkeys(self.weights, "")
         groups = [
-            [self.masters[name] for name in names if self.masters[name].numel()] for names in (decayed, plain)
+            {name: self.masters[name] for name in names if self.masters[name].numel()}
+            for names in (decayed, plain)
         ]
-        self.optimizers = [*adamw_of(*groups, settings), *muon_of(self.matrices, settings)]
+        self.optimizers = [
+            *adamw_of(*groups, settings, self.parts),
+            *muon_of(self.matrices, settings, self.parts),
+        ]
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
 
     @torch.no_grad()
@@ -125,7 +136,7 @@ class ShardedOptimizer(MasterOptimizer):
         self.masters[name].copy_(_local(distribute_tensor(whole, self.mesh, [Shard(0)], src_data_rank=None)))
 
     @torch.no_grad()
-    def publish(self) -> None:
+    def publish(self, names: Sequence[str] | None = None) -> None:
         """Forget the gradients; the weights are the masters."""
         for tensor in (*self.weights.values(), *self.masters.values(), *self.matrices.values()):
             tensor.grad = None

@@ -128,6 +128,7 @@ def train(
     probes: Mapping[str, Probe] | None = None,
     watch: Callable[[int, Mapping[str, float]], Sequence[str]] | None = None,
     names_at: Callable[[int], Sequence[str]] | None = None,
+    rates: Callable[[int], Mapping[str, float]] | None = None,
     about: Mapping[str, Any] | None = None,
     resume: bool = False,
     title: str = "training",
@@ -137,10 +138,11 @@ def train(
     ``batch_at`` is a pure function of the step and gives the whole batch of ``samples_per_step`` rows, of which each
     rank takes its own (``parallel.pieces``). ``validation`` returns figures; ``probes`` are called with the step at
     the same moments, on the first rank, and may return something to look at (reconstructions, answers), which is kept;
-    ``watch`` makes sentences of the logged figures
-    where something is wrong with them, which are shown and logged; ``names_at`` says what a step's batch was made of,
-    for the log of steps that were skipped; ``about`` (recipe, data, environment) goes into every checkpoint. The model
-    ends in float32, with the trained masters as its weights.
+    ``watch`` makes sentences of the logged figures where something is wrong with them, which are shown and logged;
+    ``names_at`` says what a step's batch was made of, for the log of steps that were skipped; ``rates``, also a pure
+    function of the step, gives each part of the model a learning rate of its own in place of the settings'
+    (``MasterOptimizer.choose``); ``about`` (recipe, data, environment) goes into every checkpoint. The model ends in
+    float32, with the trained masters as its weights.
 
     Raises ``UserError`` after ten steps in a row that could not be taken, and where another rank is lost; ``Stopped``
     once a signal has asked for an end and the run is saved.
@@ -157,8 +159,9 @@ def train(
         )
     parallel.same_start(model)
     undo = parallel.checkpoint_activations(model) if settings.activation_checkpointing else None
+    parts = ("",) if rates is None else tuple(rates(0))
     sharded = settings.parallel == "shard"
-    optimizer = (ShardedOptimizer if sharded else MasterOptimizer)(model, settings.optimizer, dtype)
+    optimizer = (ShardedOptimizer if sharded else MasterOptimizer)(model, settings.optimizer, dtype, parts)
     buffers = {**dict(model.named_buffers()), **moved_without_gradient(model)}
     checkpoints, log_file = out / "checkpoints", out / "log.jsonl"
     about = about or {}
@@ -259,6 +262,8 @@ def train(
             look(step - 1)
             torch.manual_seed(settings.seed * 1_000_003 + step)
             share = learning_rate_share(step, settings.steps, settings.optimizer)
+            if rates is not None:
+                optimizer.choose(rates(step))
             parts = []
             for piece in batch:
                 total, count, metrics = model.loss(piece)  # type: ignore[operator]
@@ -284,7 +289,7 @@ def train(
                     waiting = coming.share_of(now - window_began)
                     figures |= {
                         "gradient_norm": finite(norm.item()),
-                        "learning_rate": settings.optimizer.learning_rate * share,
+                        "learning_rate": optimizer.highest_rate(share),
                         "samples_per_second": rate,
                         "waiting": waiting,
                     }
