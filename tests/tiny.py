@@ -18,7 +18,7 @@ from bifocal.models.language import LanguageConfig
 from bifocal.models.quantize import QuantizerConfig
 from bifocal.models.text import TextConfig
 from bifocal.models.vision import VisionConfig
-from bifocal.models.vlm import VLM, VLMConfig
+from bifocal.models.vlm import VLM, Rows, VLMConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 
 PICTURE_SIZE = 32  # the smallest that scenes have
@@ -141,3 +141,22 @@ def chat_tokenizer(template: str = CHATML) -> ChatTokenizer:
     """The same as the tokenizer of a VLM, with eight coordinate bins."""
     chat = read_template(template, bos="<|im_start|>", eos="<|im_end|>")
     return ChatTokenizer.of_model(foreign_tokenizer(), chat, box_bins=8)
+
+
+def rows(model: VLM) -> Rows:
+    """Two rows of a continuous VLM, with a picture each and four words to be learnt."""
+    positions = model.image_path.positions
+    length = positions + 8
+    tokens = torch.full((2, length), 40)
+    supervised = torch.zeros(2, length, dtype=torch.bool)
+    supervised[:, -4:] = True
+    return Rows(
+        tokens=tokens,
+        positions=torch.arange(length).expand(2, -1),
+        segments=torch.zeros(2, length, dtype=torch.int64),
+        documents=torch.zeros(2, length, dtype=torch.int64),
+        supervised=supervised,
+        image_places=torch.arange(2)[:, None] * length + 1 + torch.arange(positions),
+        pictures=torch.zeros(2, positions, VISION.width),
+        answers=2,
+    )

@@ -94,8 +94,9 @@ def assumptions(known: Forecast) -> list[str]:
             f"{NETWORK_BYTES / 1e9:.0f} GB/s between machines."
         )
     said.append(
-        "Validation, checkpoints and the encoding of pictures are not counted in the time, nor Python and its "
-        f"libraries in the memory; the largest batch leaves {FREE_SHARE:.0%} of the memory free."
+        "Validation, checkpoints and the encoding of pictures are not counted in the time, nor in the memory Python, "
+        f"its libraries and the data ({known.besides / 2**20:,.0f} MiB a process here); the largest batch leaves "
+        f"{FREE_SHARE:.0%} of the memory free."
     )
     return said
 
@@ -187,6 +188,7 @@ def to_json(known: Forecast, name: str) -> dict[str, Any]:
         "optimizer_flops_per_step": sum_flops(known),
         "cache_bytes_per_row": planned.cache_bytes(known.dtype),
         "data_seconds_per_sample": known.data_seconds,
+        "process_bytes": known.besides,
         "calibration": None if known.calibration is None else dataclasses.asdict(known.calibration),
         "machines": [dataclasses.asdict(row) for row in known.rows],
         "assumptions": assumptions(known),

@@ -6,10 +6,11 @@ machine are those of its own operations, measured; times of others follow from d
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,26 +20,30 @@ from bifocal.models.precision import fast_dtype
 from bifocal.recipes.runs import parts_of
 from bifocal.recipes.sketches import Sketch, sketch
 from bifocal.training.machines import CPU, SHEETS, Calibration, Fleet, calibrate, link_of, this_memory
+from bifocal.training.memory import added_in_child, process_memory
 from bifocal.training.trace import Place, StepCost, stand_ins, trace_step
 
 MOST_TRACED = 256  # samples: beyond that the line is straight
 FREE_SHARE = 0.1  # of the memory that is left to the system, the libraries and what fragments
+REHEARSED = 12  # steps after which hardly a shape is new
+MOST_FLOPS = 2e12  # of all steps that are taken to measure memory: some ten seconds
 KINDS = ("weights", "frozen", "masters", "optimizer", "gradients", "activations")
 
 
 @dataclass(frozen=True)
 class Line:
-    """Steps of two batch sizes, and what lies between and beyond them."""
+    """Steps of two batch sizes, and what lies between and beyond them.
+
+    ``measured`` are two smaller sizes and the bytes that steps of them added to a process at its peak.
+    """
 
     sizes: tuple[int, int]
     costs: tuple[StepCost, StepCost]
+    measured: tuple[tuple[int, int], tuple[int, int]] | None = None
 
     def at(self, batch: float, values: tuple[float, float]) -> float:
         """Where a figure that was ``values`` at the two sizes is for ``batch`` samples."""
-        (small, large), (low, high) = self.sizes, values
-        if small == large:
-            return high * batch / large
-        return max(0.0, high + (high - low) * (batch - large) / (large - small))
+        return straight(self.sizes, values, batch)
 
     def memory(self, batch: int, ranks: int = 1, *, sharded: bool = False) -> dict[str, float]:
         """Bytes of a rank by kind, and "peak", the most at one moment.
@@ -56,7 +61,12 @@ class Line:
             "gradients": cost.gradients * part,
             "activations": self.at(batch, (self.costs[0].activations, cost.activations)),
         }
-        working = self.at(batch, (self.costs[0].peak - self.costs[0].persistent, cost.peak - cost.persistent))
+        if self.measured is None:
+            working = self.at(
+                batch, (self.costs[0].peak - self.costs[0].persistent, cost.peak - cost.persistent)
+            )
+        else:
+            working = straight(*self.measured, batch) - cost.persistent
         held = kinds["weights"] + kinds["frozen"] + kinds["masters"] + kinds["optimizer"]
         return kinds | {"peak": held + max(0.0, working - cost.gradients * (1 - part))}
 
@@ -70,6 +80,14 @@ class Line:
     def flops(self) -> float:
         """Of one sample, forward and backward."""
         return self.costs[1].flops / self.sizes[1]
+
+
+def straight(sizes: tuple[int, int], values: tuple[float, float], batch: float) -> float:
+    """Where a line through two points is at ``batch``, never below 0; with one size alone, in proportion."""
+    (small, large), (low, high) = sizes, values
+    if small == large:
+        return high * batch / large
+    return max(0.0, high + (high - low) * (batch - large) / (large - small))
 
 
 @dataclass(frozen=True)
@@ -95,7 +113,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Everything that is known of a recipe before it is trained; ``data_seconds`` is what making a sample takes here."""
+    """Everything that is known of a recipe before it is trained.
+
+    ``data_seconds`` is what making a sample takes here, in one process; ``besides`` are the bytes that Python, its
+    libraries and the data take in each.
+    """
 
     sketch: Sketch
     dtype: torch.dtype
@@ -104,7 +126,8 @@ class Forecast:
     elsewhere: Line | None
     calibration: Calibration | None
     data_seconds: float
-    rows: tuple[Row, ...]
+    besides: int
+    rows: tuple[Row, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -123,7 +146,10 @@ def forecast(recipe: Any, fleets: Sequence[Fleet], *, sharded: bool = False) -> 
     began = time.perf_counter()
     batches = tuple(planned.batch(0, size) for size in sizes)
     data_seconds = (time.perf_counter() - began) / sum(sizes)
+    besides = process_memory()
     here = traced(planned, sizes, batches, dtype, "cpu")
+    if any(fleet.machine == CPU for fleet in fleets):
+        here = replace(here, measured=measured_peaks(planned, here))
     elsewhere = None
     if any(fleet.machine != CPU for fleet in fleets):
         there = torch.float32 if recipe.train.dtype == "float32" else torch.bfloat16
@@ -131,9 +157,8 @@ def forecast(recipe: Any, fleets: Sequence[Fleet], *, sharded: bool = False) -> 
     measured = None
     if any(fleet.machine == CPU for fleet in fleets):
         measured = calibrate(here.costs[1].operations, here.costs[1].optimizer_operations)
-    known = Forecast(planned, dtype, parts, here, elsewhere, measured, data_seconds, ())
-    rows = tuple(row_of(known, fleet, sharded=sharded) for fleet in fleets)
-    return Forecast(planned, dtype, parts, here, elsewhere, measured, data_seconds, rows)
+    known = Forecast(planned, dtype, parts, here, elsewhere, measured, data_seconds, besides)
+    return replace(known, rows=tuple(row_of(known, fleet, sharded=sharded) for fleet in fleets))
 
 
 def traced(
@@ -146,6 +171,28 @@ def traced(
 
     low, high = (trace_step(build, batch, planned.train.optimizer, dtype, place=place) for batch in batches)
     return Line(sizes, (low, high))
+
+
+def measured_peaks(planned: Sketch, line: Line) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """What real steps of two small sizes add to a process at its peak; None where they would take too much.
+
+    A process takes more than its tensors: gaps of the heap, and kernels that are compiled for every new shape.
+    """
+    sizes = (max(1, line.sizes[1] // 8), max(1, line.sizes[1] // 4))
+    if sizes[0] == sizes[1] or line.memory(sizes[1])["peak"] > this_memory() / 4:
+        return None
+    if REHEARSED * sum(sizes) * line.flops() > MOST_FLOPS:
+        return None
+    peaks = []
+    for size in sizes:
+
+        def work(size: int = size) -> None:
+            for _ in itertools.islice(planned.steps(size), REHEARSED):
+                pass
+
+        peaks.append(added_in_child(lambda: next(planned.steps(2)), work))
+    low, high = peaks
+    return None if low is None or high is None else (sizes, (low, high))
 
 
 def communicated_bytes(known: Forecast, ranks: int, *, sharded: bool) -> float:

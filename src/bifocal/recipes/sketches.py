@@ -6,7 +6,8 @@ the right shape and nothing in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from bifocal.inference import load_model
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.models.language import LanguageConfig
 from bifocal.models.nearest import product_dtype, score_bytes
+from bifocal.models.precision import fast_dtype
 from bifocal.models.prior import PriorConfig, PriorModel
 from bifocal.models.quantize import Codebook
 from bifocal.models.vision import VisionConfig
@@ -31,6 +33,8 @@ from bifocal.recipes.mixture import source_of
 from bifocal.recipes.prior import PriorRecipe
 from bifocal.recipes.vlm import Packer, VLMRecipe, build
 from bifocal.recipes.vqvae import VQVAERecipe, perceptual_of
+from bifocal.training.feeding import Waiting, feed
+from bifocal.training.optimizer import MasterOptimizer
 from bifocal.training.trainer import TrainSettings
 
 
@@ -57,6 +61,26 @@ class Sketch:
             if isinstance(module, Codebook):
                 module.search = first_code  # type: ignore[method-assign]
         return model
+
+    def steps(self, size: int, workers: int = 0) -> Iterator[tuple[float, float]]:
+        """Takes steps of ``size`` samples without end; gives the seconds of each, and those waited for its batch."""
+        device = torch.device("cpu")
+        torch.manual_seed(self.train.seed)
+        model = self.build().train()
+        optimizer = MasterOptimizer(model, self.train.optimizer, fast_dtype(device, self.train.dtype))
+        after_step = getattr(model, "after_step", None)
+        coming = Waiting(feed(lambda step: self.batch(step, size), 0, 10**6, device, workers))
+        began = time.perf_counter()
+        for batch in coming:
+            total, count, _ = model.loss(batch)  # type: ignore[operator]
+            total.backward()
+            optimizer.step(count, 0.1)
+            if after_step is not None:
+                after_step()
+            del total, batch
+            taken = time.perf_counter() - began
+            yield taken, taken * coming.share_of(taken)
+            began = time.perf_counter()
 
     def cache_bytes(self, dtype: torch.dtype) -> int:
         """Keys and values of one row in ``dtype``; 0 for a model without a decoder."""

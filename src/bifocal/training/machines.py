@@ -6,10 +6,12 @@ Figures of data sheets are those of dense products with float32 sums. No program
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -61,6 +63,7 @@ SHEETS = {
         Machine("rtx4090", 24e9, 165e12, 82.6e12, 1008e9, 32e9, "NVIDIA Ada architecture paper, dense"),
     )
 }
+CACHE_BYTES, MOST_COPIES = 64 * 2**20, 7  # of a call's arguments, so that none finds them in a cache
 CPU = "cpu"  # what this machine is called
 
 
@@ -104,7 +107,8 @@ class Calibration:
     """What this machine did in the few seconds that it was measured.
 
     ``seconds`` is the time of all operations once over; ``bf16`` and ``float32`` are the rates of the products among
-    them (0 where there are none), ``measured`` the share of the time that was measured and not taken from ``bandwidth``.
+    them (0 where there are none). ``measured`` is the share of the time that was measured and not taken from
+    ``bandwidth``.
     """
 
     seconds: float
@@ -116,7 +120,7 @@ class Calibration:
 
 
 def calibrate(
-    operations: Sequence[Operation], optimizer: Sequence[Operation], *, budget: float = 15.0
+    operations: Sequence[Operation], optimizer: Sequence[Operation], *, budget: float = 10.0
 ) -> Calibration:
     """Time the operations of a step at their own shapes, the costliest first, for about ``budget`` seconds.
 
@@ -131,7 +135,8 @@ def calibrate(
     for part, operation in sorted(tagged, key=lambda pair: -guess(pair[1], bandwidth)):
         taken = guess(operation, bandwidth) / operation.count
         if time.perf_counter() < until:
-            taken = seconds_of(operation.call())
+            copies = 1 + min(MOST_COPIES, CACHE_BYTES // max(1, operation.bytes))
+            taken = seconds_of([operation.call() for _ in range(copies)])
             measured += taken * operation.count
             if operation.flops:
                 flops, seconds = products.setdefault(operation.dtype, [0.0, 0.0])
@@ -157,21 +162,29 @@ def guess(operation: Operation, bandwidth: float) -> float:
 
 
 @torch.no_grad()
-def seconds_of(call: Callable[[], object], *, least: float = 0.004, most: int = 20) -> float:
-    """The median time of a call, repeated for at least ``least`` seconds."""
-    call()
+def seconds_of(calls: Sequence[Callable[[], object]], *, least: float = 0.006, most: int = 24) -> float:
+    """The median time of a call, of which there are several that do the same with memory of their own.
+
+    They take turns, and what they make is kept for a round: in a step neither arguments nor results lie in a cache
+    that was filled for them.
+    """
+    made: deque[object] = deque(maxlen=len(calls))
+    for call in calls:
+        made.append(call())
     taken: list[float] = []
-    while len(taken) < 2 or (sum(taken) < least and len(taken) < most):
+    for call in itertools.cycle(calls):
         began = time.perf_counter()
-        call()
+        made.append(call())
         taken.append(time.perf_counter() - began)
+        if len(taken) >= most or (len(taken) > 1 and sum(taken) > least):
+            break
     return sorted(taken)[len(taken) // 2]
 
 
 def copy_rate(size: int = 2**27) -> float:
     """Bytes a second that are read and written together while memory is copied."""
     one, other = torch.ones(size // 4), torch.ones(size // 4)
-    return 2 * size / min(seconds_of(lambda: other.copy_(one)) for _ in range(3))
+    return 2 * size / min(seconds_of([lambda: other.copy_(one)]) for _ in range(3))
 
 
 def this_memory() -> float:

@@ -25,6 +25,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, t
 from torch.utils.flop_counter import flop_registry
 
 from bifocal.training.feeding import tensors_in
+from bifocal.training.heap import Heap
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings
 
 Place = Literal["cpu", "accelerator"]
@@ -80,8 +81,8 @@ class Operation:
 class StepCost:
     """Bytes that a rank holds, and what a step of one batch computes.
 
-    ``peak`` is the most that is held at one moment, the batch included: gradients and activations are not all held at
-    once.
+    ``peak`` is the most that is taken at one moment, the batch included: gradients and activations are not all held at
+    once, and on a CPU there are gaps between what is held.
     """
 
     weights: int
@@ -111,6 +112,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
+        self.heap = Heap()
         self.held: dict[int, int] = {}
         self.operations: dict[Any, Operation] = {}
 
@@ -146,12 +148,14 @@ class Recorder(TorchDispatchMode):
         if key in self.held or size == 0:
             return
         self.held[key] = size
+        self.heap.take(key, size)
         self.live += size
         self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self._release, key)
 
     def _release(self, key: int) -> None:
-        self.live -= self.held.pop(key, 0)
+        self.heap.give(key)
+        self.live -= self.held.pop(key)
 
     def _count(
         self, func: Any, args: Any, kwargs: dict[str, Any], out: Any, given: list[Tensor], made: list[Tensor]
@@ -293,7 +297,6 @@ def trace_step(
             _backward(model, batch, recorder)
             optimizer.step(1.0, 1.0)  # the moments are made
             recorder.operations.clear()
-            recorder.peak = recorder.live
             held = recorder.live
             activations = _backward(model, batch, recorder)
             passes = tuple(recorder.operations.values())
@@ -304,13 +307,12 @@ def trace_step(
             held, passes, activations = recorder.live, (), 0
             for weight in optimizer.weights.values():
                 weight.grad = torch.empty_like(weight)
-            recorder.peak = recorder.live
         recorder.operations = {}
         optimizer.step(1.0, 1.0)
         after_step = getattr(model, "after_step", None)
         if after_step is not None and place == "cpu":
             after_step()
-    peak = recorder.peak
+    peak = recorder.heap.peak
     optimizer_operations = tuple(recorder.operations.values())
     if place == "accelerator":
         with stand_ins(place):
