@@ -161,6 +161,8 @@ def chat_tokenizer(template: str = CHATML) -> ChatTokenizer:
     """The same as the tokenizer of a VLM, with eight coordinate bins."""
     chat = read_template(template, bos="<|im_start|>", eos="<|im_end|>")
     return ChatTokenizer.of_model(foreign_tokenizer(), chat, box_bins=8)
+
+
 def rows(model: VLM) -> Rows:
     """Two rows of a continuous VLM, with a picture each and four words to be learnt."""
     positions = model.image_path.positions

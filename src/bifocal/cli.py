@@ -95,7 +95,7 @@ def quickstart(
 
 
 def train(
-    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "prior", "parti"]],
+    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "vlm-smollm", "prior", "parti"]],
     out: Path | None = None,
     family: Literal["discrete", "continuous"] | None = None,
     vision: str | None = None,
@@ -116,7 +116,7 @@ def train(
     Example: bifocal train vlm --family continuous --vision runs/clip --out runs/vlm --train.optimizer.clip 0.5
 
     Args:
-        model: which recipe.
+        model: which recipe; vlm-smollm attaches a clip (--vision) to the language model SmolLM2.
         out: the run's directory (runs/MODEL if not given).
         family: of a vlm: image tokens (discrete) or CLIP features (continuous).
         vision: the finished run of a vlm's image encoder, or of the VQ-VAE whose codes a prior is over and parti draws.
@@ -924,9 +924,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"bifocal: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("bifocal: stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"bifocal: {stop}" if stop.args else "bifocal: stopped", file=sys.stderr)
+        return getattr(stop, "exit_code", 130)
 
 
 def parse(name: str, words: Sequence[str]) -> tuple[Callable[[], Any], list[str]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bifocal import distributed
 from bifocal.config import UserError
 from bifocal.recipes.clip import train_clip
 from bifocal.recipes.named import recipe_named
@@ -14,6 +17,7 @@ from bifocal.recipes.prior import train_prior
 from bifocal.recipes.smollm import train_smollm
 from bifocal.recipes.vlm import train_vlm
 from bifocal.recipes.vqvae import train_vqvae
+from bifocal.training.guards import lost_ranks_named
 
 TRAINERS: dict[str, Callable[..., Any]] = {
     "vqvae": train_vqvae,
@@ -25,6 +29,21 @@ TRAINERS: dict[str, Callable[..., Any]] = {
 }
 
 
+def on_every_rank(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command that takes ``overrides`` meet the other processes that ``torchrun`` started, if it did."""
+
+    @functools.wraps(command)
+    def met(*values: Any, overrides: Mapping[str, str], **named: Any) -> None:
+        waits = distributed.TIMEOUT_SECONDS
+        with contextlib.suppress(ValueError):  # the recipe says what is wrong with it
+            waits = float(overrides.get("train.timeout_seconds", waits))
+        with distributed.joined(waits), lost_ranks_named(lambda: "before the first step or after the last"):
+            command(*values, overrides=overrides, **named)
+
+    return met
+
+
+@on_every_rank
 def train_command(
     model: str,
     out: Path,
@@ -70,4 +89,5 @@ def train_command(
         init_from=init_from,
     )
     TRAINERS[model](recipe, out, resume=resume, init_from=init_from)
-    print(f"finished: {out}")
+    if distributed.is_main():
+        print(f"finished: {out}")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bifocal import distributed
 from bifocal.config import UserError, fingerprint
 from bifocal.data.augment import OFF, Augment, augment, mirrored, speaks_of_colours, speaks_of_places
 from bifocal.data.patches import by_detail, drop_patches, inside, keep_patches, looked_at
@@ -153,7 +154,7 @@ def mirrored_pair(pair: Pair, strength: float, seed: str) -> Pair:
     boxes, phrases = [box for box, _ in pair.regions], [phrase for _, phrase in pair.regions]
     rng = random.Random(f"mirror/{seed}")
     picture, texts, carried = mirrored(pair.picture, [pair.text, *phrases], boxes, strength, rng)
-    return Pair(picture, texts[0], list(zip(carried, texts[1:], strict=True)))
+    return Pair(picture, texts[0], list(zip(carried, texts[1:], strict=True)), pair.key)
 
 
 def _numbered(texts: Sequence[str]) -> Tensor:
@@ -184,13 +185,19 @@ def train_clip(
         text = replace(recipe.model.text, vocabulary=begin.text.vocabulary, end=begin.text.end)
     size = recipe.batch_size
     torch.manual_seed(recipe.train.seed)
+    if isinstance(recipe.model.vision, ResNetConfig) and recipe.model.vision.norm == "batch":
+        if distributed.world_size() > 1:
+            raise UserError(
+                "batch norm takes the statistics of a rank's own rows, so several ranks do not train what one does: "
+                "set model.vision.norm to group or frozen, or start without torchrun"
+            )
     sigmoid = recipe.objective == "sigmoid"
     shape = replace(recipe.model, text=text, logit_bias=sigmoid)
     model = CLIPModel(shape, objective=recipe.objective, chunk_size=recipe.chunk_size)
     if sigmoid:
         model.start_sigmoid(size)
     start_from(model, init_from)
-    open_run(out, "clip", recipe, resume=resume, init_from=init_from)
+    open_run(out, "clip", recipe, resume=resume, init_from=init_from, source=source)
 
     def pairs(split: str, first: int, count: int, variation: Augment = OFF) -> CLIPBatch:
         return contrastive_batch(
@@ -218,6 +225,7 @@ def train_clip(
         recipe=recipe,
         samples_per_step=size,
         data_fingerprint=source.fingerprint,
+        names_at=lambda step: [source.pair("train", step * size + row, 0).key for row in range(size)],
         tokenizer=tokenizer,
         validation=lambda: mean_loss(model, held_out),
         probes={"zero-shot": zero_shot(model, tokenizer, source, device)}

@@ -24,6 +24,7 @@ from bifocal.recipes.probes import reconstructions
 from bifocal.recipes.runs import begun, mean_loss, open_run, run, start_from
 from bifocal.training.alarms import CodebookAlarms
 from bifocal.training.optimizer import OptimizerSettings
+from bifocal.training.parallel import ByRows
 from bifocal.training.trainer import Outcome, TrainSettings
 
 
@@ -65,18 +66,18 @@ def train_vqvae(
     source = source_of(recipe.data, recipe.world, 0)
     size = recipe.batch_size
 
-    def batch_at(step: int) -> Tensor:
-        return to_tensor([source.picture("train", step * size + row) for row in range(size)])
+    def batch_at(step: int) -> ByRows:
+        return ByRows(lambda rows: to_tensor([source.picture("train", step * size + row) for row in rows]))
 
-    held_out = [
-        to_tensor([source.picture("validation", start + row) for row in range(32)]).to(device)
-        for start in (0, 32, 64, 96)
-    ]
     torch.manual_seed(recipe.train.seed)
     model = VQVAEModel(recipe.model)
     start_from(model, init_from)
     model.perceptual = perceptual_of(recipe, device)
-    open_run(out, "vqvae", recipe, resume=resume, init_from=init_from)
+    open_run(out, "vqvae", recipe, resume=resume, init_from=init_from, source=source)
+    held_out = [
+        to_tensor([source.picture("validation", start + row) for row in range(32)]).to(device)
+        for start in (0, 32, 64, 96)
+    ]
     if recipe.model.quantizer.update == "ema" and distributed.is_main():
         print("vqvae: moving averages stand for the codebook term, which is 0 in the log", flush=True)
     return run(
@@ -87,6 +88,7 @@ def train_vqvae(
         recipe=recipe,
         samples_per_step=size,
         data_fingerprint=source.fingerprint,
+        names_at=lambda step: [source.picture_key("train", step * size + row) for row in range(size)],
         validation=lambda: mean_loss(model, held_out),
         watch=CodebookAlarms(
             codes=recipe.model.quantizer.codes,
