@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from bifocal.data.chat_format import read_template
+from bifocal.data.chat_text import ChatTokenizer
 from bifocal.data.sample import Box, Message, Picture, Sample, write_samples
 from bifocal.data.text import TextTokenizer
 from bifocal.models.clip import CLIPConfig, CLIPModel
@@ -110,3 +113,32 @@ def folder(place: Path, pictures: int = 24) -> Path:
         ]  # fmt: skip
     write_samples(place / "samples.jsonl", samples)
     return place
+
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nBe helpful.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def foreign_tokenizer() -> Tokenizer:
+    """A byte-level BPE with a begin and an end token, as another tool leaves it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*TEXTS, "user assistant system helpful"] * 4, trainer)
+    return tokenizer
+
+
+def chat_tokenizer(template: str = CHATML) -> ChatTokenizer:
+    """The same as the tokenizer of a VLM, with eight coordinate bins."""
+    chat = read_template(template, bos="<|im_start|>", eos="<|im_end|>")
+    return ChatTokenizer.of_model(foreign_tokenizer(), chat, box_bins=8)

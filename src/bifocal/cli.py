@@ -12,11 +12,14 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from bifocal import config
+
+if TYPE_CHECKING:
+    from bifocal.inference import VLM
 
 Task = Literal[
     "reconstruction",
@@ -316,13 +319,14 @@ def ask(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int | None = None,
+    explain: Path | None = None,
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
     device: str = "cpu",
     dtype: Dtype = "auto",
 ) -> None:
     """Ask a VLM about one or several pictures; the last word group is the question.
 
-    Example: bifocal ask runs/quickstart/vlm-continuous owl.png "what is on the blue tile?"
+    Example: bifocal ask runs/quickstart/vlm-continuous owl.png "what is on the blue tile?" --explain why.html
 
     Args:
         run: a finished VLM.
@@ -330,26 +334,29 @@ def ask(
         max_new_tokens: the longest answer.
         temperature: 0 gives the most likely answer.
         seed: of sampling.
+        explain: write a page (HTML) that shows where the model looked for each word and what else it might have said.
         json_output: print the answer as JSON.
         device: where to compute.
         dtype: auto is bf16 where it is fast.
     """
-    from bifocal.inference import VLM, load
-
     if len(words) < 2:
         raise config.UserError(
             'give at least one picture and a question, as in: bifocal ask RUN owl.png "what is this?"'
         )
-    model = load(run, device=device, dtype=dtype)
-    if not isinstance(model, VLM):
-        raise config.UserError(f"{run} is a {model.kind}, and questions are for a VLM")
-    answer = model.answer(
-        [Path(word) for word in words[:-1]],
-        words[-1],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-    )
+    model = _open_vlm(run, "questions are", device=device, dtype=dtype)
+    pictures, question = [Path(word) for word in words[:-1]], words[-1]
+    if explain is not None:
+        from bifocal.commands.explain import write_explanation
+
+        if temperature > 0:
+            raise config.UserError("--explain is about the most likely answer: leave --temperature at 0")
+        explanation = model.explain(pictures, question, max_new_tokens=max_new_tokens)
+        answer = explanation.answer
+        write_explanation(explain, explanation, pictures, question, model.name)
+    else:
+        answer = model.answer(
+            pictures, question, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+        )
     if json_output:
         about = {"text": answer.text, "boxes": answer.boxes, "finish_reason": answer.finish_reason}
         print(json.dumps({**about, "logprobs": answer.logprobs}))
@@ -357,6 +364,15 @@ def ask(
         print(answer.text)
         for box in answer.boxes:
             print("box " + " ".join(f"{side:.3f}" for side in box))
+
+
+def _open_vlm(run: Path, wanted: str, **options: Any) -> VLM:
+    from bifocal.inference import VLM, load
+
+    model = load(run, **options)
+    if not isinstance(model, VLM):
+        raise config.UserError(f"{run} is a {model.kind}, and {wanted} for a VLM")
+    return model
 
 
 def draw(
@@ -682,23 +698,26 @@ def data_show(
     folder: tyro.conf.Positional[Path],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     task: str | None = None,
+    model: Path | None = None,
     count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 60,
 ) -> None:
     """Write a page with samples of a folder: pictures, boxes, questions and answers.
 
-    Example: bifocal data show pets -o pets.html
+    Example: bifocal data show pets -o pets.html --model runs/quickstart/vlm-continuous
 
     Args:
         folder: with samples.jsonl and pictures.
         output: an HTML file, complete in itself.
         task: show samples of this task only.
+        model: a finished VLM: show its tokens, the supervised ones in green, and the pictures as it sees them.
         count: how many samples, spread evenly over the folder.
     """
     from bifocal.commands.inspect import show_data
 
     if count < 1:
         raise config.UserError(f"-n must be at least 1, got {count}")
-    show_data(folder, output, task=task, count=count)
+    vlm = None if model is None else _open_vlm(model, "tokens of conversations are")
+    show_data(folder, output, task=task, count=count, model=vlm)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from bifocal.config import UserError
 from bifocal.data.batch import Template, encode_messages, encode_prefix, leading_pictures
 from bifocal.data.boxes import boxes_from_text
 from bifocal.data.chat import AnyPicture, question_messages, read_messages
+from bifocal.data.chat_text import open_tokenizer
 from bifocal.data.fitting import WHOLE, fit_picture
 from bifocal.data.foreign_text import ForeignTokenizer
 from bifocal.data.pictures import read_picture, to_pictures, to_tensor
@@ -30,6 +32,7 @@ from bifocal.data.text import TextTokenizer
 from bifocal.encoded import weights_fingerprint
 from bifocal.generation.decode import Generated, Prompt, Sampling, draw_codes, generate
 from bifocal.generation.decode import score as score_continuations
+from bifocal.generation.explain import Word, explain
 from bifocal.interop import open_clip
 from bifocal.interop.clip import layout_for, layout_in, read_clip, write_clip
 from bifocal.interop.clip_tokens import AnyTokenizer, read_tokenizer
@@ -57,6 +60,21 @@ class Answer:
     images: tuple[Image.Image, ...] = ()
     finish_reason: str = "stop"
     logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """An answer word by word: where the model looked and what else it might have said.
+
+    ``grid`` is the rows and columns of a picture's positions; ``codes`` (P, h, w) are the image tokens that a discrete
+    model read, and ``seen`` the pictures that its VQ-VAE makes of them.
+    """
+
+    answer: Answer
+    words: tuple[Word, ...]
+    grid: tuple[int, int]
+    codes: Tensor | None = None
+    seen: tuple[Image.Image, ...] = ()
 
 
 class Loaded:
@@ -234,11 +252,10 @@ class VLM(Loaded):
         self.model, self.tokenizer = model, tokenizer
         self.family, self.fitting = model.config.family, model.config.fitting
         self.template = Template(tokenizer, model.image_path.positions, model.config.number_pictures)
-        forbidden = torch.ones(len(tokenizer), dtype=torch.bool)
-        first_text = max(tokenizer.special.values()) + 1 + len(tokenizer.boxes) + len(tokenizer.codes)
-        forbidden[first_text:] = False
-        forbidden[tokenizer.boxes.start : tokenizer.boxes.stop] = False
-        forbidden[tokenizer.eos] = False
+        # a foreign language model may embed more ids than its tokenizer has
+        forbidden = torch.ones(model.config.language.vocabulary, dtype=torch.bool)
+        forbidden[: len(tokenizer)] = False
+        forbidden[tokenizer.never_said] = True
         self.forbidden = forbidden.to(device)
 
     @property
@@ -309,6 +326,47 @@ class VLM(Loaded):
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed or 0
         )
         return self._batched([read_messages(messages) for messages in conversations], sampling, batch_size)
+
+    @torch.inference_mode()
+    def explain(
+        self,
+        pictures: AnyPicture | Sequence[AnyPicture],
+        question: str,
+        *,
+        max_new_tokens: int = 64,
+        top: int = 5,
+    ) -> Explanation:
+        """The most likely answer, as ``answer`` gives it, with where it was looked for, and ``top`` choices a token."""
+        several = [pictures] if isinstance(pictures, AnyPicture) else list(pictures)
+        messages = question_messages(len(several), question)
+        prompt, encoded = self._prompt(messages, first_picture=0), self._encode(several)
+        generated = generate(
+            self.model,
+            [prompt],
+            encoded,
+            stop=self.tokenizer.eos,
+            forbidden=self.forbidden,
+            sampling=Sampling(max_new_tokens=max_new_tokens),
+        )[0]
+        words = explain(
+            self.model,
+            prompt,
+            generated.tokens,
+            encoded,
+            tokenizer=self.tokenizer,
+            forbidden=self.forbidden,
+            stopped=generated.stopped,
+            top=top,
+        )
+        path = self.model.image_path
+        side = math.isqrt(path.positions)
+        codes, seen = None, []
+        if isinstance(path, DiscretePath) and encoded is not None:
+            codes = encoded.view(-1, side, side).cpu()
+            seen = [
+                Image.fromarray(array) for array in to_pictures(path.vqmodel.decode(codes.to(self.device)))
+            ]
+        return Explanation(self._answer(generated), tuple(words), (side, side), codes, tuple(seen))
 
     @torch.inference_mode()
     def score(self, pictures: Sequence[AnyPicture], question: str, answers: Sequence[str]) -> list[float]:
@@ -519,7 +577,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, AnyTokenizer | None]:
         ) from None
     if isinstance(model, CLIPModel):
         return model.eval(), read_tokenizer(path, model.config.text)
-    tokenizer = TextTokenizer.read(path / TOKENIZER) if (path / TOKENIZER).is_file() else None
+    tokenizer = open_tokenizer(path) if (path / TOKENIZER).is_file() else None
     return model.eval(), tokenizer
 
 

@@ -302,6 +302,21 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
     assert all(later <= earlier for earlier, later in zip(shares[3:], shares[4:], strict=False))
 
 
+def test_with_a_cooldown_the_learning_rate_stays_and_then_falls_in_a_line() -> None:
+    settings = OptimizerSettings(warmup_steps=4, final_share=0.1, cooldown=0.25)
+    shares = [learning_rate_share(step, 100, settings) for step in range(101)]
+    assert shares[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert shares[4:76] == [1.0] * 72
+    assert shares[88] == pytest.approx(0.1 + 0.9 * 12 / 25)
+    assert shares[100] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("cooldown", [0.0, 1.5])
+def test_a_cooldown_that_is_no_share_is_refused(cooldown: float) -> None:
+    with pytest.raises(ValueError, match="cooldown"):
+        OptimizerSettings(cooldown=cooldown)
+
+
 def test_the_logged_rate_is_the_one_that_was_used(tmp_path: Path) -> None:
     settings = TrainSettings(
         steps=4, log_every=1, dtype="float32",

@@ -31,9 +31,13 @@ class Template:
         return self.tokenizer.encode(str(index + 1)) if self.number_pictures else []
 
     def picture(self) -> list[int]:
-        """begin, N placeholders, end."""
+        """What stands before it, N placeholders, what stands behind it."""
         tokenizer = self.tokenizer
-        return [tokenizer.image_begin, *[tokenizer.image] * self.picture_positions, tokenizer.image_end]
+        return [
+            *tokenizer.before_picture,
+            *[tokenizer.image] * self.picture_positions,
+            *tokenizer.after_picture,
+        ]
 
     def box(self, box: Box) -> list[int]:
         """Four coordinate tokens."""
@@ -54,10 +58,15 @@ class Segment:
         self.tokens.extend(tokens)
         self.supervised.extend([supervised] * len(tokens))
 
+    def add_picture(self, index: int, template: Template, supervised: bool) -> None:
+        """Append the positions of a picture and what is around them."""
+        self.pictures.append((len(self.tokens) + len(template.tokenizer.before_picture), index))
+        self.add(template.picture(), supervised)
+
 
 def leading_pictures(messages: Sequence[Message]) -> int:
-    """How many pictures open the conversation in their own order, so that they can be shared: all or none."""
-    if not messages:
+    """How many pictures open the user's first turn in their own order, so that they can be shared: all or none."""
+    if not messages or messages[0].role != "user":
         return 0
     count = 0
     for part in messages[0].parts:
@@ -71,14 +80,19 @@ def leading_pictures(messages: Sequence[Message]) -> int:
 
 
 def encode_messages(messages: Sequence[Message], template: Template, *, shared: int = 0) -> Segment:
-    """Messages -> one segment; the first ``shared`` pictures are left to the prefix.
+    """Messages -> one segment; the first ``shared`` pictures, with what stands before them, are left to the prefix.
 
-    Every part of an assistant's turn and the end token after it are supervised. A user's turn ends with its own token.
+    Every part of an assistant's turn and the end token after it are supervised, and nothing else is. A conversation
+    that waits for an answer ends with what opens one.
     """
     segment = Segment()
     tokenizer = template.tokenizer
-    for message in messages:
+    if messages and not shared:
+        segment.add(tokenizer.opening(messages[0].role), False)
+    for number, message in enumerate(messages):
         answer = message.role == "assistant"
+        if number or not shared:
+            segment.add(tokenizer.before(message.role), False)
         for part in message.parts:
             if isinstance(part, str):
                 segment.add(tokenizer.encode(part), answer)
@@ -87,22 +101,26 @@ def encode_messages(messages: Sequence[Message], template: Template, *, shared: 
                     continue
                 if not answer:
                     segment.add(template.number(part.index), False)
-                segment.pictures.append((len(segment.tokens) + 1, part.index))
-                segment.add(template.picture(), answer)
+                segment.add_picture(part.index, template, answer)
             else:
                 segment.add(template.box(part), answer)
-        segment.add([tokenizer.eos if answer else tokenizer.turn_end], answer)
+        closing = tokenizer.after(message.role)
+        segment.add(closing[:1], answer)
+        segment.add(closing[1:], False)
+    if messages and messages[-1].role != "assistant":
+        segment.add(tokenizer.before("assistant"), False)
     return segment
 
 
 def encode_prefix(pictures: int, template: Template) -> Segment:
-    """The begin token and the shared pictures."""
+    """What all conversations on some pictures begin with: the pictures, opening the user's turn."""
     prefix = Segment()
-    prefix.add([template.tokenizer.bos], False)
+    prefix.add(template.tokenizer.begin, False)
+    if pictures:
+        prefix.add([*template.tokenizer.opening("user"), *template.tokenizer.before("user")], False)
     for index in range(pictures):
         prefix.add(template.number(index), False)
-        prefix.pictures.append((len(prefix.tokens) + 1, index))
-        prefix.add(template.picture(), False)
+        prefix.add_picture(index, template, False)
     return prefix
 
 

@@ -15,7 +15,11 @@ from bifocal.models.precision import set_precision
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """``kind`` "muon" gives hidden matrices to Muon at ``matrix_learning_rate`` and the rest to AdamW."""
+    """``kind`` "muon" gives hidden matrices to Muon at ``matrix_learning_rate`` and the rest to AdamW.
+
+    Rates fall in a cosine from the warm-up on, or, with ``cooldown``, stay and fall in a line over that share of the
+    steps at the end: for what is learnt in stages, of which the last would otherwise have hardly any rate left.
+    """
 
     kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
@@ -24,6 +28,7 @@ class OptimizerSettings:
     beta2: float = 0.95
     weight_decay: float = 0.0
     warmup_steps: int = 20
+    cooldown: float | None = None
     final_share: float = 0.0
     clip: float = 1.0
 
@@ -31,16 +36,22 @@ class OptimizerSettings:
         for name in ("learning_rate", "matrix_learning_rate", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optimizer.{name} must be greater than 0, got {getattr(self, name)}")
+        if self.cooldown is not None and not 0 < self.cooldown <= 1:
+            raise ValueError(
+                f"optimizer.cooldown is a share of the steps above 0 and at most 1, got {self.cooldown}"
+            )
 
 
 def learning_rate_share(step: int, steps: int, settings: OptimizerSettings) -> float:
-    """Share of the peak rate at ``step``: linear warm-up, then a cosine down to ``final_share``."""
+    """Share of the peak rate at ``step``: linear warm-up, then down to ``final_share`` in the manner of the settings."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
-    progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
-    return settings.final_share + (1 - settings.final_share) * 0.5 * (
-        1 + math.cos(math.pi * min(1.0, progress))
-    )
+    if settings.cooldown is None:
+        progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+        above = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    else:
+        above = min(1.0, max(0.0, (steps - step) / max(1.0, settings.cooldown * steps)))
+    return settings.final_share + (1 - settings.final_share) * above
 
 
 SMALLEST_KERNEL = 16  # channels on either side below which a convolution kernel is left to AdamW
