@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bifocal import artifacts, config
 from bifocal.config import UserError
-from bifocal.data.batch import Template, encode_messages, encode_prefix, leading_pictures
+from bifocal.data.batch import Template, encode_prompt
 from bifocal.data.boxes import boxes_from_text
 from bifocal.data.chat import AnyPicture, question_messages, read_messages
 from bifocal.data.chat_text import open_tokenizer
@@ -427,12 +427,9 @@ class VLM(Loaded):
         return torch.cat([self.model.image_path.encode(piece) for piece in pixels.split(256)])
 
     def _prompt(self, messages: Sequence[Message], first_picture: int) -> Prompt:
-        shared = leading_pictures(messages)
-        prefix = encode_prefix(shared, self.template)
-        segment = encode_messages(messages, self.template, shared=shared)
-        inside = [(start + len(prefix.tokens), index) for start, index in segment.pictures]
-        places = [(start, first_picture + index) for start, index in [*prefix.pictures, *inside]]
-        return Prompt(prefix.tokens + segment.tokens, places)
+        whole = encode_prompt(messages, self.template)
+        places = [(start, first_picture + index) for start, index in whole.pictures]
+        return Prompt(whole.tokens, places)
 
     def _batched(
         self,

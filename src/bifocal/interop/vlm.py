@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 
 from bifocal import artifacts, config
 from bifocal.config import UserError
+from bifocal.data.joint_text import JointTokenizer
 from bifocal.data.text import TextTokenizer
 from bifocal.interop import chameleon, llava
-from bifocal.interop.clip_tokens import TOKENIZER
 from bifocal.interop.clip_transformers import vision_kind
 from bifocal.interop.decoder import decoder_settings, kind_of, read_decoder
 from bifocal.interop.settings import says
-from bifocal.interop.vlm_tokens import Layout, token_ids, write_words
+from bifocal.interop.vlm_tokens import Layout, read_words, token_ids, write_words
 from bifocal.interop.vqgan import published, write_decoder
 from bifocal.interop.weights import WEIGHTS
 from bifocal.models.vlm import VLM, DiscretePath, VLMConfig
@@ -69,8 +69,9 @@ def read_vlm(directory: Path, layout: Layout) -> tuple[VLM, TextTokenizer | None
             None if vqvae is None else config.from_dict(VQVAEConfig, vqvae, where, older=True),
         )
         model.config = replace(model.config, **kept)
-    tokenizer = TextTokenizer.read(directory / TOKENIZER) if (directory / TOKENIZER).is_file() else None
-    return model, tokenizer
+    first = model.config.first_code
+    codes = range(first, first + model.config.vqvae.quantizer.codes) if layout == "chameleon" else range(0)
+    return model, read_words(directory, layout, about, ours=OURS in about, codes=codes)
 
 
 def why_not(model: VLM, layout: Layout) -> str | None:
@@ -137,6 +138,7 @@ def write_vlm(directory: Path, model: VLM, tokenizer: TextTokenizer, layout: Lay
     if reason is not None:
         raise UserError(reason)
     shape, ids = model.config, token_ids(tokenizer)
+    foreign = isinstance(tokenizer, JointTokenizer)  # nothing of ours is in it
     ours: dict[str, Any] = {name: getattr(shape, name) for name in KEPT}
     about: Mapping[str, Any]
     if layout == "llava":
@@ -152,4 +154,4 @@ def write_vlm(directory: Path, model: VLM, tokenizer: TextTokenizer, layout: Lay
         chameleon.write_processor(directory, shape)
     write_words(directory, tokenizer, layout, shape.number_pictures)
     save_file(tensors, str(directory / WEIGHTS), metadata={"format": "pt"})
-    artifacts.atomic_write_json(directory / CONFIG, {**about, OURS: ours})
+    artifacts.atomic_write_json(directory / CONFIG, {**about, **({} if foreign else {OURS: ours})})

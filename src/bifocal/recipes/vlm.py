@@ -13,6 +13,7 @@ import torch
 
 from bifocal.config import UserError
 from bifocal.data.batch import RowBuilder, Template
+from bifocal.data.joint_text import JointTokenizer
 from bifocal.data.sample import Sample
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
@@ -259,7 +260,7 @@ def tokenizer_of(init_from: str | None) -> TextTokenizer | None:
     if init_from is None:
         return None
     tokenizer = load_model(init_from)[1]
-    if not isinstance(tokenizer, TextTokenizer):
+    if not isinstance(tokenizer, TextTokenizer) or isinstance(tokenizer, JointTokenizer):
         raise UserError(f"--init-from {init_from} has no tokenizer of ours, so it is no VLM to go on from")
     return tokenizer
 
