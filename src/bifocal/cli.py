@@ -95,7 +95,7 @@ def quickstart(
 
 
 def train(
-    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "prior"]],
+    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "vlm-smollm", "prior"]],
     out: Path | None = None,
     family: Literal["discrete", "continuous"] | None = None,
     vision: str | None = None,
@@ -116,7 +116,7 @@ def train(
     Example: bifocal train vlm --family continuous --vision runs/clip --out runs/vlm --train.optimizer.clip 0.5
 
     Args:
-        model: which recipe.
+        model: which recipe; vlm-smollm attaches a clip (--vision) to the language model SmolLM2.
         out: the run's directory (runs/MODEL if not given).
         family: of a vlm: image tokens (discrete) or CLIP features (continuous).
         vision: the finished run of a vlm's image encoder, or of the VQ-VAE whose codes a prior is over.

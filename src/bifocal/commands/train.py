@@ -10,10 +10,11 @@ from typing import Any
 from bifocal.config import UserError, apply_overrides
 from bifocal.recipes.clip import begun_with, recipe_clip, train_clip
 from bifocal.recipes.prior import recipe_prior, train_prior
+from bifocal.recipes.smollm import recipe_smollm, train_smollm
 from bifocal.recipes.vlm import recipe_vlm, train_vlm
 from bifocal.recipes.vqvae import recipe_vqvae, train_vqvae
 
-MODELS = ("vqvae", "clip", "vlm", "prior")
+MODELS = ("vqvae", "clip", "vlm", "vlm-smollm", "prior")
 
 
 def train_command(
@@ -39,8 +40,8 @@ def train_command(
         raise UserError(f"there is no recipe {model!r}; choose from {', '.join(MODELS)}")
     if model != "vlm" and family is not None:
         raise UserError(f"--family is for vlm, not for {model}")
-    if model not in ("vlm", "prior") and vision is not None:
-        raise UserError(f"--vision is for vlm and prior, not for {model}")
+    if model not in ("vlm", "vlm-smollm", "prior") and vision is not None:
+        raise UserError(f"--vision is for vlm, vlm-smollm and prior, not for {model}")
     if model != "clip" and tower is not None:
         raise UserError(f"--tower is for clip, not for {model}")
     flags = {
@@ -67,6 +68,9 @@ def train_command(
     elif model == "prior":
         prior = replace(apply_overrides(recipe_prior(scale), settings), vision=vision or "")
         train_prior(prior, out, resume=resume, init_from=init_from)
+    elif model == "vlm-smollm":
+        smollm = replace(apply_overrides(recipe_smollm(scale), settings), vision=vision or "")
+        train_smollm(smollm, out, resume=resume, init_from=init_from)
     else:
         chosen = recipe_vlm(scale, "discrete" if family == "discrete" else "continuous")
         if data is not None:  # the stages are made for the kinds of question that scenes have

@@ -154,8 +154,9 @@ class RowBuilder:
         """Place as many of these samples, which share their pictures, as fit in one row; returns how many did.
 
         A new row is begun when the prefix and the first conversation do not fit in the last one. Samples that do not
-        open with the pictures that the first one opens with cannot share its prefix, and are left for another time.
-        Raises ``UserError`` with the sample's id for one without an answer, or too long for a row.
+        open with the pictures that the first one opens with cannot share its prefix, and are left for another time, as
+        are those that do not fit behind the others. Raises ``UserError`` with the sample's id for one without an
+        answer, one whose pictures leave no room in a row, and one that no row has room for.
         """
         if not samples:
             return 0
@@ -176,12 +177,8 @@ class RowBuilder:
                     f"sample {sample.id} begins with the assistant's turn: put the user's, or an empty one, before it"
                 )
             need = len(segment.tokens) + (0 if placed else len(prefix.tokens))
+            self._require_room(sample, len(prefix.tokens), segment)
             if placed == 0:
-                if need > self.length:
-                    raise UserError(
-                        f"sample {sample.id} takes {need} tokens and a row holds {self.length}: "
-                        "raise --row-length or shorten it"
-                    )
                 if not self.rows or need > self.length - len(self.rows[-1]["tokens"]):
                     self.rows.append(
                         {name: [] for name in ("tokens", "positions", "segments", "documents", "supervised")}
@@ -195,6 +192,32 @@ class RowBuilder:
             placed += 1
         self.answers += placed
         return placed
+
+    def _require_room(self, sample: Sample, prefix: int, segment: Segment) -> None:
+        """Raise ``UserError`` for a sample that no row has room for: nothing of it may be cut off."""
+        if prefix + len(segment.tokens) <= self.length:
+            return
+        each = len(self.template.picture())
+        parts = [part for message in sample.messages for part in message.parts]
+        pictures = len({part.index for part in parts if isinstance(part, Picture)})
+        if pictures * each > self.length:
+            raise UserError(
+                f"sample {sample.id} has {pictures} pictures of {each} tokens each and a row holds {self.length}, so "
+                "they do not fit: raise --row-length, or lower the positions of a picture (--pixel-shuffle 2)"
+            )
+        answer = sum(segment.supervised)
+        raise UserError(
+            f"sample {sample.id} takes {prefix + len(segment.tokens)} tokens and a row holds {self.length}, so its "
+            f"answer of {answer} would be cut off: raise --row-length or shorten it"
+        )
+
+    def add_text(self, tokens: Sequence[int]) -> None:
+        """Begin a row with plain text, of which every token but the first is learnt."""
+        if not 1 < len(tokens) <= self.length:
+            raise ValueError(f"a text of {len(tokens)} tokens does not make a row of {self.length}")
+        self.rows.append({"tokens": [], "positions": [], "segments": [], "documents": [], "supervised": []})
+        text = Segment(list(tokens), [False] + [True] * (len(tokens) - 1))
+        self._append(self.rows[-1], text, (), document=0, number=0, start=0)
 
     def fits(self, sample: Sample) -> bool:
         """Whether a document that begins with this sample still fits in the last row."""

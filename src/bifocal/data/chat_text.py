@@ -46,6 +46,11 @@ class ChatTokenizer(TextTokenizer):
         self.image = self._required(IMAGE)
         self.codes = range(0)
         self.boxes = self._run(location_token)
+        self.special = {
+            token.content: int(index)
+            for index, token in tokenizer.get_added_tokens_decoder().items()
+            if token.special and index not in self.boxes
+        }
 
     @classmethod
     def of_model(cls, tokenizer: Tokenizer, chat: ChatFormat, *, box_bins: int) -> ChatTokenizer:
@@ -76,11 +81,10 @@ class ChatTokenizer(TextTokenizer):
         return f"{json.dumps(config.to_dict(self.chat))} {self.tokenizer.to_str()}"
 
     @property
-    def never_said(self) -> list[int]:
-        """Every special token but the end of an answer and the bins of boxes."""
-        added = self.tokenizer.get_added_tokens_decoder()
-        kept = {self.eos, *self.boxes}
-        return sorted(index for index, token in added.items() if token.special and index not in kept)
+    def added(self) -> list[int]:
+        """The ids of what pictures and boxes need, which the language model was not trained with."""
+        around = {self.tokenizer.token_to_id(name) for name in (IMAGE_BEGIN, IMAGE_END)} - {None}
+        return sorted({self.image, *self.boxes, *(int(index) for index in around)})
 
     def opening(self, role: str) -> list[int]:
         """The model's own system message, before a conversation that brings none."""

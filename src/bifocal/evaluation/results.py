@@ -118,6 +118,7 @@ METRICS: dict[str, Metric] = {
     "objects_precision": Metric("precision of objects named"),
     "counts_named": Metric("counts named"),
     "accuracy": Metric("accuracy"),
+    "text_perplexity": Metric("perplexity on plain text", "number", False),
     "consistency": Metric("consistency"),
     "validity": Metric("validity"),
     "plausibility": Metric("plausibility"),

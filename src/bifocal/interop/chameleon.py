@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bifocal.config import UserError
 from bifocal.data.text import code_name
-from bifocal.interop.decoder import CHAMELEON, decoder_settings, read_decoder, untied
+from bifocal.interop.decoder import CHAMELEON, decoder_settings, read_decoder, without_tied_head
 from bifocal.interop.preprocessing import Preprocessing, read_chameleon, write_transformers
 from bifocal.interop.vqgan import (
     DECODER,
@@ -64,7 +64,7 @@ def read(directory: Path, about: Mapping[str, Any], vqvae: VQVAEConfig | None) -
             ours[f"language_model.{name}"] = value
         elif name.startswith("model.") and not name.startswith(VQ):
             ours[name.replace("model.", "language_model.", 1)] = value
-    fill(model, untied(ours, about), directory)
+    fill(model, without_tied_head(ours, shape.language), directory)
     return model.eval()
 
 

@@ -68,6 +68,7 @@ def read_decoder(about: Mapping[str, Any], where: Path) -> LanguageConfig:
         norm_eps=setting(settings, "rms_norm_eps", float, None, where),
         qk_norm=kind != LLAMA,
         head_norm="rms" if kind == QWEN3 else "layer",
+        tied=bool(settings["tie_word_embeddings"]),
     )
     size = settings.get("head_dim") or config.head_size
     if size != config.head_size:
@@ -105,14 +106,15 @@ def decoder_settings(config: LanguageConfig, kind: str, ids: Mapping[str, int]) 
         "attention_bias": False,
         "attention_dropout": 0.0,
         **({} if kind == QWEN3 else {"mlp_bias": False}),
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": config.tied,
         **ids,
     }
 
 
-def untied(tensors: dict[str, Tensor], about: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The decoder's tensors with a head of its own, where the file says that the embeddings are the head."""
-    head, embedding = "language_model.lm_head.weight", "language_model.embed_tokens.weight"
-    if head not in tensors and about.get("tie_word_embeddings") and embedding in tensors:
-        return {**tensors, head: tensors[embedding].clone()}
-    return tensors
+def without_tied_head(tensors: dict[str, Tensor], config: LanguageConfig) -> dict[str, Tensor]:
+    """A decoder's tensors for a model of this shape: a head that is the embedding table is left out."""
+    return {
+        name: value
+        for name, value in tensors.items()
+        if not (config.tied and name.endswith("lm_head.weight"))
+    }

@@ -22,7 +22,7 @@ from bifocal.interop.clip_transformers import (
     vision_of,
     vision_settings,
 )
-from bifocal.interop.decoder import QWEN3, decoder_settings, kind_of, read_decoder, untied
+from bifocal.interop.decoder import QWEN3, decoder_settings, kind_of, read_decoder, without_tied_head
 from bifocal.interop.preprocessing import Preprocessing, write_transformers
 from bifocal.interop.settings import setting
 from bifocal.interop.weights import fill, read_tensors, weight_files
@@ -97,8 +97,7 @@ def read(directory: Path, config: VLMConfig, about: Mapping[str, Any]) -> VLM:
     if not about.get("multimodal_projector_bias", True):
         for name in ("image_path.linear_1", "image_path.linear_2"):
             tensors[f"{name}.bias"] = tensors[f"{name}.weight"].new_zeros(config.language.width)
-    words = {**(about.get("text_config") or {}), **about}
-    fill(model, untied(tensors, words), directory)
+    fill(model, without_tied_head(tensors, config.language), directory)
     return model.eval()
 
 
@@ -123,7 +122,7 @@ def settings_of(config: VLMConfig, ids: Mapping[str, int], image: int) -> dict[s
         "multimodal_projector_bias": True,
         "vision_feature_layer": config.feature_layer,
         "vision_feature_select_strategy": _strategy(kind),
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": config.language.tied,
         **ids,
         "text_config": {
             # other engines look the class up by this name

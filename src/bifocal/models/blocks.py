@@ -83,7 +83,12 @@ def merge_heads(x_BHTE: Tensor) -> Tensor:
 
 
 def joint_linear(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
-    """Several linear layers of one input as a single product: few wide products are faster than many narrow ones."""
+    """Several linear layers of one input as a single product: few wide products are faster than many narrow ones.
+
+    Layers that are more than a weight and a bias (int8, adapters) are asked one by one.
+    """
+    if any(type(layer) is not nn.Linear for layer in layers):
+        return tuple(layer(x) for layer in layers)
     return side_by_side(x, *layers).split([layer.out_features for layer in layers], dim=-1)
 
 

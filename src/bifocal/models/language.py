@@ -26,7 +26,7 @@ from bifocal.models.blocks import (
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Sizes of the decoder.
+    """Sizes of the decoder. With ``tied`` its head is the embedding table.
 
     ``head_norm`` is what ``qk_norm`` does to each head of queries and keys: Chameleon's layer norm with a weight and a
     bias for each head, or Qwen3's RMS norm with one weight for all, which transformers' Llava can hold.
@@ -42,6 +42,7 @@ class LanguageConfig:
     norm_eps: float = 1e-5
     qk_norm: bool = False
     head_norm: Literal["layer", "rms"] = "layer"
+    tied: bool = False
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.heads % self.kv_heads:
@@ -142,6 +143,8 @@ class LanguageModel(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
+        if config.tied:
+            tie(self)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -193,6 +196,25 @@ class LanguageModel(nn.Module):
             dtype=weight.dtype,
             device=weight.device,
         )
+
+
+def tie(model: LanguageModel) -> None:
+    """Make the head's matrix the embedding table, which files then hold once, as the table.
+
+    The table then has the precision of the products, unlike one that only looks up.
+    """
+    model.embed_tokens = nn.Embedding(model.config.vocabulary, model.config.width)
+    model.lm_head.weight = model.embed_tokens.weight
+
+    def leave_out(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        tensors.pop(f"{prefix}lm_head.weight")
+
+    def put_back(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        if (table := tensors.get(f"{prefix}embed_tokens.weight")) is not None:
+            tensors[f"{prefix}lm_head.weight"] = table
+
+    model.register_state_dict_post_hook(leave_out)
+    model.register_load_state_dict_pre_hook(put_back)
 
 
 def row_mask(documents_BT: Tensor, segments_BT: Tensor) -> Tensor:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,7 +27,8 @@ class VLMConfig:
 
     With ``number_pictures`` every picture that is read has its number before it, 1 for the first. ``fitting`` is how
     pictures become square: whole, but for models of other tools. A discrete model's pixels in [0, 1] are multiplied by
-    ``pixel_scale`` first, which is a little less than 1 in the published Chameleon.
+    ``pixel_scale`` first, which is a little less than 1 in the published Chameleon. ``pixel_shuffle`` n makes one
+    position of n x n neighbouring patches of a continuous picture (Shi et al. 2016, backwards).
     """
 
     family: Literal["discrete", "continuous"] = "continuous"
@@ -41,6 +43,19 @@ class VLMConfig:
     number_pictures: bool = False
     fitting: Fitting = WHOLE
     pixel_scale: float = 1.0
+    pixel_shuffle: int = 1
+
+    def __post_init__(self) -> None:
+        if self.pixel_shuffle < 1 or (self.pixel_shuffle > 1 and self.family == "discrete"):
+            raise ValueError(
+                "pixel_shuffle must be 1 or more, and for codes 1, since each is a token of its own; "
+                f"got {self.pixel_shuffle}"
+            )
+        side = math.isqrt(self.vision.patches)
+        if self.family == "continuous" and side % self.pixel_shuffle:
+            raise ValueError(
+                f"pixel_shuffle {self.pixel_shuffle} does not divide the {side} x {side} patches of a picture"
+            )
 
 
 @dataclass
@@ -108,8 +123,9 @@ class ContinuousPath(nn.Module):
         super().__init__()
         self.vision_model = VisionTransformer(config.vision).requires_grad_(False)
         self.layer = config.feature_layer
-        self.positions = config.vision.patches
-        self.linear_1 = nn.Linear(config.vision.width, config.language.width)
+        self.shuffle = config.pixel_shuffle
+        self.positions = config.vision.patches // self.shuffle**2
+        self.linear_1 = nn.Linear(config.vision.width * self.shuffle**2, config.language.width)
         self.linear_2 = nn.Linear(config.language.width, config.language.width)
 
     @property
@@ -117,18 +133,33 @@ class ContinuousPath(nn.Module):
         """The encoder that ``encode`` runs."""
         return self.vision_model
 
-    @torch.no_grad()
     def encode(self, images_PCHW: Tensor) -> Tensor:
-        """(P, 3, H, W) in [0, 1] -> (P, N, D) features of one of the last layers, class token dropped."""
-        return self.vision_model.patch_features(images_PCHW, self.layer)
+        """(P, 3, H, W) in [0, 1] -> (P, patches, D) features of one of the last layers, class token dropped.
+
+        They carry a gradient where the tower is being trained.
+        """
+        trained = any(weight.requires_grad for weight in self.vision_model.parameters())
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            return self.vision_model.patch_features(images_PCHW, self.layer)
 
     def token_ids(self, encoded: Tensor) -> Tensor | None:
         """None: no token stands for a continuous picture, so it can be read but not written."""
         return None
 
     def embeddings(self, encoded: Tensor) -> Tensor | None:
-        """(P, N, D) -> (P, N, width of the decoder)."""
-        return self.linear_2(F.gelu(self.linear_1(encoded.to(self.linear_1.weight.dtype))))
+        """(P, patches, D) -> (P, N, width of the decoder)."""
+        gathered_PND = together(encoded.to(self.linear_1.weight.dtype), self.shuffle)
+        return self.linear_2(F.gelu(self.linear_1(gathered_PND)))
+
+
+def together(patches_PND: Tensor, count: int) -> Tensor:
+    """(P, N, D) patches row by row -> (P, N / n^2, D * n^2): n x n neighbours side by side, n being ``count``."""
+    if count == 1:
+        return patches_PND
+    pictures, patches, width = patches_PND.shape
+    side = math.isqrt(patches) // count
+    blocks = patches_PND.view(pictures, side, count, side, count, width).transpose(2, 3)
+    return blocks.reshape(pictures, side * side, count * count * width)
 
 
 ImagePath = DiscretePath | ContinuousPath

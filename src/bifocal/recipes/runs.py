@@ -73,16 +73,23 @@ def run(
     validation: Callable[[], Mapping[str, float]] | None = None,
     probes: Mapping[str, Callable[[int], None]] | None = None,
     watch: Callable[[int, Mapping[str, float]], Sequence[str]] | None = None,
+    rates: Callable[[int], Mapping[str, float]] | None = None,
+    told: Sequence[str] = (),
+    finishing: Callable[[], None] | None = None,
     resume: bool = False,
     title: str,
 ) -> Outcome:
-    """Train, and leave a finished model in ``out``."""
+    """Train, and leave a finished model in ``out``.
+
+    ``told`` says what trains and what is frozen where it is more than one line can say, ``rates`` is as in ``train``,
+    ``finishing`` is done to the trained model before it is written.
+    """
     about = {
         "recipe": config.to_dict(recipe),
         "data": data_fingerprint,
         "environment": environment(),
     }
-    describe(model, title)
+    describe(model, title, told)
     outcome = train(
         model,
         settings,
@@ -92,18 +99,24 @@ def run(
         validation=validation,
         probes=probes,
         watch=watch,
+        rates=rates,
         about=about,
         resume=resume,
         title=title,
     )
+    if finishing is not None:
+        finishing()
     if distributed.is_main():
         inference.save(out, model, tokenizer)
     return outcome
 
 
-def describe(model: nn.Module, title: str) -> None:
-    """One line that says by name and parameter count what trains and what is frozen."""
+def describe(model: nn.Module, title: str, told: Sequence[str] = ()) -> None:
+    """Say by name and parameter count what trains and what is frozen: in one line, or in those ``told``."""
     if not distributed.is_main():
+        return
+    if told:
+        print("\n".join(told), flush=True)
         return
     parts: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,7 +43,7 @@ class OptimizerSettings:
 
 
 def learning_rate_share(step: int, steps: int, settings: OptimizerSettings) -> float:
-    """Share of the peak rate at ``step``: linear warm-up, then down to ``final_share`` in the manner of the settings."""
+    """Share of the peak rate at ``step``: linear warm-up, then down to ``final_share`` as the settings say."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     if settings.cooldown is None:
@@ -67,14 +67,28 @@ def as_matrix(tensor: Tensor) -> Tensor:
     return tensor if tensor.ndim == 2 else tensor.permute(0, 2, 3, 1).reshape(len(tensor), -1)
 
 
+def part_of(name: str, parts: Sequence[str]) -> str:
+    """The longest of ``parts`` that a parameter's name begins with."""
+    fitting = [part for part in parts if name.startswith(part)]
+    if not fitting:
+        raise ValueError(f"the parameter {name} belongs to none of the parts {', '.join(parts)}")
+    return max(fitting, key=len)
+
+
 class MasterOptimizer:
     """Steps float32 masters and copies them into the model's weights, which may be of lower precision.
 
     Gradients are clipped by their global norm. A non-finite norm skips the step; ``step`` then returns False.
+
+    ``parts`` are beginnings of parameters' names, of which each may learn at a rate of its own (``choose``); a
+    parameter belongs to the longest that fits.
     """
 
-    def __init__(self, model: nn.Module, settings: OptimizerSettings, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: nn.Module, settings: OptimizerSettings, dtype: torch.dtype, parts: Sequence[str] = ("",)
+    ) -> None:
         self.settings = settings
+        self.rates: Mapping[str, float] | None = None
         trained = [
             (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
         ]
@@ -93,22 +107,27 @@ class MasterOptimizer:
             name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
         }
         self.matrices: dict[str, Tensor] = {}
-        decayed, plain = [], []
+        self.parts = {name: part_of(name, parts) for name in self.masters}
+        decayed: dict[str, list[Tensor]] = {part: [] for part in parts}
+        plain: dict[str, list[Tensor]] = {part: [] for part in parts}
+        orthogonal: dict[str, list[Tensor]] = {part: [] for part in parts}
         for name, master in self.masters.items():
             # embeddings are look-up tables, and the gains of QK-norm are two-dimensional without being a matrix
             hidden = not any(word in name for word in ("embed", "lm_head", "norm"))
             if settings.kind == "muon" and hidden and is_matrix(master):
                 self.matrices[name] = as_matrix(master)
+                orthogonal[self.parts[name]].append(self.matrices[name])
             elif master.ndim > 1 and hidden:
-                decayed.append(master)
+                decayed[self.parts[name]].append(master)
             else:
-                plain.append(master)
+                plain[self.parts[name]].append(master)
         betas = (settings.beta1, settings.beta2)
         groups = [
-            {"params": decayed, "weight_decay": settings.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
+            {"params": tensors, "weight_decay": decay, "part": part}
+            for kind, decay in ((decayed, settings.weight_decay), (plain, 0.0))
+            for part, tensors in kind.items()
+            if tensors
         ]
-        groups = [group for group in groups if group["params"]]
         self.optimizers: list[torch.optim.Optimizer] = []
         if groups:
             self.optimizers.append(
@@ -117,7 +136,7 @@ class MasterOptimizer:
         if self.matrices:
             self.optimizers.append(
                 torch.optim.Muon(
-                    list(self.matrices.values()),
+                    [{"params": tensors, "part": part} for part, tensors in orthogonal.items() if tensors],
                     lr=settings.matrix_learning_rate,
                     weight_decay=settings.weight_decay,
                     momentum=0.95,
@@ -126,9 +145,22 @@ class MasterOptimizer:
             )
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
 
+    def choose(self, rates: Mapping[str, float] | None) -> None:
+        """Let each part learn at a rate of its own from here on; at 0 it is frozen, and gets no gradient.
+
+        A rate is that of AdamW, and Muon's is in proportion. None is the rates of the settings for all.
+        """
+        self.rates = rates
+        for name, weight in self.weights.items():
+            weight.requires_grad_(rates is None or rates[self.parts[name]] > 0)
+
+    def highest_rate(self, share: float) -> float:
+        """AdamW's rate of the part that learns fastest, at ``share`` of the peak where none were chosen."""
+        return self.settings.learning_rate * share if self.rates is None else max(self.rates.values())
+
     @torch.no_grad()
     def step(self, divisor: float, share: float) -> tuple[bool, float]:
-        """Divide the summed gradients by ``divisor``, clip, step at ``share`` of the peak rates.
+        """Divide the summed gradients by ``divisor``, clip, step at ``share`` of the peak rates, or at those chosen.
 
         Returns whether the step was taken and the norm of the gradient before clipping.
         """
@@ -151,15 +183,18 @@ class MasterOptimizer:
             torch._foreach_mul_(gradients, self.settings.clip / norm)
         for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                if self.rates is not None:
+                    share = self.rates[group["part"]] / self.settings.learning_rate
                 group["lr"] = peak * share
             optimizer.step()
-        self.publish()
+        self.publish([name for name, master in self.masters.items() if master.grad is not None])
         return True, norm
 
     @torch.no_grad()
-    def publish(self) -> None:
-        """Copy the masters into the model's weights, and forget the gradients."""
-        torch._foreach_copy_([self.weights[name] for name in self.masters], list(self.masters.values()))
+    def publish(self, names: Sequence[str] | None = None) -> None:
+        """Copy the masters (all, or those named) into the model's weights, and forget the gradients."""
+        names = list(self.masters) if names is None else names
+        torch._foreach_copy_([self.weights[n] for n in names], [self.masters[n] for n in names])
         for tensor in (*self.masters.values(), *self.matrices.values()):
             tensor.grad = None
 

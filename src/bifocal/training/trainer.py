@@ -93,6 +93,7 @@ def train(
     validation: Callable[[], Mapping[str, float]] | None = None,
     probes: Mapping[str, Callable[[int], None]] | None = None,
     watch: Callable[[int, Mapping[str, float]], Sequence[str]] | None = None,
+    rates: Callable[[int], Mapping[str, float]] | None = None,
     about: Mapping[str, Any] | None = None,
     resume: bool = False,
     title: str = "training",
@@ -102,14 +103,16 @@ def train(
     ``batch_at`` is a pure function of the step. ``validation`` returns figures; ``probes`` are called with the step at
     the same moments (samples, reconstructions); ``watch`` makes sentences of the logged figures where something is
     wrong with them, which are shown and logged; ``about`` (recipe, data, environment) goes into every checkpoint. The
-    model ends in float32, with the trained masters as its weights. Raises ``UserError`` after ten steps in a row
-    without a finite gradient.
+    model ends in float32, with the trained masters as its weights. ``rates``, also a pure function of the step, gives
+    each part of the model a learning rate of its own in place of the settings' (``MasterOptimizer.choose``). Raises
+    ``UserError`` after ten steps in a row without a finite gradient.
     """
     keep_freed_memory()
     device = open_device(settings.device)
     dtype = fast_dtype(device, settings.dtype)
     model.to(device)
-    optimizer = MasterOptimizer(model, settings.optimizer, dtype)
+    parts = ("",) if rates is None else tuple(rates(0))
+    optimizer = MasterOptimizer(model, settings.optimizer, dtype, parts)
     buffers = {**dict(model.named_buffers()), **moved_without_gradient(model)}
     checkpoints, log_file = out / "checkpoints", out / "log.jsonl"
     about = about or {}
@@ -177,6 +180,8 @@ def train(
         for step, batch in enumerate(batches(batch_at, start, settings.steps, device), start=start):
             torch.manual_seed(settings.seed * 1_000_003 + step)
             share = learning_rate_share(step, settings.steps, settings.optimizer)
+            if rates is not None:
+                optimizer.choose(rates(step))
             total, count, metrics = model.loss(batch)  # type: ignore[operator]
             optimizer.adopt(own)  # a codebook may have started from this batch
             total.backward()
@@ -203,7 +208,7 @@ def train(
                 rate = len(window) * samples_per_step / (now - window_began)
                 figures = average(window) | {
                     "gradient_norm": norm if math.isfinite(norm) else -1.0,
-                    "learning_rate": settings.optimizer.learning_rate * share,
+                    "learning_rate": optimizer.highest_rate(share),
                     "samples_per_second": rate,
                 }
                 record("train", done, figures)
