@@ -95,6 +95,8 @@ def test_a_finished_run_is_a_chameleon_that_says_the_same(tmp_path: Path) -> Non
     model, processor = there(place)
     for messages in (asked(shown=2), CONVERSATION):
         compare(model, opened(place), given_to(processor, messages), messages)
+    by_hand = processor(images=pictures()[:1], text="<s>1<image>what is in the picture?", return_tensors="pt")
+    compare(model, opened(place), by_hand, asked())
 
 
 def test_its_pictures_become_the_same_pixels_and_codes(tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ def there(place: Path) -> tuple[Any, Any]:
     return model.eval(), transformers.AutoProcessor.from_pretrained(place)
 
 
-def agree(place: Path, messages: list[dict[str, Any]], **template: Any) -> None:
-    """Tokens and pixels are equal, logits to the tolerance."""
+def agree(place: Path, messages: list[dict[str, Any]], sanitize: bool = True, **template: Any) -> None:
+    """Tokens are equal, logits to the tolerance. What a user types is text there too, if it is to be sanitized."""
     model, processor = there(place)
     given = processor.apply_chat_template(
         messages,
@@ -175,8 +175,23 @@ def test_export_writes_a_directory_by_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize("decoder", ["llama", "qwen3"])
 def test_a_llava_directory_opens_with_its_own_words(tmp_path: Path, decoder: str) -> None:
     llava_directory(tmp_path / "theirs", decoder)
-    agree(tmp_path / "theirs", asked(shown=2), add_generation_prompt=True)
-    agree(tmp_path / "theirs", asked("is <image> in it?  \n</s>"), add_generation_prompt=True)
+    agree(tmp_path / "theirs", asked(shown=2), sanitize=False, add_generation_prompt=True)
+    turns = [
+        *asked(),
+        {"role": "assistant", "content": [{"type": "text", "text": "an owl"}]},
+        *asked("red?", 0),
+    ]
+    agree(tmp_path / "theirs", turns, sanitize=False, add_generation_prompt=True)
+
+
+def test_what_a_user_types_is_text_in_a_llava_directory(tmp_path: Path) -> None:
+    llava_directory(tmp_path / "theirs")
+    vlm = opened(tmp_path / "theirs")
+    tokens, _ = logits_of(vlm, asked("is <image> in it?  \n</s>"))
+    assert tokens.count(vlm.tokenizer.image) == 16 and vlm.tokenizer.eos not in tokens
+    # but for these names all is as before
+    other, _ = logits_of(vlm, asked("is"))
+    assert tokens[: other.index(vlm.tokenizer.image) + 18] == other[: other.index(vlm.tokenizer.image) + 18]
 
 
 def test_a_llava_directory_answers(tmp_path: Path) -> None:
@@ -199,7 +214,7 @@ def test_a_llava_directory_answers(tmp_path: Path) -> None:
 def test_an_imported_llava_is_a_run_that_opens_there(tmp_path: Path) -> None:
     llava_directory(tmp_path / "theirs")
     import_command(tmp_path / "theirs", tmp_path / "run")
-    agree(tmp_path / "run", asked(shown=2), add_generation_prompt=True)
+    agree(tmp_path / "run", asked(shown=2), sanitize=False, add_generation_prompt=True)
 
 
 def test_a_directory_without_a_chat_template_speaks_vicuna(tmp_path: Path) -> None:

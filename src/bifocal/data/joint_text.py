@@ -19,7 +19,7 @@ from bifocal.config import UserError
 from bifocal.data.chat_format import read_template, rendered
 from bifocal.data.chat_text import ChatTokenizer
 from bifocal.data.sample import Message, Picture
-from bifocal.data.text import IMAGE, IMAGE_BEGIN, TURN_END
+from bifocal.data.text import IMAGE, IMAGE_BEGIN, IMAGE_END, TURN_END
 
 # Stands for a user's text while the template is rendered.
 _MARK = re.compile(r"\(text-(\d+)\)")
@@ -55,18 +55,14 @@ class JointTokenizer(ChatTokenizer):
         before = with_special.ids[: with_special.special_tokens_mask.index(0)]
         # as transformers has it: a template that writes the begin token leaves none to be added
         self.begin = [] if words.bos and chat.opening.startswith(words.bos) else before
-        named = (words.bos, IMAGE_BEGIN, TURN_END)
-        self.bos, self.image_begin, self.turn_end = (tokenizer.token_to_id(name) for name in named)
+        named = (words.bos, IMAGE_BEGIN, IMAGE_END, TURN_END)
+        ids = (tokenizer.token_to_id(name) for name in named)
+        self.bos, self.image_begin, self.image_end, self.turn_end = ids
 
     @property
     def fingerprint_text(self) -> str:
         """Everything that decides how a conversation becomes ids."""
         return f"{json.dumps(self.words.template)} {self.tokenizer.to_str()}"
-
-    @property
-    def never_said(self) -> list[int]:
-        """Every special token but the end of an answer, and codes."""
-        return sorted({*super().never_said, *self.codes} - {self.eos})
 
     def write(self, path: Path) -> None:
         """Put the files it was read from beside ``path``, which is that of its ``tokenizer.json``."""

@@ -65,9 +65,11 @@ _TEMPLATE = """{%- set seen = namespace(pictures=0, text=false) -%}
 {%- set role = message['role'] -%}
 {%- if loop.first -%}{{- BEGIN -}}{%- if role != 'system' -%}{{- OPENING -}}{%- endif -%}{%- endif -%}
 BEFORE
-{%- set content = message['content'] -%}
 {%- set seen.text = false -%}
-{%- for part in ([{'type': 'text', 'text': content}] if content is string else content) -%}
+{%- if message['content'] is string -%}
+{{- message['content'] -}}
+{%- else -%}
+{%- for part in message['content'] -%}
 {%- if part['type'] == 'text' -%}
 {{- SPACE if seen.text and part['text'] and not part['text'].startswith(' ') -}}
 {{- part['text'] -}}
@@ -79,6 +81,7 @@ NUMBER
 {%- set seen.text = false -%}
 {%- endif -%}
 {%- endfor -%}
+{%- endif -%}
 AFTER
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- ANSWER -}}{%- endif -%}
@@ -126,7 +129,9 @@ def _quoted(text: str) -> str:
 
 def token_ids(tokenizer: TextTokenizer) -> dict[str, int]:
     """The ids that configurations name."""
-    begin = {} if isinstance(tokenizer, ChatTokenizer) else {"bos_token_id": tokenizer.bos}
+    # a chat format writes its own beginning
+    own = isinstance(tokenizer, ChatTokenizer) and not isinstance(tokenizer, JointTokenizer)
+    begin = {} if own or tokenizer.bos is None else {"bos_token_id": tokenizer.bos}
     return {**begin, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
 
 
