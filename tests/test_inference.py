@@ -67,7 +67,15 @@ def test_a_saved_model_loads_with_the_same_weights(places: Place, name: str) -> 
     assert after.config == before.config
     wanted = before.state_dict()
     assert after.state_dict().keys() == wanted.keys()
-    assert all(torch.equal(value, wanted[key]) for key, value in after.state_dict().items())
+    # what training keeps beside a codebook is not kept of one that is frozen inside a VLM
+    training = (
+        "quantize.initialised",
+        "quantize.idle_steps",
+        "quantize.average_counts",
+        "quantize.average_sums",
+    )
+    same = [key for key in wanted if name != "discrete" or not key.endswith(training)]
+    assert all(torch.equal(after.state_dict()[key], wanted[key]) for key in same)
     assert not after.training
 
 
@@ -115,7 +123,7 @@ def test_bf16_changes_the_precision_and_nothing_else(places: Place) -> None:
     assert torch.nn.functional.cosine_similarity(embedded, exact).item() > 0.99
 
 
-def broken(places: Place, tmp_path: Path, name: str = "discrete") -> Path:
+def broken(places: Place, tmp_path: Path, name: str = "vqvae") -> Path:
     return Path(shutil.copytree(places[name], tmp_path / "broken"))
 
 
@@ -154,7 +162,7 @@ def test_cut_off_weights_are_refused(places: Place, tmp_path: Path) -> None:
 def test_weights_of_another_shape_are_refused(places: Place, tmp_path: Path) -> None:
     place = broken(places, tmp_path)
     about = json.loads((place / "config.json").read_text())
-    about["language"]["hidden"] = 52
+    about["latent_channels"] = 64
     (place / "config.json").write_text(json.dumps(about))
     refused(place, "model.safetensors does not fit its config.json")
 
@@ -176,13 +184,13 @@ def test_a_damaged_config_is_refused(places: Place, tmp_path: Path, content: str
 
 
 def test_a_damaged_tokenizer_is_refused(places: Place, tmp_path: Path) -> None:
-    place = broken(places, tmp_path)
+    place = broken(places, tmp_path, "discrete")
     (place / "tokenizer.json").write_text("{")
     refused(place, "tokenizer.json is damaged")
 
 
 def test_a_missing_tokenizer_is_refused(places: Place, tmp_path: Path) -> None:
-    place = broken(places, tmp_path)
+    place = broken(places, tmp_path, "discrete")
     (place / "tokenizer.json").unlink()
     refused(place, "no tokenizer.json, and text is needed")
 

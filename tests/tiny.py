@@ -47,6 +47,9 @@ def tokenizer() -> TextTokenizer:
 def vlm(family: str, *, kv_heads: int = 2, box_spread: float = 1.0) -> VLM:
     """A VLM of random weights, larger than at the start of training, so that its preferences are clear."""
     words = tokenizer()
+    eyes = {"vision": VISION}
+    if family == "discrete":
+        eyes = {"vqvae": IMAGE_TOKENS, "first_code": words.codes.start}  # type: ignore[dict-item]
     torch.manual_seed(1)
     model = VLM(
         VLMConfig(
@@ -55,9 +58,7 @@ def vlm(family: str, *, kv_heads: int = 2, box_spread: float = 1.0) -> VLM:
                 vocabulary=len(words), width=32, layers=2, heads=4, kv_heads=kv_heads, hidden=48,
                 qk_norm=family == "discrete",
             ),
-            vision=VISION,
-            vqvae=IMAGE_TOKENS,
-            first_code=words.codes.start,
+            **eyes,  # type: ignore[arg-type]
             first_box=words.boxes.start,
             box_bins=len(words.boxes),
             box_spread=box_spread,

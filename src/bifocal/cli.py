@@ -705,7 +705,7 @@ def import_(
     picture_size: int | None = None,
     legacy_beta: bool = False,
 ) -> None:
-    """Read another tool's checkpoint: a CLIP of transformers or open_clip, a VQGAN, or the VQ part of a Chameleon.
+    """Read another tool's checkpoint: a CLIP of transformers or open_clip, a Llava, a Chameleon, or a VQGAN.
 
     Example: bifocal import clip-vit-base-patch32 --out runs/openai
 
@@ -713,7 +713,8 @@ def import_(
         source: a directory, or, for a VQGAN, a safetensors file.
         out: a new run's directory.
         picture_size: side in pixels, where a VQGAN does not say it.
-        legacy_beta: to go on training as taming-transformers does, with beta on the codebook term.
+        legacy_beta: to go on training as taming-transformers does, with beta on the codebook term; of a Chameleon this
+            takes the VQ-VAE alone.
     """
     from bifocal.commands.exchange import import_command
 
@@ -723,16 +724,18 @@ def import_(
 
 def export(
     run: tyro.conf.Positional[Path],
-    form: tyro.conf.Positional[Literal["transformers", "open_clip", "chameleon-vq", "taming"]],
+    form: tyro.conf.Positional[
+        Literal["transformers", "open_clip", "llava", "chameleon", "chameleon-vq", "taming"]
+    ],
     out: tyro.conf.Positional[Path],
 ) -> None:
-    """Write a finished CLIP or VQ-VAE as a directory that another tool opens.
+    """Write a finished model as a directory that another tool opens.
 
     Example: bifocal export runs/quickstart/clip open_clip exported
 
     Args:
         run: a finished run.
-        form: whose layout; the first two are a CLIP's.
+        form: whose layout; the first two are a CLIP's, the next two a VLM's, the last two a VQ-VAE's.
         out: a new directory.
     """
     from bifocal.commands.exchange import export_command

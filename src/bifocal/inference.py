@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bifocal import artifacts, config
 from bifocal.config import UserError
-from bifocal.data.batch import Template, encode_messages, encode_prefix, leading_pictures
+from bifocal.data.batch import Template, encode_prompt
 from bifocal.data.boxes import boxes_from_text
 from bifocal.data.chat import AnyPicture, question_messages, read_messages
 from bifocal.data.chat_text import open_tokenizer
@@ -41,8 +41,11 @@ from bifocal.generation.slots import Drawing, Event, Slots
 from bifocal.generation.telling import AnswerOptions, AnswerSettings, Likely, Telling, Told, likely
 from bifocal.generation.writer import Writer, cut_off
 from bifocal.interop import open_clip
-from bifocal.interop.clip import Layout, layout_for, layout_in, read_clip, write_clip
+from bifocal.interop.clip import layout_for, layout_in, read_clip, write_clip
 from bifocal.interop.clip_tokens import AnyTokenizer, read_tokenizer
+from bifocal.interop.vlm import layout_for as vlm_layout_for
+from bifocal.interop.vlm import layout_in as vlm_layout_in
+from bifocal.interop.vlm import read_vlm, write_vlm
 from bifocal.interop.vqgan import is_vqgan, read_vqgan
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.models.int8 import to_int8
@@ -261,7 +264,7 @@ class VLM(Loaded):
     def __init__(self, model: VLMModel, tokenizer: TextTokenizer, name: str, device: torch.device) -> None:
         super().__init__(name, device)
         self.model, self.tokenizer = model, tokenizer
-        self.family = model.config.family
+        self.family, self.fitting = model.config.family, model.config.fitting
         self.template = Template(tokenizer, model.image_path.positions, model.config.number_pictures)
         # a foreign language model may embed more ids than its tokenizer has
         forbidden = torch.ones(model.config.language.vocabulary, dtype=torch.bool)
@@ -524,12 +527,9 @@ class VLM(Loaded):
         return torch.cat([self.model.image_path.encode(piece) for piece in pixels.split(256)])
 
     def _prompt(self, messages: Sequence[Message], first_picture: int) -> Prompt:
-        shared = leading_pictures(messages)
-        prefix = encode_prefix(shared, self.template)
-        segment = encode_messages(messages, self.template, shared=shared)
-        inside = [(start + len(prefix.tokens), index) for start, index in segment.pictures]
-        places = [(start, first_picture + index) for start, index in [*prefix.pictures, *inside]]
-        return Prompt(prefix.tokens + segment.tokens, places)
+        whole = encode_prompt(messages, self.template)
+        places = [(start, first_picture + index) for start, index in whole.pictures]
+        return Prompt(whole.tokens, places)
 
     def _answers(
         self, request: tuple[Sequence[AnyPicture], Sequence[Message]], n: int | None, settings: AnswerSettings
@@ -780,12 +780,18 @@ MODELS: dict[str, type] = {
 def save(path: str | Path, model: nn.Module, tokenizer: AnyTokenizer | None = None) -> None:
     """Write a finished model into a run's directory: config, weights, and the tokenizer where there is one.
 
-    A CLIP is written as transformers or open_clip opens it, where either has a layout for it.
+    A CLIP is written as transformers or open_clip opens it, where either has a layout for it, and a VLM as transformers
+    does.
     """
     path = Path(path)
     if isinstance(model, CLIPModel) and (layout := layout_for(model.config)) is not None:
-        _save_clip(path, model, tokenizer, layout)
+        name = path.resolve().name.removesuffix(".tmp")
+        _finish(path, lambda work: write_clip(work, model, tokenizer, layout, name=name))
         return
+    if isinstance(model, VLMModel) and isinstance(tokenizer, TextTokenizer):
+        if (theirs := vlm_layout_for(model)) is not None:
+            _finish(path, lambda work: write_vlm(work, model, tokenizer, theirs))
+            return
     kind = next(name for name, cls in MODELS.items() if type(model) is cls)
     if isinstance(tokenizer, ForeignTokenizer):
         tokenizer.write(path)
@@ -798,12 +804,12 @@ def save(path: str | Path, model: nn.Module, tokenizer: AnyTokenizer | None = No
     artifacts.atomic_write_json(path / CONFIG, {"model_type": kind, **config.to_dict(model.config)})
 
 
-def _save_clip(path: Path, model: CLIPModel, tokenizer: AnyTokenizer | None, layout: Layout) -> None:
+def _finish(path: Path, write: Callable[[Path], None]) -> None:
     """Write beside, then move in, the configuration last: a run with a configuration is finished."""
     work = path / "finishing.tmp"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    write_clip(work, model, tokenizer, layout, name=path.resolve().name.removesuffix(".tmp"))
+    write(work)
     for file in sorted(work.iterdir(), key=lambda file: file.name in CONFIGS):
         file.replace(path / file.name)
     work.rmdir()
@@ -817,6 +823,8 @@ def is_finished(path: Path) -> bool:
 def load_model(path: str | Path) -> tuple[nn.Module, AnyTokenizer | None]:
     """The bare float32 module of a finished directory, or of one that another tool wrote, and its tokenizer."""
     path = Path(path)
+    if (theirs := vlm_layout_in(path)) is not None:
+        return read_vlm(path, theirs)
     if is_vqgan(path):
         return read_vqgan(path), None
     if (layout := layout_in(path)) is not None:
@@ -858,10 +866,10 @@ def load_model(path: str | Path) -> tuple[nn.Module, AnyTokenizer | None]:
 def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> VQVAE | CLIP | VLM | Prior | Parti:
     """Open a finished directory: a VQ-VAE, a CLIP, a VLM, a prior over codes or a Parti, ready to use.
 
-    A CLIP may also be one that transformers or open_clip wrote; without a tokenizer it sees pictures, and says so where
-    text is needed. ``dtype`` "auto" computes in bf16 where the machine is fast at it; "int8" does
-    too, with the weights of a VLM's decoder rounded to 8 bits, on a CPU. Raises ``UserError`` for a
-    directory that is not a finished model.
+    A CLIP may also be one that transformers or open_clip wrote, and a VLM a Llava or a Chameleon of transformers;
+    without a tokenizer a CLIP sees pictures, and says so where text is needed. ``dtype`` "auto" computes in bf16 where
+    the machine is fast at it; "int8" does too, with the weights of a VLM's decoder rounded to 8 bits, on a CPU. Raises
+    ``UserError`` for a directory that is not a finished model.
     """
     place = open_device(device)
     model, tokenizer = load_model(path)

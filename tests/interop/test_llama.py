@@ -154,12 +154,12 @@ def test_embedding_and_head_grow_by_what_is_added_and_old_rows_stay(tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"attention_bias": True}, "has a attention_bias that this decoder does not support"),
-        ({"head_dim": 16}, "has a head_dim that this decoder does not support"),
-        ({"hidden_act": "gelu"}, "has a hidden_act that this decoder does not support"),
+        ({"attention_bias": True}, "attention_bias is True, and only False is supported"),
+        ({"head_dim": 16}, "head_dim is 16, and only"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', and only 'silu' is supported"),
         (
             {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}},
-            "has a rope_scaling that this decoder does not support",
+            "rotary positions of the type",
         ),
     ],
 )

@@ -14,6 +14,7 @@ import numpy as np
 
 from bifocal.config import UserError
 from bifocal.data.boxes import box_to_bins
+from bifocal.data.joint_text import JointTokenizer
 from bifocal.data.sample import Box, Message, Picture, Sample
 from bifocal.data.text import TextTokenizer
 
@@ -122,6 +123,20 @@ def encode_prefix(pictures: int, template: Template) -> Segment:
         prefix.add(template.number(index), False)
         prefix.add_picture(index, template, False)
     return prefix
+
+
+def encode_prompt(messages: Sequence[Message], template: Template) -> Segment:
+    """A whole conversation, as it is asked: of another tool's VLM in its own way, which may not share pictures."""
+    whole = Segment()
+    if isinstance(template.tokenizer, JointTokenizer):
+        tokens, whole.pictures = template.tokenizer.conversation(messages, template.picture_positions)
+        whole.add(tokens, False)
+        return whole
+    shared = leading_pictures(messages)
+    for part in (encode_prefix(shared, template), encode_messages(messages, template, shared=shared)):
+        whole.pictures += [(len(whole.tokens) + start, index) for start, index in part.pictures]
+        whole.add(part.tokens, False)
+    return whole
 
 
 class RowBuilder:

@@ -123,3 +123,16 @@ def _cut(text: str, *marks: str) -> list[str]:
             raise UserError("the chat template changes the order of the turns, which is not supported")
         pieces.append(piece)
     return [*pieces, text]
+
+
+def rendered(
+    template: str, messages: Sequence[Mapping[str, Any]], *, bos: str, eos: str, generate: bool
+) -> str:
+    """A whole conversation as the template writes it, one that is to go on with an answer if ``generate``.
+
+    Raises ``UserError`` for a template that cannot be rendered, or that refuses the conversation.
+    """
+    try:
+        return _render(_LEARNT.sub("", template), messages, bos=bos, eos=eos, generate=generate)
+    except (TemplateError, TypeError, KeyError) as error:
+        raise UserError(f"the chat template cannot write this conversation: {error}") from None

@@ -17,6 +17,7 @@ from torch import Tensor
 from bifocal import artifacts
 from bifocal.config import UserError
 from bifocal.data.chat_text import ChatTokenizer, read_chat_tokenizer
+from bifocal.interop.decoder import LLAMA, read_decoder, without_tied_head
 from bifocal.interop.gguf import read_gguf
 from bifocal.interop.weights import fill, read_tensors, weight_files
 from bifocal.models.language import LanguageConfig, LanguageModel
@@ -69,45 +70,18 @@ def read_llama(path: str | Path, *, box_bins: int = 64) -> Llama:
 
 def read_settings(about: Mapping[str, Any], where: Path) -> LanguageConfig:
     """The sizes that a ``config.json`` says. Raises ``UserError`` for what this decoder does not do."""
-    if about.get("model_type") != "llama":
+    if about.get("model_type") != LLAMA:
         raise UserError(
             f"{where} is of a {about.get('model_type')!r}, and only llama is supported as a decoder"
         )
-    rope = about.get("rope_parameters") or about.get("rope_scaling") or {}
-    refused = {
-        "attention_bias": about.get("attention_bias"),
-        "mlp_bias": about.get("mlp_bias"),
-        "hidden_act": about.get("hidden_act", "silu") != "silu",
-        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
-    }
-    try:
-        width, heads = int(about["hidden_size"]), int(about["num_attention_heads"])
-        refused["head_dim"] = int(about.get("head_dim") or width // heads) * heads != width
-        for name, wrong in refused.items():
-            if wrong:
-                raise UserError(f"{where} has a {name} that this decoder does not support: {about.get(name)}")
-        return LanguageConfig(
-            vocabulary=int(about["vocab_size"]),
-            width=width,
-            layers=int(about["num_hidden_layers"]),
-            heads=heads,
-            kv_heads=int(about.get("num_key_value_heads") or heads),
-            hidden=int(about["intermediate_size"]),
-            rotary_base=float(rope.get("rope_theta") or about.get("rope_theta") or 10000.0),
-            norm_eps=float(about.get("rms_norm_eps", 1e-6)),
-            tied=bool(about.get("tie_word_embeddings", False)),
-        )
-    except KeyError as error:
-        raise UserError(f"{where} lacks {error}") from None
+    return read_decoder(about, where)
 
 
 def own_names(tensors: Mapping[str, Tensor], config: LanguageConfig) -> dict[str, Tensor]:
     """The weights under the names of ``LanguageModel``, float32; a head that is the embedding is left out."""
     own = {name.removeprefix(PREFIX): value.float() for name, value in tensors.items()}
     own = {name: value for name, value in own.items() if not name.endswith("rotary_emb.inv_freq")}
-    if config.tied:
-        own.pop("lm_head.weight", None)
-    return own
+    return without_tied_head(own, config)
 
 
 def grow(table: Tensor, tokenizer: ChatTokenizer) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,11 @@ from bifocal.models.blocks import (
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Sizes of the decoder. With ``tied`` its head is the embedding table."""
+    """Sizes of the decoder. With ``tied`` its head is the embedding table.
+
+    ``head_norm`` is what ``qk_norm`` does to each head of queries and keys: Chameleon's layer norm with a weight and a
+    bias for each head, or Qwen3's RMS norm with one weight for all, which transformers' Llava can hold.
+    """
 
     vocabulary: int = 1024
     width: int = 256
@@ -37,6 +42,7 @@ class LanguageConfig:
     rotary_base: float = 10000.0
     norm_eps: float = 1e-5
     qk_norm: bool = False
+    head_norm: Literal["layer", "rms"] = "layer"
     tied: bool = False
 
     def __post_init__(self) -> None:
@@ -52,8 +58,16 @@ class LanguageConfig:
         return self.width // self.heads
 
 
+def head_norm(config: LanguageConfig, heads: int) -> nn.Module:
+    """What is done to each of ``heads`` heads of queries or keys, (B, H, T, E), before their positions."""
+    if not config.qk_norm:
+        return nn.Identity()
+    size = config.head_size
+    return RMSNorm(size, config.norm_eps) if config.head_norm == "rms" else HeadNorm(heads, size)
+
+
 class CausalAttention(nn.Module):
-    """Grouped-query attention with rotary positions and, optionally, Chameleon's QK-norm before them."""
+    """Grouped-query attention with rotary positions and, optionally, QK-norm before them."""
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
@@ -63,8 +77,7 @@ class CausalAttention(nn.Module):
         self.k_proj = nn.Linear(config.width, config.kv_heads * size, bias=False)
         self.v_proj = nn.Linear(config.width, config.kv_heads * size, bias=False)
         self.o_proj = nn.Linear(config.heads * size, config.width, bias=False)
-        self.q_norm = HeadNorm(config.heads, size) if config.qk_norm else nn.Identity()
-        self.k_norm = HeadNorm(config.kv_heads, size) if config.qk_norm else nn.Identity()
+        self.q_norm, self.k_norm = head_norm(config, config.heads), head_norm(config, config.kv_heads)
 
     def forward(
         self,

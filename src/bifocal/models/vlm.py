@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bifocal import losses
+from bifocal.data.fitting import WHOLE, Fitting
 from bifocal.models.language import LanguageConfig, LanguageModel, row_mask
 from bifocal.models.vision import VisionConfig, VisionTransformer
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
@@ -24,8 +25,10 @@ from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 class VLMConfig:
     """A decoder and one of two image paths. ``first_code`` and ``first_box`` are token ids; runs are contiguous.
 
-    With ``number_pictures`` every picture that is read has its number before it, 1 for the first. ``pixel_shuffle`` n
-    makes one position of n x n neighbouring patches of a continuous picture (Shi et al. 2016, backwards).
+    With ``number_pictures`` every picture that is read has its number before it, 1 for the first. ``fitting`` is how
+    pictures become square: whole, but for models of other tools. A discrete model's pixels in [0, 1] are multiplied by
+    ``pixel_scale`` first, which is a little less than 1 in the published Chameleon. ``pixel_shuffle`` n makes one
+    position of n x n neighbouring patches of a continuous picture (Shi et al. 2016, backwards).
     """
 
     family: Literal["discrete", "continuous"] = "continuous"
@@ -38,6 +41,8 @@ class VLMConfig:
     box_bins: int = 64
     box_spread: float = 1.0
     number_pictures: bool = False
+    fitting: Fitting = WHOLE
+    pixel_scale: float = 1.0
     pixel_shuffle: int = 1
 
     def __post_init__(self) -> None:
@@ -118,7 +123,7 @@ class DiscretePath(nn.Module):
         if config.vqvae.quantizer.depth > 1:
             raise ValueError("a discrete VLM reads one code at a place, and this VQ-VAE has residual codes")
         self.vqmodel = VQVAEModel(config.vqvae).requires_grad_(False)
-        self.first_code = config.first_code
+        self.first_code, self.pixel_scale = config.first_code, config.pixel_scale
         self.positions = config.vqvae.codes_per_picture
 
     @property
@@ -129,7 +134,7 @@ class DiscretePath(nn.Module):
     @torch.no_grad()
     def encode(self, images_PCHW: Tensor) -> Tensor:
         """(P, 3, H, W) in [0, 1] -> (P, N) int64 codes: what the store of a frozen encoder keeps."""
-        return self.vqmodel.encode(images_PCHW).flatten(1)
+        return self.vqmodel.encode(images_PCHW * self.pixel_scale).flatten(1)
 
     def token_ids(self, encoded: Tensor) -> Tensor | None:
         """The ids that stand at the picture's positions, so that a loss over image tokens exists."""

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from bifocal.config import UserError
 from bifocal.data.chat_format import read_template
 from bifocal.data.chat_text import ChatTokenizer
+from bifocal.data.joint_text import JointTokenizer
 from bifocal.data.text import TextTokenizer
 from bifocal.inference import load_model
 from bifocal.interop.llama import Llama, grow, read_llama
@@ -48,11 +49,13 @@ def words_of(
     """
     if init_from is not None:
         model, tokenizer = load_model(init_from)
-        if not isinstance(tokenizer, TextTokenizer) or not isinstance(model, VLM):
+        ours = isinstance(tokenizer, TextTokenizer) and not isinstance(tokenizer, JointTokenizer)
+        if not ours or not isinstance(model, VLM):
             raise UserError(
                 f"--init-from {init_from} has no tokenizer of ours, so it is no VLM to go on from"
             )
         # a language model was grown there, and has learnt since
+        assert isinstance(tokenizer, TextTokenizer)
         return tokenizer, model.config.language if decoder else None, None
     if decoder is None:
         return None, None, None
