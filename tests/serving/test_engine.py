@@ -206,6 +206,16 @@ def test_drawings_that_need_two_slots_are_not_overtaken_for_ever() -> None:
     assert [answer[0] for answer in found] == [200] * 11
 
 
+def test_a_server_of_one_slot_draws_without_guidance() -> None:
+    discrete = inference.VLM(tiny.vlm("discrete"), tiny.tokenizer(), "discrete", CPU)
+    models = Catalogue([Served("discrete", discrete, abilities_of(discrete))])
+    with live(Settings(port=0, engine=EngineSettings(1, 256, 32), grace=2), models) as server:
+        path = "/v1/images/generations"
+        status, text, _ = ask(server.url, "POST", path, {"prompt": "an owl", "guidance": 2.0})
+        assert status == 400 and "give guidance 1" in text
+        assert ask(server.url, "POST", path, {"prompt": "an owl", "guidance": 1.0})[0] == 200
+
+
 def test_too_long_a_conversation_is_refused(running: Running) -> None:
     status, text = asked(running, "owl " * 600)
     assert status == 400 and json.loads(text)["error"]["code"] == "context_length_exceeded"

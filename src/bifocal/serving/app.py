@@ -38,6 +38,7 @@ from bifocal.serving.schemas import (
 from bifocal.serving.server import Server
 from bifocal.serving.streams import EventStream, until_gone
 
+EXPLAINED = 1_000_000  # numbers in one explanation
 ERROR = {"application/json": {"example": error_body(400, "n is 9, and the limit is 8", "n")}}
 WRONG: dict[int | str, dict[str, Any]] = {
     400: {"description": "The request cannot be answered as it is.", "content": ERROR},
@@ -190,7 +191,8 @@ async def score(request: Request, asked: ScoreRequest) -> JSONResponse:
     server.engine.check_length(served, longest, "answers")
 
     def go() -> dict[str, Any]:
-        return work.score(vlm, prompt, server.engine.encode(served, conversation.pictures), answers)
+        encoded = server.engine.encode(served, conversation.pictures)
+        return work.score(vlm, prompt, encoded, answers, server.engine.settings.slots)
 
     return JSONResponse({"object": "score", "model": served.name, **await _done(request, served, go)})
 
@@ -205,6 +207,9 @@ async def explain(request: Request, asked: ExplainRequest) -> JSONResponse:
         raise refused("there is no picture in these messages to look at", "messages")
     prompt, tokens = answer_tokens(vlm, conversation)
     server.engine.check_length(served, len(prompt.tokens) + len(tokens), "messages")
+    numbers = len(tokens) * len(conversation.shown) * vlm.model.image_path.positions
+    if numbers > EXPLAINED:
+        raise refused(f"{numbers} shares of attention are too many: explain a part of the answer", "messages")
 
     def go() -> dict[str, Any]:
         encoded = server.engine.encode(served, conversation.pictures)

@@ -26,7 +26,6 @@ from bifocal.serving.limits import Limits
 from bifocal.serving.metrics import Metrics
 
 STARTED_AT_ONCE = 4  # between two steps: encoding the pictures of many would keep those that run waiting
-STOPPED = ApiError(503, "the server stopped before this was answered")
 RESTARTS = 2  # of a request beside which steps failed, though alone it did not
 
 
@@ -112,6 +111,10 @@ class Engine:
                 raise ApiError(
                     503, "the server is about to stop" if self.state == "stopping" else "the engine stopped"
                 )
+            if any(isinstance(job, Spoken) and job.slots > self.settings.slots for job in jobs):
+                raise refused(
+                    "drawing with guidance takes two slots, and this server has one: give guidance 1"
+                )
             if not self._queue.add(jobs):
                 wait = min(60, max(1, math.ceil(len(self._queue) * self._seconds / self.settings.slots)))
                 raise ApiError(
@@ -159,7 +162,7 @@ class Engine:
                 left = [*self._queue.drop(lambda job: True), *self._running.values()]
             self._running.clear()
             for job in left:
-                self._fail(job, STOPPED)
+                self._fail(job, _stopped())
 
     def _turn(self) -> bool:
         """One round; whether there will be another."""
@@ -231,7 +234,7 @@ class Engine:
         """In the middle of a task that takes long: what runs goes on by a step."""
         task.outbox.put(Drawn(0, done, total))
         if self._until < time.monotonic():
-            raise STOPPED
+            raise _stopped()
         if task.outbox.cancelled or task.deadline < time.monotonic():
             raise self._late()
         self._end_late()
@@ -315,3 +318,7 @@ class Engine:
     def _count(self, job: Job, how: str) -> None:
         self.metrics.add("bifocal_jobs_total", how=how)
         self._seconds += 0.1 * (time.monotonic() - job.asked - self._seconds)
+
+
+def _stopped() -> ApiError:
+    return ApiError(503, "the server stopped before this was answered")

@@ -59,11 +59,17 @@ def classify(
     ]
 
 
-def score(vlm: VLM, prompt: Prompt, encoded: Tensor | None, answers: Sequence[str]) -> dict[str, Any]:
-    """The log-probability of each answer, its end included, and what is the share of each among them."""
+def score(
+    vlm: VLM, prompt: Prompt, encoded: Tensor | None, answers: Sequence[str], together: int
+) -> dict[str, Any]:
+    """The log-probability of each answer, its end included, and what is the share of each among them.
+
+    So many are scored ``together`` as a pool has slots, so that they take no more memory than it does.
+    """
     continuations = [[*vlm.tokenizer.encode(answer), vlm.tokenizer.eos] for answer in answers]
-    with torch.inference_mode():
-        found = score_continuations(vlm.model, prompt, continuations, encoded)
+    found: list[float] = []
+    for start in range(0, len(continuations), together):
+        found += score_continuations(vlm.model, prompt, continuations[start : start + together], encoded)
     shares = torch.tensor(found, dtype=torch.float64).softmax(dim=0).tolist()
     results = [
         {"index": index, "answer": answer, "logprob": value, "tokens": len(tokens), "probability": share}
