@@ -71,7 +71,7 @@ def agree(place: Path, messages: list[dict[str, Any]], sanitize: bool = True, **
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        sanitize_control_tokens=True,
+        sanitize_control_tokens=sanitize,
         **template,
     )
     tokens, logits = logits_of(opened(place), messages)
