@@ -71,7 +71,7 @@ def agree(place: Path, messages: list[dict[str, Any]], sanitize: bool = True, **
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        sanitize_control_tokens=True,
+        sanitize_control_tokens=sanitize,
         **template,
     )
     tokens, logits = logits_of(opened(place), messages)
@@ -152,13 +152,17 @@ def test_a_layer_norm_of_heads_stays_ours_and_is_refused_with_the_remedy(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"vision": replace(tiny.VISION, pre_norm=False)}, {"pixel_scale": 0.5}],
-    ids=["tower", "pixels"],
+    ("changes", "reason"),
+    [
+        ({"vision": replace(tiny.VISION, pre_norm=False)}, "the picture tower of a CLIP"),
+        ({"pixel_shuffle": 2}, "no place for what this VLM has in pixel_shuffle"),
+    ],
 )
-def test_what_the_class_has_no_place_for_stays_ours(changes: Any) -> None:
-    model = ours(**changes)
-    assert (layout_for(model) is None) == ("vision" in changes)
+def test_what_the_class_has_no_place_for_stays_ours(tmp_path: Path, changes: Any, reason: str) -> None:
+    place = finished(tmp_path / "run", ours(**changes))
+    assert layout_for(opened(place).model) is None
+    with pytest.raises(UserError, match=reason):
+        export_command(place, "llava", tmp_path / "out")
 
 
 def test_export_writes_a_directory_by_itself(tmp_path: Path) -> None:
@@ -236,6 +240,7 @@ def test_a_directory_without_a_chat_template_speaks_vicuna(tmp_path: Path) -> No
         ("text_config", "rope_parameters", {"rope_type": "linear", "factor": 2.0}, "the type 'linear'"),
         ("vision_config", "model_type", "pixtral", "the picture tower is a pixtral"),
         (None, "image_token_index", 7, "the model looks for 7"),
+        (None, "mm_vision_tower", "clip", "the layout of LLaVA's own repository"),
     ],
 )
 def test_what_is_not_here_is_refused(tmp_path: Path, part: Any, name: str, value: Any, reason: str) -> None:

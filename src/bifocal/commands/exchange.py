@@ -44,7 +44,7 @@ def import_command(
         model, tokenizer = read_vlm(source, theirs)
     elif layout is None:
         model = read_vqgan(source, picture_size, legacy_beta=legacy_beta)
-    elif picture_size is not None or legacy_beta:
+    elif about_codes:
         raise UserError(
             f"{source} is a CLIP, which has no codebook and says itself what size its pictures have: leave out "
             "--picture-size and --legacy-beta"

@@ -45,6 +45,11 @@ TOWER_1_5: Mapping[str, Any] = {
 def config_of(about: Mapping[str, Any], directory: Path) -> VLMConfig:
     """Our configuration of theirs, with the image processor of the directory. ``UserError`` for what is not here."""
     where, settings = directory / CONFIG, dict(about)
+    if "mm_vision_tower" in about:
+        raise UserError(
+            f"{where} is in the layout of LLaVA's own repository, which leaves the picture tower elsewhere: use the "
+            "model as transformers has it (llava-hf)"
+        )
     eyes, words = dict(about.get("vision_config") or {}), dict(about.get("text_config") or {})
     kind = str(eyes.get("model_type", "clip_vision_model")).removesuffix("_vision_model")
     if kind not in (CLIP, SIGLIP):

@@ -97,7 +97,10 @@ def why_not(model: VLM, layout: Layout) -> str | None:
     ]
     more += [each for each in _changed(shape, VLMConfig()) if each not in PLACED]
     if layout == "llava" and vision_kind(shape.vision) is None:
-        more.append("vision")
+        return (
+            f"{name} has the picture tower of a CLIP (a class token, a norm before the first layer) or of a SigLIP "
+            "(neither, and pooling by attention), and this VLM's is another"
+        )
     if shape.fitting.mode == "longest" or shape.fitting.rounded:
         more.append("fitting")
     if more:

@@ -33,7 +33,7 @@ CHAT_TEMPLATE, OLD_TEMPLATE = "chat_template.jinja", "chat_template.json"
 GENERATION = "generation_config.json"
 FILES = (TOKENIZER, ABOUT, SPECIAL, CHAT_TEMPLATE, OLD_TEMPLATE, GENERATION, "added_tokens.json")
 # The turns of the tokenizers that are made here.
-OURS = ChatFormat(
+OUR_TURNS = ChatFormat(
     opening="",
     user=("", TURN_END),
     assistant=("", EOS),
@@ -94,7 +94,7 @@ def chat_template(tokenizer: TextTokenizer, layout: Layout, number_pictures: boo
 
     ChameleonProcessor itself wraps a picture, and closes the last turn of a user.
     """
-    chat, spaced = OURS, True
+    chat, spaced = OUR_TURNS, True
     if isinstance(tokenizer, ChatTokenizer):
         chat, spaced = tokenizer.chat, False
     before, after = chat.picture if layout == "llava" else ("", "")
