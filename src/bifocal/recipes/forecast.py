@@ -49,7 +49,7 @@ class Line:
         """Bytes of a rank by kind, and "peak", the most at one moment.
 
         ``sharded`` divides masters, optimizer state and gradients among the ranks (as FSDP does); the weights of the
-        products are whole on each while a step lasts.
+        products are counted whole, although a rank has those of one layer at a time.
         """
         cost = self.costs[1]
         part = 1 / ranks if sharded else 1.0
@@ -135,8 +135,9 @@ class Forecast:
         return sum(trained for trained, _ in self.parts.values())
 
 
-def forecast(recipe: Any, fleets: Sequence[Fleet], *, sharded: bool = False) -> Forecast:
+def forecast(recipe: Any, fleets: Sequence[Fleet]) -> Forecast:
     """What training ``recipe`` will take on each of ``fleets``."""
+    sharded = recipe.train.parallel == "shard"
     planned = sketch(recipe)
     dtype = fast_dtype(torch.device("cpu"), recipe.train.dtype)
     with stand_ins("cpu"):
@@ -228,8 +229,9 @@ def row_of(known: Forecast, fleet: Fleet, *, sharded: bool) -> Row:
         busy = compute  # batches are made ahead of time
         if data > compute:
             notes.append(f"needs train.workers {math.ceil(data / compute)} a rank")
-    memory = line.memory(batch, ranks, sharded=sharded)
-    largest = line.largest_batch(has, ranks, sharded=sharded)
+    pieces = planned.train.accumulate
+    memory = line.memory(math.ceil(batch / pieces), ranks, sharded=sharded)
+    largest = pieces * line.largest_batch(has, ranks, sharded=sharded)
     sent = communicated_bytes(known, ranks, sharded=sharded)
     communication = sent / link_of(fleet) if ranks > 1 else 0.0
     if ranks > planned.size:
