@@ -121,7 +121,10 @@ def test_an_unknown_flag_is_refused_with_the_nearest_and_nothing_is_written(run,
         (["train", "vqvae", "--steps", "0"], "train.steps must be at least 1, got 0"),
         (["train", "vqvae", "--steps", "3", "--train.steps", "4"], "--steps and --train.steps are the same"),
         (["train", "vqvae", "--family", "discrete"], "--family is for vlm, not for vqvae"),
-        (["train", "clip", "--vision", "nowhere"], "--vision is for vlm, vlm-smollm, prior, parti, not for clip"),
+        (
+            ["train", "clip", "--vision", "nowhere"],
+            "--vision is for vlm, vlm-smollm, prior, parti, not for clip",
+        ),
         (
             ["train", "prior", "--smoke"],
             "a prior is over the codes of a VQ-VAE: name its run with --vision RUN",
