@@ -151,7 +151,7 @@ def logits_of(vlm: inference.VLM, messages: list[dict[str, Any]]) -> tuple[list[
     """The ids of a conversation, and the logits (T, V) at each."""
     shown, ours = read_messages(messages)
     prompt = vlm._prompt(ours, 0)
-    encoded = vlm._encode(shown)
+    encoded = vlm.encode(shown)
     assert encoded is not None
     span = torch.arange(vlm.model.image_path.positions)
     places = torch.stack([start + span for start, _ in prompt.pictures])
