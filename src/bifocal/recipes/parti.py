@@ -31,7 +31,8 @@ from bifocal.training.trainer import Outcome, TrainSettings
 
 HELD_OUT = 512  # pictures that validation is about
 ATTEMPTS = 16  # texts of a picture that are tried until one fits the context
-TAUGHT = 30_000  # texts that tokenizer and list of words are made of
+TAUGHT = 30_000  # texts that tokenizer and list of words are made of, at most
+EACH = 20  # of them about one picture, at most
 MOST_WORDS = 50_000
 TASKS = ("text-to-image", "captioning", "retrieval")  # of own data, those whose text tells a picture
 
@@ -134,7 +135,8 @@ def taught(texts: Texts) -> list[str]:
     """Texts of training pictures, in lower case, of which tokenizer and list of words are made."""
     keys = texts.keys("train")
     rng = random.Random("texts")
-    return [uncased(texts.text(keys[number % len(keys)], rng)) for number in range(TAUGHT)]
+    count = min(TAUGHT, EACH * len(keys))
+    return [uncased(texts.text(keys[number % len(keys)], rng)) for number in range(count)]
 
 
 def known_words(texts: Sequence[str]) -> tuple[str, ...]:
