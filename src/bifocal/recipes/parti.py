@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
 import torch
 
 from bifocal.config import UserError
@@ -72,18 +73,17 @@ class Batches:
         self.stores = stores
         self.keys = {split: texts.keys(split) for split in stores}
 
-    def at(self, split: str, step: int, size: int) -> Drawings:
-        """``size`` pictures, each as often as any other, with a text each; texts are dropped in training alone."""
+    def at(self, split: str, step: int, size: int, drop: float) -> Drawings:
+        """``size`` pictures, each as often as any other, with a text each, of which the share ``drop`` is dropped."""
         recipe, keys = self.recipe, self.keys[split]
         rng = random.Random(f"{recipe.train.seed}/{split}/{step}")
         numbers = [shuffled(step * size + row, len(keys), recipe.train.seed) for row in range(size)]
         chosen = [keys[number] for number in numbers]
         rows = [self._tokens(key, rng) for key in chosen]
         longest = max(map(len, rows))
-        share = recipe.drop_text if split == "train" else 0.0
         return Drawings(
             tokens=torch.tensor([row + [self.tokenizer.pad] * (longest - len(row)) for row in rows]),
-            dropped=torch.tensor([rng.random() < share for _ in rows]),
+            dropped=torch.tensor([rng.random() < drop for _ in rows]),
             codes=self.stores[split].get(chosen).flatten(1),
         )
 
@@ -173,6 +173,7 @@ def train_parti(
     torch.manual_seed(recipe.train.seed)
     model, tokenizer = prepare(recipe, vqvae, texts, init_from)
     open_run(out, "parti", recipe, resume=resume, init_from=init_from)
+    held_out = "validation" if texts.keys("validation") else "train"
     # rounded for speed; the finished model keeps its own copy of the weights as they were
     set_precision(vqvae.to(device), fast_dtype(device, recipe.train.dtype))
     stores = {
@@ -185,21 +186,21 @@ def train_parti(
             device=device,
             codebook=vqvae.config.quantizer.codes,
         )
-        for split in ("train", "validation")
+        for split in ("train", held_out)
     }
     batches = Batches(recipe, texts, tokenizer, model.config.text.context, stores)
 
-    def at(split: str, step: int, size: int) -> Drawings:
-        batch = batches.at(split, step, size)
+    def at(split: str, step: int, size: int, drop: float = 0.0) -> Drawings:
+        batch = batches.at(split, step, size, drop)
         return Drawings(batch.tokens.to(device), batch.dropped.to(device), batch.codes.to(device))
 
     size = recipe.batch_size
-    held_out = min(HELD_OUT, len(batches.keys["validation"]))
-    validation = [at("validation", step, min(size, held_out)) for step in range(-(-held_out // size))]
+    pictures = min(HELD_OUT, len(batches.keys[held_out]))
+    validation = [at(held_out, step, min(size, pictures)) for step in range(-(-pictures // size))]
     return run(
         model,
         recipe.train,
-        lambda step: at("train", step, size),
+        lambda step: at("train", step, size, recipe.drop_text),
         out,
         recipe=recipe,
         samples_per_step=size,

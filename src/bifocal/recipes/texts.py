@@ -1,4 +1,4 @@
-"""What a model that draws is trained to draw pictures from: made texts about scenes, a user's own prompts and captions."""
+"""What a model that draws learns to draw pictures from: made texts about scenes, or a user's own prompts and captions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_WORDS = 50_000
 
 
 class Texts(Protocol):
-    """What there is to say of pictures; ``keys`` are those with a text, in order."""
+    """What there is to say of pictures; ``keys`` are those with a text, in order: none of a split that has none."""
 
     def keys(self, split: str) -> Sequence[str]: ...
     def text(self, key: str, rng: random.Random) -> str: ...
@@ -65,7 +65,6 @@ class FolderTexts:
                 f"the samples of {source.dataset.name} have no prompt or caption of a single picture "
                 f"({', '.join(TASKS)}), and Parti learns from those"
             )
-        self.of_split["validation"] = self.of_split["validation"] or self.of_split["train"]
         self.all = {**self.of_split["validation"], **self.of_split["train"]}
 
     def keys(self, split: str) -> Sequence[str]:
