@@ -1,4 +1,4 @@
-"""What a model that draws learns to draw pictures from: made texts about scenes, or a user's own prompts and captions."""
+"""What a model that draws learns to draw pictures from: texts made about scenes, or a user's prompts and captions."""
 
 from __future__ import annotations
 
