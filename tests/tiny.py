@@ -92,7 +92,7 @@ def parti(vocabulary: int, context: int = 16) -> PartiModel:
     )
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim == 2 and not name.startswith("vqvae."):
+            if weight.ndim == 2 and not name.startswith("vqvae.") and "norm" not in name:
                 weight.mul_(8)
         model.vqvae.quantize.embedding.weight.normal_()
     return model.eval()

@@ -182,7 +182,7 @@ def test_two_models_are_evaluated_on_the_prompts_and_compared_on_a_page(tmp_path
     words = tiny.tokenizer()
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
-        inference.save(tmp_path / name, tiny.parti(len(words), context=64), words)
+        inference.save(tmp_path / name, tiny.parti(len(words), context=160), words)
     (tmp_path / "checker").mkdir()
     inference.save(tmp_path / "checker", tiny.vlm("continuous"), words)
     world = World(WorldSettings(picture_size=tiny.PICTURE_SIZE))

@@ -76,21 +76,21 @@ def test_the_empty_prompt_is_trained_by_the_texts_that_are_dropped(model: PartiM
     for dropped, trained in ((KEPT, False), (some, True)):
         model.zero_grad()
         model.loss(Drawings(TEXTS, dropped, codes()))[0].backward()
-        gradient = model.empty_prompt.weight.grad
+        gradient = model.empty_embedding.weight.grad
         assert gradient is not None and bool(gradient.abs().max() > 0) == trained
-    before = model.empty_prompt.weight.detach().clone()
+    before = model.empty_embedding.weight.detach().clone()
     optimizer = MasterOptimizer(model, OptimizerSettings(kind="muon"), torch.float32)
     total, count, _ = model.loss(Drawings(TEXTS, some, codes()))
     total.backward()
     optimizer.step(count, 1.0)
-    assert (model.empty_prompt.weight - before).abs().min() > 0
+    assert (model.empty_embedding.weight - before).abs().min() > 0
 
 
 def test_no_table_of_places_or_tokens_is_taken_for_a_matrix(model: PartiModel) -> None:
     matrices = MasterOptimizer(model, OptimizerSettings(kind="muon"), torch.float32).matrices
     assert matrices and all(name.endswith(".weight") for name in matrices)
     assert not any("embedding" in name or "lm_head" in name for name in matrices)
-    assert "empty_prompt.weight" not in matrices
+    assert "empty_embedding.weight" not in matrices
 
 
 def test_places_of_the_trained_grid_are_the_learned_ones_and_others_lie_between(model: PartiModel) -> None:

@@ -26,7 +26,7 @@ def vqvae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A VQ-VAE of random weights whose codebook has seen pictures."""
     place = tmp_path_factory.mktemp("tokenizer") / "vqvae"
     place.mkdir()
-    model = tiny.vqvae()
+    model = tiny.vqvae().train()
     model.loss(torch.rand(8, 3, tiny.PICTURE_SIZE, tiny.PICTURE_SIZE))
     inference.save(place, model)
     return place

@@ -178,7 +178,7 @@ class PartiModel(nn.Module):
         self.code_embedding = Float32Embedding(config.codes + 1, decoder.width)
         self.row_embedding = Float32Embedding(rows, decoder.width)
         self.column_embedding = Float32Embedding(columns, decoder.width)
-        self.empty_prompt = Float32Embedding(1, config.text.width)
+        self.empty_embedding = Float32Embedding(1, config.text.width)
         self.layers = nn.ModuleList(DecoderLayer(decoder, config.text.width) for _ in range(decoder.layers))
         self.norm = RMSNorm(decoder.width, decoder.norm_eps)
         self.lm_head = nn.Linear(decoder.width, config.codes, bias=False)
@@ -193,7 +193,7 @@ class PartiModel(nn.Module):
             ours = not name.startswith(("vqvae.", "text_model."))
             if ours and weight.ndim == 2 and "norm" not in name:
                 nn.init.normal_(weight, std=small if name.endswith(residual) else 0.02)
-        nn.init.normal_(self.empty_prompt.weight)  # as large as the normed states of a text
+        nn.init.normal_(self.empty_embedding.weight)  # as large as the normed states of a text
 
     @property
     def dtype(self) -> torch.dtype:
@@ -206,7 +206,7 @@ class PartiModel(nn.Module):
         states_BTD = self.text_model.states(tokens_BT)
         seen_BT = tokens_BT != padding
         first_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device) == 0
-        empty = self.empty_prompt.weight.to(states_BTD.dtype)
+        empty = self.empty_embedding.weight.to(states_BTD.dtype)
         states_BTD = torch.where(dropped_B[:, None, None], empty, states_BTD)
         seen_BT = torch.where(dropped_B[:, None], first_T, seen_BT)
         bias = torch.zeros(seen_BT.shape, dtype=states_BTD.dtype, device=tokens_BT.device)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from bifocal.config import UserError
 from bifocal.data.scenes import WorldSettings
-from bifocal.data.scenes.drawing_texts import DrawingTexts
-from bifocal.data.text import TextTokenizer, uncased, words_of
+from bifocal.data.text import TextTokenizer, uncased
 from bifocal.encoded import EncodedStore, weights_fingerprint
 from bifocal.inference import load_model
 from bifocal.models.clip import CLIPModel
@@ -23,17 +19,15 @@ from bifocal.models.precision import fast_dtype, open_device, set_precision
 from bifocal.models.text import TextConfig
 from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.encoding import ENCODED, encode_split
-from bifocal.recipes.mixture import MixtureSource, source_of
+from bifocal.recipes.mixture import source_of
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
-from bifocal.recipes.sources import FolderSource, SceneSource, Source, shuffled
+from bifocal.recipes.sources import shuffled
+from bifocal.recipes.texts import Texts, known_words, taught, texts_of
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import Outcome, TrainSettings
 
 HELD_OUT = 512  # pictures that validation is about
 ATTEMPTS = 16  # texts of a picture that are tried until one fits the context
-TAUGHT = 30_000  # texts that tokenizer and list of words are made of
-MOST_WORDS = 50_000
-TASKS = ("text-to-image", "captioning", "retrieval")  # of own data, those whose text tells a picture
 
 
 @dataclass(frozen=True)
@@ -61,88 +55,6 @@ class PartiRecipe:
             raise ValueError(f"drop_text is a share of the texts below 1, got {self.drop_text}")
 
 
-# ------------------------------------------------------------ texts
-
-
-class Texts(Protocol):
-    """What there is to say of pictures; ``keys`` are those with a text, in order."""
-
-    def keys(self, split: str) -> Sequence[str]: ...
-    def text(self, key: str, rng: random.Random) -> str: ...
-
-
-class SceneTexts:
-    """Texts about scenes, made when they are used."""
-
-    def __init__(self, source: SceneSource) -> None:
-        self.source, self.speaker = source, DrawingTexts(source.world)
-        self.found: dict[str, list[str]] = {}
-
-    def keys(self, split: str) -> Sequence[str]:
-        if split not in self.found:
-            documents = range(self.source.documents(split))
-            every = (key for number in documents for key in self.source.document_keys(split, number))
-            self.found[split] = list(dict.fromkeys(every))
-        return self.found[split]
-
-    def text(self, key: str, rng: random.Random) -> str:
-        return self.speaker.text(self.source.world.scene_of(key), rng)
-
-
-class FolderTexts:
-    """The prompts and captions of a user's own pictures."""
-
-    def __init__(self, source: FolderSource) -> None:
-        self.of_split: dict[str, dict[str, list[str]]] = {"train": {}, "validation": {}}
-        for split, found in self.of_split.items():
-            for keys in source.groups[split]:
-                for sample in source.samples[keys]:
-                    if sample.task not in TASKS or len(keys) != 1:
-                        continue
-                    said = (
-                        (sample.question,)
-                        if sample.task == TASKS[0]
-                        else sample.references or (sample.answer_text,)
-                    )
-                    found.setdefault(keys[0], []).extend(text for text in said if text.strip())
-        if not self.of_split["train"]:
-            raise UserError(
-                f"the samples of {source.dataset.name} have no prompt or caption of a single picture "
-                f"({', '.join(TASKS)}), and Parti learns from those"
-            )
-        self.of_split["validation"] = self.of_split["validation"] or self.of_split["train"]
-        self.all = {**self.of_split["validation"], **self.of_split["train"]}
-
-    def keys(self, split: str) -> Sequence[str]:
-        return list(self.of_split[split])
-
-    def text(self, key: str, rng: random.Random) -> str:
-        return rng.choice(self.all[key])
-
-
-def texts_of(source: Source) -> Texts:
-    """The texts of a source; refused for a mixture, whose weights are about samples and not about pictures."""
-    if isinstance(source, SceneSource):
-        return SceneTexts(source)
-    if isinstance(source, MixtureSource):
-        raise UserError("Parti learns every picture as often, and a mixture goes by weight: name one set")
-    assert isinstance(source, FolderSource)
-    return FolderTexts(source)
-
-
-def taught(texts: Texts) -> list[str]:
-    """Texts of training pictures, in lower case, of which tokenizer and list of words are made."""
-    keys = texts.keys("train")
-    rng = random.Random("texts")
-    return [uncased(texts.text(keys[number % len(keys)], rng)) for number in range(TAUGHT)]
-
-
-def known_words(texts: Sequence[str]) -> tuple[str, ...]:
-    """The words of the texts, the most frequent ones if there are many, in alphabetical order."""
-    counts = Counter(word for text in texts for word in words_of(text))
-    return tuple(sorted(word for word, _ in counts.most_common(MOST_WORDS)))
-
-
 # ------------------------------------------------------------ batches
 
 
@@ -161,18 +73,17 @@ class Batches:
         self.stores = stores
         self.keys = {split: texts.keys(split) for split in stores}
 
-    def at(self, split: str, step: int, size: int) -> Drawings:
-        """``size`` pictures, each as often as any other, with a text each; texts are dropped in training alone."""
+    def at(self, split: str, step: int, size: int, drop: float) -> Drawings:
+        """``size`` pictures, each as often as any other, with a text each, of which the share ``drop`` is dropped."""
         recipe, keys = self.recipe, self.keys[split]
         rng = random.Random(f"{recipe.train.seed}/{split}/{step}")
         numbers = [shuffled(step * size + row, len(keys), recipe.train.seed) for row in range(size)]
         chosen = [keys[number] for number in numbers]
         rows = [self._tokens(key, rng) for key in chosen]
         longest = max(map(len, rows))
-        share = recipe.drop_text if split == "train" else 0.0
         return Drawings(
             tokens=torch.tensor([row + [self.tokenizer.pad] * (longest - len(row)) for row in rows]),
-            dropped=torch.tensor([rng.random() < share for _ in rows]),
+            dropped=torch.tensor([rng.random() < drop for _ in rows]),
             codes=self.stores[split].get(chosen).flatten(1),
         )
 
@@ -262,6 +173,7 @@ def train_parti(
     torch.manual_seed(recipe.train.seed)
     model, tokenizer = prepare(recipe, vqvae, texts, init_from)
     open_run(out, "parti", recipe, resume=resume, init_from=init_from)
+    held_out = "validation" if texts.keys("validation") else "train"
     # rounded for speed; the finished model keeps its own copy of the weights as they were
     set_precision(vqvae.to(device), fast_dtype(device, recipe.train.dtype))
     stores = {
@@ -274,21 +186,21 @@ def train_parti(
             device=device,
             codebook=vqvae.config.quantizer.codes,
         )
-        for split in ("train", "validation")
+        for split in ("train", held_out)
     }
     batches = Batches(recipe, texts, tokenizer, model.config.text.context, stores)
 
-    def at(split: str, step: int, size: int) -> Drawings:
-        batch = batches.at(split, step, size)
+    def at(split: str, step: int, size: int, drop: float = 0.0) -> Drawings:
+        batch = batches.at(split, step, size, drop)
         return Drawings(batch.tokens.to(device), batch.dropped.to(device), batch.codes.to(device))
 
     size = recipe.batch_size
-    held_out = min(HELD_OUT, len(batches.keys["validation"]))
-    validation = [at("validation", step, min(size, held_out)) for step in range(-(-held_out // size))]
+    pictures = min(HELD_OUT, len(batches.keys[held_out]))
+    validation = [at(held_out, step, min(size, pictures)) for step in range(-(-pictures // size))]
     return run(
         model,
         recipe.train,
-        lambda step: at("train", step, size),
+        lambda step: at("train", step, size, recipe.drop_text),
         out,
         recipe=recipe,
         samples_per_step=size,
