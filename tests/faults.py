@@ -94,7 +94,7 @@ def figures(out: Path) -> list[dict[str, Any]]:
 def train(place: Path, settings: TrainSettings, kind: str, out: Path, hindrance: str, number: int) -> None:
     """In a process of its own: train, with something in the way."""
     torch.set_num_threads(1)
-    said = os.open(place / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    said = os.open(place / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
     os.dup2(said, 2)
     if hindrance == "workers":
@@ -143,12 +143,12 @@ def die_at_write(number: int) -> None:
 
 
 def fill_disk_at_save(number: int) -> None:
-    """From the ``number``-th file of tensors on, no file may grow beyond 8 KiB: what a full disk does to a write."""
+    """From the ``number``-th file of tensors on, no file may grow beyond 64 KiB: what a full disk does to a write."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def full(call: int) -> None:
         if call == number:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
 
     count_calls(full, [(checkpoint, "save_file")])
 
@@ -269,7 +269,6 @@ def byte_flipped(world: World, kinds: Sequence[str]) -> Tried:
                 data[len(data) // 2] ^= 0x10
                 damaged.write_bytes(data)
                 said = world.place / "said.txt"
-                said.write_text("")
                 tried += 1
                 ended = world.attempt(kind, out) == 0 and world.same(kind, out)
                 survived += ended and f"passed over '{out / 'checkpoints' / newest}'" in said.read_text()
@@ -368,11 +367,12 @@ def fail_in_step(how: str, number: int) -> None:
 def rank_lost(place: Path, ways: Sequence[str] = ("killed", "hanging")) -> Tried:
     """One of two ranks is killed, or hangs: the other says so and ends within seconds; both go on afterwards."""
     tiny.folder(place / "data")
-    settings = replace(SETTINGS, stop_seconds=1.0)
-    run_on_ranks(two_ranks, place, settings, place / "whole", "")
+    run_on_ranks(two_ranks, place, SETTINGS, place / "whole", "")
     survived = 0
     for how in ways:
         out = place / how
+        # who is left needs a moment to say so, and who hangs does not answer when it is asked to stop
+        settings = replace(SETTINGS, stop_seconds=20.0 if how == "killed" else 1.0)
         began = time.monotonic()
         try:
             run_on_ranks(two_ranks, place, settings, out, how, timeout_seconds=2)
@@ -385,7 +385,7 @@ def rank_lost(place: Path, ways: Sequence[str] = ("killed", "hanging")) -> Tried
         while wanted not in (said := (place / "said-0.txt").read_text()) and time.monotonic() < until:
             time.sleep(0.05)
         named = wanted in said and "dead or hanging: 1." in said
-        run_on_ranks(two_ranks, place, settings, out, "")
+        run_on_ranks(two_ranks, place, SETTINGS, out, "")
         weights = [(run / "model.safetensors").read_bytes() for run in (place / "whole", out)]
         survived += quick and named and weights[0] == weights[1]
     return Tried(f"one of two ranks {' or '.join(ways)}", len(ways), survived)

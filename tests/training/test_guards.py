@@ -187,7 +187,10 @@ def ranks_of_which_one(out: Path, how: str) -> None:
         return 1.0
 
     try:
-        model, settings = Line(), TrainSettings(steps=8, dtype="float32", stop_seconds=0.5)
+        model, settings = (
+            Line(),
+            TrainSettings(steps=8, dtype="float32", stop_seconds=20 if how == "dies" else 0.5),
+        )
         train(model, settings, lambda step: Halves(batch_at(step)), out, samples_per_step=2)
     except UserError as error:
         (out / "said.txt").write_text(str(error))
@@ -204,7 +207,7 @@ class Halves:
         return self.value * len(rows)
 
 
-@pytest.mark.parametrize("how", ["dies", "hangs"])
+@pytest.mark.parametrize("how", ["dies", pytest.param("hangs", marks=pytest.mark.slow)])
 def test_a_rank_that_does_not_come_ends_the_run(tmp_path: Path, how: str) -> None:
     began = time.monotonic()
     with pytest.raises(
@@ -327,7 +330,7 @@ def test_a_few_corrupt_pictures_are_passed_over_counted_and_noted(tmp_path: Path
     starts = toys.starts(tmp_path, settings)
     recipe = replace(toys.toy_vqvae(tmp_path / "data"), batch_size=200, train=settings)
     starts["vqvae"] = lambda out, **more: train_vqvae(recipe, out, **more)
-    for kind in ("vqvae", "clip", "vlm-continuous", "prior"):
+    for kind in ("vqvae", "clip", "vlm-continuous"):
         starts[kind](tmp_path / kind)
         if kind != "clip":  # the others see every picture
             noted = [row["key"] for row in artifacts.read_json_lines(tmp_path / kind / "spoilt.jsonl")]

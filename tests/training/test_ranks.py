@@ -49,14 +49,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SHARDED = replace(SETTINGS, parallel="shard")
+OF_MATRICES = ("clip", "vlm-continuous", "prior")
 
 
 def shard_all(place: Path) -> None:
-    """Every kind of run in pieces, whole, and with its last step once more."""
+    """Runs in pieces, whole, and with their last step once more."""
     starts = toys.starts(place, SHARDED)
-    for name in NAMES:
+    for name in OF_MATRICES:
         starts[name](place / f"{name}-shard")
-    for name in ("clip", "vlm-continuous"):
+    for name in OF_MATRICES[:2]:
         again = place / f"{name}-again"
         if distributed.is_main():
             shutil.copytree(place / f"{name}-shard", again)
@@ -67,7 +68,7 @@ def shard_all(place: Path) -> None:
 
 def shard_alone(place: Path) -> None:
     starts = toys.starts(place, SHARDED)
-    for name in ("clip", "vlm-continuous"):
+    for name in OF_MATRICES[:2]:
         alone = place / f"{name}-alone"
         shutil.copytree(place / f"{name}-shard", alone)
         shutil.rmtree(alone / "checkpoints" / f"step-{toys.STEPS}")
@@ -76,13 +77,13 @@ def shard_alone(place: Path) -> None:
 
 @pytest.fixture(scope="module")
 def shards(runs: Path) -> Path:
-    """Every kind of run by two ranks that have pieces of the model, and ended once more by two and by one."""
+    """Runs by two ranks that have pieces of the model, two of them ended once more by two ranks and by one."""
     run_on_ranks(shard_all, runs)
     run_on_ranks(shard_alone, runs, world_size=1)
     return runs
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_MATRICES)
 def test_two_ranks_with_pieces_of_a_model_train_what_one_process_does(name: str, shards: Path) -> None:
     """Losses of every step and the norms of gradients; Muon makes more of the last digit (see above)."""
     one, two = (artifacts.read_json_lines(shards / f"{name}{end}" / "log.jsonl") for end in ("", "-two"))
@@ -98,7 +99,7 @@ def test_two_ranks_with_pieces_of_a_model_train_what_one_process_does(name: str,
     assert all(weight.isfinite().all() for weight in loaded.parameters())
 
 
-@pytest.mark.parametrize("name", ["clip", "vlm-continuous"])
+@pytest.mark.parametrize("name", OF_MATRICES[:2])
 def test_pieces_are_gone_on_with_to_the_bit_and_by_another_number_of_ranks(name: str, shards: Path) -> None:
     whole, again, alone = (
         load_file(shards / f"{name}-{end}" / "model.safetensors") for end in ("shard", "again", "alone")
@@ -222,6 +223,11 @@ def test_layers_computed_anew_change_nothing(name: str, runs: Path, tmp_path: Pa
     toys.starts(runs, replace(SETTINGS, activation_checkpointing=True))[name](tmp_path / name)
     one, two = ((place / name / "model.safetensors").read_bytes() for place in (runs, tmp_path))
     assert one == two
+
+
+def test_one_process_has_nothing_to_share(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="start with torchrun"):
+        toys.starts(runs, SHARDED)["clip"](tmp_path / "run")
 
 
 @pytest.mark.slow

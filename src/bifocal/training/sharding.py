@@ -1,9 +1,9 @@
 """Weights, gradients and moments spread over ranks (FSDP2), for models that one device cannot hold with all of them.
 
 Every layer's weights lie in pieces on the ranks, are gathered for its forward and its way back in the precision of
-the products, and their gradients are added up in float32 into pieces again. What is small (gains, biases) or must stay
-as it is (embeddings, codebooks) is whole on every rank. Muon needs whole matrices: each belongs to one rank, which
-keeps it and its momentum, gets its whole gradient, steps it, and sends it round.
+the products, and their gradients are added up in float32 into pieces again. What must stay float32 (embeddings) is
+whole on every rank. Muon needs whole matrices: each belongs to one rank, which keeps it and its momentum, gets its
+whole gradient, steps it, and sends it round.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from bifocal.training.optimizer import (
     MasterOptimizer,
     OptimizerSettings,
     adamw_of,
-    as_matrix,
     muon_of,
     sorted_out,
 )
@@ -71,12 +70,11 @@ class ShardedOptimizer(MasterOptimizer):
         assert all(isinstance(self.weights[name], DTensor) for name in matrices)
         largest_first = sorted(matrices, key=lambda name: -self.weights[name].numel())
         self.owners = {name: place % dist.get_world_size() for place, name in enumerate(largest_first)}
-        self.owned: dict[str, Tensor] = {}
+        self.matrices = {}
         for name, owner in self.owners.items():
             whole = _whole(self.weights[name])
             if owner == dist.get_rank():
-                self.owned[name] = _laid_out(whole)
-        self.matrices = {name: as_matrix(whole) for name, whole in self.owned.items()}
+                self.matrices[name] = whole.clone()
         self.parts = dict.fromkeys(self.weights, "")
         groups = [
             {name: self.masters[name] for name in names if self.masters[name].numel()}
@@ -116,7 +114,7 @@ class ShardedOptimizer(MasterOptimizer):
             assert gradient is not None
             whole = _whole(gradient)
             if name in self.matrices:
-                self.matrices[name].grad = as_matrix(whole)
+                self.matrices[name].grad = whole
         self.step_all(taken, share)
         for name in self.owners:
             self._send_round(name)
@@ -126,11 +124,10 @@ class ShardedOptimizer(MasterOptimizer):
     def _send_round(self, name: str) -> None:
         """The whole matrix from the rank that stepped it; everyone keeps its piece."""
         weight = self.weights[name]
-        whole = (
-            self.owned[name].contiguous()
-            if name in self.owned
-            else torch.empty(weight.shape, device=weight.device)
-        )
+        if name in self.matrices:
+            whole = self.matrices[name]
+        else:
+            whole = torch.empty(weight.shape, device=weight.device)
         with distributed.meeting(f"the matrix {name}"):
             dist.broadcast(whole, src=self.owners[name])
         self.masters[name].copy_(_local(distribute_tensor(whole, self.mesh, [Shard(0)], src_data_rank=None)))
@@ -147,11 +144,17 @@ class ShardedOptimizer(MasterOptimizer):
     @torch.no_grad()
     def finish(self) -> nn.Module:
         """The whole model, in float32, on the first rank; elsewhere the pieces."""
-        wholes = {name: _whole(weight) for name, weight in self.model.named_parameters()}
+        kept = float32_names(self.model)  # what else is frozen was rounded here, and is not there
+        wholes = {
+            name: _whole(weight)
+            for name, weight in self.model.named_parameters()
+            if weight.requires_grad or name in kept
+        }
         if self.plain is None:
             return self.model
         for name, weight in self.plain.named_parameters():
-            weight.copy_(wholes[name])
+            if name in wholes:
+                weight.copy_(wholes[name])
         buffers = dict(self.model.named_buffers())
         for name, buffer in self.plain.named_buffers():
             buffer.copy_(buffers[name])
@@ -207,7 +210,7 @@ class ShardedOptimizer(MasterOptimizer):
         for name in self.owners:
             momentum, whole = _whole(pieces[f"momentum.{name}"]), _whole(self.weights[name])
             if name in self.matrices:
-                self.owned[name].copy_(whole)
+                self.matrices[name].copy_(whole)
                 self._state(self.matrices[name])["momentum_buffer"] = momentum.clone()
 
     def _state(self, tensor: Tensor) -> dict[str, Any]:
@@ -244,8 +247,11 @@ def _spread(model: nn.Module, dtype: torch.dtype, mesh: Any) -> None:
         if name in kept or not weight.requires_grad:
             whole.add(weight)
             weight.data = weight.data.to(torch.float32 if name in kept else dtype)
-        else:
-            weight.data = weight.data.contiguous()  # channels last cannot be taken apart
+        elif weight.ndim == 4 and "embed" not in name:
+            raise UserError(
+                "train.parallel shard is for models of matrices: kernels lie channels last, which cannot be taken apart, "
+                "and a model of convolutions is small enough to be whole on every rank"
+            )
     layers = parallel.blocks(model)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=whole)
@@ -280,11 +286,6 @@ def _whole(tensor: Tensor) -> Tensor:
         return tensor.detach()
     with distributed.meeting("the gathering of a matrix"):
         return tensor.detach().full_tensor()
-
-
-def _laid_out(whole: Tensor) -> Tensor:
-    """A copy in which a kernel's matrix is a view (``as_matrix``)."""
-    return whole.clone(memory_format=torch.channels_last if whole.ndim == 4 else torch.contiguous_format)
 
 
 class ShardedSaver(Saver):

@@ -158,10 +158,10 @@ def train(
             "a CLIP has chunk_size, and a VQ-VAE a smaller batch_size"
         )
     parallel.same_start(model)
-    undo = parallel.checkpoint_activations(model) if settings.activation_checkpointing else None
-    parts = ("",) if rates is None else tuple(rates(0))
+    learners = ("",) if rates is None else tuple(rates(0))
     sharded = settings.parallel == "shard"
-    optimizer = (ShardedOptimizer if sharded else MasterOptimizer)(model, settings.optimizer, dtype, parts)
+    optimizer = (ShardedOptimizer if sharded else MasterOptimizer)(model, settings.optimizer, dtype, learners)
+    undo = parallel.checkpoint_activations(model) if settings.activation_checkpointing else None
     buffers = {**dict(model.named_buffers()), **moved_without_gradient(model)}
     checkpoints, log_file = out / "checkpoints", out / "log.jsonl"
     about = about or {}
