@@ -179,7 +179,7 @@ def measured_peaks(planned: Sketch, line: Line) -> tuple[tuple[int, int], tuple[
 
     A process takes more than its tensors: gaps of the heap, and kernels that are compiled for every new shape.
     """
-    sizes = (max(1, line.sizes[1] // 8), max(1, line.sizes[1] // 4))
+    sizes = (max(1, line.sizes[1] // 4), max(1, line.sizes[1] // 2))
     if sizes[0] == sizes[1] or line.memory(sizes[1])["peak"] > this_memory() / 4:
         return None
     if REHEARSED * sum(sizes) * line.flops() > MOST_FLOPS:

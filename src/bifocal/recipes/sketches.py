@@ -71,7 +71,7 @@ class Sketch:
         model = self.model()
         for module in model.modules():
             if isinstance(module, Codebook):
-                module.search = first_code  # type: ignore[method-assign]
+                module.search = first_code
         return model
 
     def steps(self, size: int, workers: int = 0) -> Iterator[tuple[float, float]]:
