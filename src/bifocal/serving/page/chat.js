@@ -14,7 +14,7 @@ export function startChat(say) {
   tell = say;
   tray = new Tray(by('tray'), tell);
   listen(tray, by('drop'));
-  by('files').onchange = () => { tray.add(by('files').files); by('files').value = ''; };
+  by('files').onchange = () => { tray.add([...by('files').files]); by('files').value = ''; };
   by('composer').onsubmit = event => { event.preventDefault(); send(); };
   by('stop').onclick = () => running?.abort();
   by('clear').onclick = () => { running?.abort(); turns = []; by('turns').replaceChildren(); by('empty').hidden = false; };
