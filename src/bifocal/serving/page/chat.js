@@ -124,6 +124,9 @@ async function reply(model, place, index, signal) {
   let text = '', first = null, boxes = [], reason = '', usage = null;
   const turn = turns[index];
   const scroller = by('chat');
+  let low = true; // whoever has scrolled up to read is left there
+  const follow = () => { if (low) scroller.scrollTop = scroller.scrollHeight; };
+  place.shown.addEventListener('load', follow, true);
   try {
     for await (const chunk of events('/v1/chat/completions', request(model, index), signal)) {
       usage = chunk.usage ?? usage;
@@ -132,9 +135,9 @@ async function reply(model, place, index, signal) {
         boxes = choice.delta.boxes ?? boxes;
         reason = choice.finish_reason ?? reason;
       }
-      const low = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 80;
+      low = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 80;
       place.said.replaceChildren(...withBoxes(text));
-      if (low) scroller.scrollTop = scroller.scrollHeight;
+      follow();
     }
   } catch (error) {
     reason = error.name === 'AbortError' ? 'stopped' : 'failed';
@@ -151,13 +154,14 @@ async function reply(model, place, index, signal) {
   const facts = [reason === 'stop' ? '' : reason];
   if (first !== null) facts.push(`first word after ${Math.round(first - began)} ms`);
   if (usage) {
-    const seconds = (performance.now() - began) / 1000;
+    const taken = performance.now() - began;
     const details = usage.prompt_tokens_details;
     const count = usage.completion_tokens;
-    facts.push(`${count} ${count === 1 ? 'token' : 'tokens'} in ${seconds.toFixed(1)} s`);
+    facts.push(`${count} ${count === 1 ? 'token' : 'tokens'} in ${taken < 1000 ? `${Math.round(taken)} ms` : `${(taken / 1000).toFixed(1)} s`}`);
     facts.push(`${usage.prompt_tokens} read (${details.image_tokens} of pictures, ${details.cached_tokens} cached)`);
   }
   place.about.textContent = facts.filter(Boolean).join(' · ');
+  follow();
   if (pictures.length && text) {
     place.tools.append(button('Where it looked', event => explain(event.currentTarget, model, place, index, pictures)));
   }
