@@ -67,11 +67,16 @@ async function answer() {
     make('div', {}, button('Edit', () => edit(index)), button('Retry', () => retry(index))));
   const replies = make('div', { className: 'answers' }, ...[...places.values()].map(place => place.element));
   by('turns').append(make('section', { className: 'turn' }, user, replies));
+  by('chat').scrollTop = by('chat').scrollHeight;
   running = new AbortController();
   by('send').hidden = true; by('stop').hidden = false;
   await Promise.all([...places].map(([model, place]) => reply(model, place, index, running.signal)));
   running = null;
   by('send').hidden = false; by('stop').hidden = true;
+}
+
+function inWords(milliseconds) {
+  return milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
 }
 
 function button(text, go) {
@@ -152,12 +157,12 @@ async function reply(model, place, index, signal) {
     place.shown.append(boxed(pictures[picture], boxes.filter(box => box.picture === picture), from));
   }
   const facts = [reason === 'stop' ? '' : reason];
-  if (first !== null) facts.push(`first word after ${Math.round(first - began)} ms`);
+  if (first !== null) facts.push(`first word after ${inWords(first - began)}`);
   if (usage) {
     const taken = performance.now() - began;
     const details = usage.prompt_tokens_details;
     const count = usage.completion_tokens;
-    facts.push(`${count} ${count === 1 ? 'token' : 'tokens'} in ${taken < 1000 ? `${Math.round(taken)} ms` : `${(taken / 1000).toFixed(1)} s`}`);
+    facts.push(`${count} ${count === 1 ? 'token' : 'tokens'} in ${inWords(taken)}`);
     facts.push(`${usage.prompt_tokens} read (${details.image_tokens} of pictures, ${details.cached_tokens} cached)`);
   }
   place.about.textContent = facts.filter(Boolean).join(' · ');
