@@ -77,6 +77,7 @@ def main(
             page.wait_for_selector("#tray img")
             ask(page, "what is in the picture?")
             ask(page, f"find the {what}.")
+            page.locator(".shown svg[viewBox]").last.wait_for()
             page.screenshot(path=f"{out}-page.png")
             if prompt:
                 page.click("#tab-draw")

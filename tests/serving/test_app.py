@@ -185,9 +185,9 @@ def test_whoever_leaves_frees_the_slots(server: Running, stream: bool) -> None:
     before = server.metrics.value("bifocal_jobs_total", how="cancelled")
     body = {"messages": said("what?"), "max_tokens": 1000, "n": 8, "temperature": 2.0, "stream": stream}
     gone(server, body, read=300 if stream else 0)
+    wait_until(lambda: server.metrics.value("bifocal_jobs_total", how="cancelled") > before)
     wait_until(lambda: not server.engine.busy)
     assert server.engine.used("continuous") == 0
-    assert server.metrics.value("bifocal_jobs_total", how="cancelled") > before
 
 
 def test_every_route_but_the_page_and_health_wants_the_key() -> None:

@@ -91,7 +91,7 @@ def _open(data: bytes, formats: Sequence[str]) -> Image.Image:
     # the whole process, so two threads of a server must not exchange them at once.
     with _WARNING_FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(data), formats=formats)
+        return Image.open(io.BytesIO(data), formats=list(formats))
 
 
 def _too_large(name: str, size: str, max_pixels: int) -> str:

@@ -304,9 +304,12 @@ async def _user_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = {404: "there is no such route", 405: "this route is not called so"}.get(
-        error.status_code, error.detail
-    )
+    known = {
+        400: "the body cannot be read as JSON",
+        404: "there is no such route",
+        405: "this route is not called so",
+    }
+    message = known.get(error.status_code, error.detail)
     return JSONResponse(error_body(error.status_code, message), error.status_code, headers=error.headers)
 
 

@@ -61,5 +61,5 @@ class Features:
 def key_of(model: str, picture: np.ndarray) -> str:
     """A name of model and content, in which the shape counts: the same bytes can be 30 x 100 or 100 x 30."""
     digest = hashlib.sha256(f"{model} {picture.shape} {picture.dtype} ".encode())
-    digest.update(np.ascontiguousarray(picture))
+    digest.update(picture.tobytes())
     return digest.hexdigest()

@@ -78,7 +78,7 @@ class Outbox:
         item = await self._queue.get()
         if isinstance(item, ApiError):
             raise item
-        return item  # type: ignore[no-any-return]
+        return item
 
 
 @dataclass(eq=False)

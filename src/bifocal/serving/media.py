@@ -50,16 +50,11 @@ class Media:
 
     def _bytes(self, url: str, param: str) -> tuple[bytes, str | None]:
         if url[:5].lower() != "data:":
-            if self.remote is None or url[:5].lower() not in ("http:", "https"):
-                raise refused(
-                    f"{param} must be a picture as data:image/png;base64,... (or jpeg, webp, gif): "
-                    + (
-                        "this server fetches none from addresses"
-                        if self.remote is None
-                        else "or an http address"
-                    ),
-                    param,
-                )
+            wanted = f"{param} must be a picture as data:image/png;base64,... (or jpeg, webp, gif)"
+            if self.remote is None:
+                raise refused(f"{wanted}: this server fetches none from addresses", param)
+            if url[:5].lower() not in ("http:", "https"):
+                raise refused(f"{wanted}, or at an http address", param)
             return self.remote.fetch(url, self.limits.picture_bytes, param), None
         header = _DATA.match(url[:100])
         if header is None or header.group(1).lower() not in _TYPES:

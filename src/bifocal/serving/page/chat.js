@@ -14,7 +14,7 @@ export function startChat(say) {
   tell = say;
   tray = new Tray(by('tray'), tell);
   listen(tray, by('drop'));
-  by('files').onchange = () => { tray.add(by('files').files); by('files').value = ''; };
+  by('files').onchange = () => { tray.add([...by('files').files]); by('files').value = ''; };
   by('composer').onsubmit = event => { event.preventDefault(); send(); };
   by('stop').onclick = () => running?.abort();
   by('clear').onclick = () => { running?.abort(); turns = []; by('turns').replaceChildren(); by('empty').hidden = false; };
@@ -67,11 +67,16 @@ async function answer() {
     make('div', {}, button('Edit', () => edit(index)), button('Retry', () => retry(index))));
   const replies = make('div', { className: 'answers' }, ...[...places.values()].map(place => place.element));
   by('turns').append(make('section', { className: 'turn' }, user, replies));
+  by('chat').scrollTop = by('chat').scrollHeight;
   running = new AbortController();
   by('send').hidden = true; by('stop').hidden = false;
   await Promise.all([...places].map(([model, place]) => reply(model, place, index, running.signal)));
   running = null;
   by('send').hidden = false; by('stop').hidden = true;
+}
+
+function inWords(milliseconds) {
+  return milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
 }
 
 function button(text, go) {
@@ -124,6 +129,9 @@ async function reply(model, place, index, signal) {
   let text = '', first = null, boxes = [], reason = '', usage = null;
   const turn = turns[index];
   const scroller = by('chat');
+  let low = true; // whoever has scrolled up to read is left there
+  const follow = () => { if (low) scroller.scrollTop = scroller.scrollHeight; };
+  place.shown.addEventListener('load', follow, true);
   try {
     for await (const chunk of events('/v1/chat/completions', request(model, index), signal)) {
       usage = chunk.usage ?? usage;
@@ -132,9 +140,9 @@ async function reply(model, place, index, signal) {
         boxes = choice.delta.boxes ?? boxes;
         reason = choice.finish_reason ?? reason;
       }
-      const low = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 80;
+      low = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 80;
       place.said.replaceChildren(...withBoxes(text));
-      if (low) scroller.scrollTop = scroller.scrollHeight;
+      follow();
     }
   } catch (error) {
     reason = error.name === 'AbortError' ? 'stopped' : 'failed';
@@ -149,15 +157,16 @@ async function reply(model, place, index, signal) {
     place.shown.append(boxed(pictures[picture], boxes.filter(box => box.picture === picture), from));
   }
   const facts = [reason === 'stop' ? '' : reason];
-  if (first !== null) facts.push(`first word after ${Math.round(first - began)} ms`);
+  if (first !== null) facts.push(`first word after ${inWords(first - began)}`);
   if (usage) {
-    const seconds = (performance.now() - began) / 1000;
+    const taken = performance.now() - began;
     const details = usage.prompt_tokens_details;
     const count = usage.completion_tokens;
-    facts.push(`${count} ${count === 1 ? 'token' : 'tokens'} in ${seconds.toFixed(1)} s`);
+    facts.push(`${count} ${count === 1 ? 'token' : 'tokens'} in ${inWords(taken)}`);
     facts.push(`${usage.prompt_tokens} read (${details.image_tokens} of pictures, ${details.cached_tokens} cached)`);
   }
   place.about.textContent = facts.filter(Boolean).join(' · ');
+  follow();
   if (pictures.length && text) {
     place.tools.append(button('Where it looked', event => explain(event.currentTarget, model, place, index, pictures)));
   }
