@@ -23,7 +23,7 @@ from bifocal.interop.vqgan import read_vqgan
 from bifocal.models.quantize import QuantizerConfig
 from bifocal.models.vlm import VLM
 from interop.foreign import fill, pictures
-from interop.vlms import CODES, asked, chameleon_directory, logits_of, opened
+from interop.vlms import CODES, asked, chameleon_directory, logits_of, opened, seen
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}  # of logits of a few units in float32
 CONVERSATION = [
@@ -106,8 +106,8 @@ def test_its_pictures_become_the_same_pixels_and_codes(tmp_path: Path) -> None:
     vlm = opened(place)
     # each byte is the same; products with 2/255 differ in their last bit
     torch.testing.assert_close(pixels, 2 * vlm._pixels(pictures(), 32) - 1, rtol=0, atol=1e-6)
-    codes = vlm._encode(pictures())
-    assert codes is not None and len(codes.unique()) > 10
+    codes = seen(vlm, pictures())
+    assert len(codes.unique()) > 10
     assert torch.equal(model.get_image_tokens(pixels), codes + vlm.tokenizer.codes.start)
 
 
@@ -178,8 +178,8 @@ def test_a_chameleon_directory_opens_with_its_own_words_and_codes(tmp_path: Path
     vlm = opened(tmp_path / "theirs")
     shown = pictures()[:1]
     given = processor(images=shown, text="<image>what is it?", return_tensors="pt")
-    codes = vlm._encode(shown)
-    assert codes is not None and len(codes.unique()) > 5
+    codes = seen(vlm, shown)
+    assert len(codes.unique()) > 5
     assert torch.equal(model.get_image_tokens(given["pixel_values"]), codes + vlm.tokenizer.codes.start)
     compare(model, vlm, given, asked("what is it?"))
 

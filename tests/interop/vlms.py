@@ -147,12 +147,18 @@ def opened(place: Path) -> inference.VLM:
 
 
 @torch.no_grad()
+def seen(vlm: inference.VLM, shown: Any) -> Tensor:
+    """What the image path makes of pictures: (P, N) codes or (P, N, D) features."""
+    encoded: Tensor = vlm.model.image_path.encode(vlm._pixels(shown, vlm.picture_size))
+    return encoded
+
+
+@torch.no_grad()
 def logits_of(vlm: inference.VLM, messages: list[dict[str, Any]]) -> tuple[list[int], Tensor]:
     """The ids of a conversation, and the logits (T, V) at each."""
     shown, ours = read_messages(messages)
     prompt = vlm._prompt(ours, 0)
-    encoded = vlm.encode(shown)
-    assert encoded is not None
+    encoded = seen(vlm, shown)
     span = torch.arange(vlm.model.image_path.positions)
     places = torch.stack([start + span for start, _ in prompt.pictures])
     x_BTD, _ = vlm.model.embed(
