@@ -607,7 +607,7 @@ def configured(**changes: Any) -> Callable[[Path], None]:
     def change(place: Path) -> None:
         about = json.loads((place / "config.json").read_text())
         for name, value in changes.items():
-            about["language"][name] = value
+            about["text_config"][name] = value
         (place / "config.json").write_text(json.dumps(about))
 
     return change
@@ -645,9 +645,9 @@ def offsets(target: Target) -> Found:
 )
 def greedy(target: Target) -> Found:
     cases = [
-        configured(layers=10**9),
-        configured(width=2**22, heads=1, kv_heads=1),
-        configured(vocabulary=10**12),
+        configured(num_hidden_layers=10**9),
+        configured(hidden_size=2**22, num_attention_heads=1, num_key_value_heads=1),
+        configured(vocab_size=10**12),
     ]
     found = [damaged(target, case) for case in cases]
     return all_of(

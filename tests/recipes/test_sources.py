@@ -16,6 +16,7 @@ from bifocal.data.batch import RowBuilder, Template
 from bifocal.data.boxes import bins_to_box
 from bifocal.data.sample import Box, Message, Picture, Sample, write_samples
 from bifocal.recipes.sources import FolderSource
+from bifocal.recipes.spoilt import Spoilt
 
 
 def folder(place: Path, *samples: Sample) -> FolderSource:
@@ -74,6 +75,7 @@ def test_every_picture_of_a_pair_is_looked_at_in_an_order_that_is_not_the_folder
     source = FolderSource.__new__(FolderSource)
     source.pictured = {"train": [(f"{n}a", f"{n}b") for n in range(10)], "validation": []}
     source.pixels = lambda key: key
+    source._spoilt = Spoilt(20)
     epochs = [[source.picture("train", 10 * epoch + n) for n in range(10)] for epoch in range(2)]
     assert {key for epoch in epochs for key in epoch} == {f"{n}{side}" for n in range(10) for side in "ab"}
     orders = [[key[0] for key in epoch] for epoch in epochs]

@@ -332,7 +332,7 @@ def recipe_clip(scale: str, tower: str = "vit") -> CLIPRecipe:
                 optimizer=OptimizerSettings(kind="muon", warmup_steps=4),
             ),
         )
-    steps = {"quickstart": 330, "standard": 1000}[scale]
+    steps = {"quickstart": 370, "standard": 1000}[scale]
     return CLIPRecipe(
         train=TrainSettings(
             steps=steps,

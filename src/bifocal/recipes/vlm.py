@@ -362,14 +362,21 @@ def reads_store(recipe: VLMRecipe, split: str) -> bool:
 
 
 def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuous") -> VLMRecipe:
-    """Toy size, the quickstart's, or the reference run's. Both families have Chameleon's QK-norm."""
+    """Toy size, the quickstart's, or the reference run's.
+
+    Both families have QK-norm, each in the manner for which another library has a place: Chameleon's for the discrete one,
+    Qwen3's for the continuous one.
+    """
+    head_norm: Literal["layer", "rms"] = "layer" if family == "discrete" else "rms"
     if scale == "smoke":
         return VLMRecipe(
             family=family,
             batch_size=8,
             row_length=256,
             episodes=64,
-            language=LanguageConfig(width=96, layers=2, heads=2, kv_heads=2, hidden=256, qk_norm=True),
+            language=LanguageConfig(
+                width=96, layers=2, heads=2, kv_heads=2, hidden=256, qk_norm=True, head_norm=head_norm
+            ),
             train=TrainSettings(
                 steps=24,
                 validate_every=12,
@@ -381,7 +388,7 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
     # The discrete model has a small part of the quickstart: its drawings cost more to evaluate than answers do. It
     # does not get as far there as to find things, which is what the later stages build on.
     steps, episodes, stages = {
-        ("quickstart", "continuous"): (550, 8_000, scene_stages(0.4, 0.85)),
+        ("quickstart", "continuous"): (620, 8_000, scene_stages(0.35, 0.7)),
         ("quickstart", "discrete"): (110, 4_000, ()),
         ("standard", "continuous"): (2800, 40_000, scene_stages(0.2, 0.45)),
         ("standard", "discrete"): (1600, 30_000, scene_stages(0.4, 0.7)),
@@ -393,14 +400,21 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
         family=family,
         episodes=episodes,
         align_layer=3,
-        language=LanguageConfig(width=192, layers=layers, heads=3, kv_heads=3, hidden=512, qk_norm=True),
+        language=LanguageConfig(
+            width=192, layers=layers, heads=3, kv_heads=3, hidden=512, qk_norm=True, head_norm=head_norm
+        ),
         stages=stages,
         train=TrainSettings(
             steps=steps,
             validate_every=max(40, steps // 12),
             checkpoint_every=max(100, steps // 6),
             optimizer=OptimizerSettings(
-                kind="muon", learning_rate=4e-3, matrix_learning_rate=0.02, warmup_steps=30
+                kind="muon",
+                learning_rate=4e-3,
+                matrix_learning_rate=0.02,
+                warmup_steps=30,
+                # a cosine would leave the last stage hardly any rate
+                cooldown=0.4 if stages and scale == "quickstart" else None,
             ),
         ),
     )

@@ -168,9 +168,9 @@ class MasterOptimizer:
         self.parts = {name: part_of(name, parts) for name in self.masters}
         matrices, decayed, plain = sorted_out(self.masters, settings)
         self.matrices = {name: as_matrix(self.masters[name]) for name in matrices}
-        groups = [{name: self.masters[name] for name in names} for names in (decayed, plain)]
+        decaying, plain_ones = ({name: self.masters[name] for name in names} for names in (decayed, plain))
         self.optimizers = [
-            *adamw_of(*groups, settings, self.parts),
+            *adamw_of(decaying, plain_ones, settings, self.parts),
             *muon_of(self.matrices, settings, self.parts),
         ]
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]

@@ -76,12 +76,12 @@ class ShardedOptimizer(MasterOptimizer):
             if owner == dist.get_rank():
                 self.matrices[name] = whole.clone()
         self.parts = dict.fromkeys(self.weights, "")
-        groups = [
+        decaying, plain_ones = (
             {name: self.masters[name] for name in names if self.masters[name].numel()}
             for names in (decayed, plain)
-        ]
+        )
         self.optimizers = [
-            *adamw_of(*groups, settings, self.parts),
+            *adamw_of(decaying, plain_ones, settings, self.parts),
             *muon_of(self.matrices, settings, self.parts),
         ]
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
