@@ -73,6 +73,7 @@ def prepare(folder: Path, count: int, side: int, shard_bytes: int) -> None:
     write_shards(
         samples, files.__getitem__, lambda key: len(files[key]), folder / SHARDS, shard_bytes=shard_bytes
     )
+    datasets.disable_progress_bars()
     table = datasets.Dataset.from_dict({"key": list(files), "jpg": list(files.values())})
     table.save_to_disk(str(folder / TABLE))
 

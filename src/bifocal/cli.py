@@ -157,7 +157,7 @@ def train(
 
 
 def plan(
-    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "prior"]],
+    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "vlm-smollm", "prior"]],
     family: Literal["discrete", "continuous"] | None = None,
     vision: str | None = None,
     tower: Literal["vit", "resnet"] | None = None,
@@ -166,7 +166,6 @@ def plan(
     smoke: bool = False,
     steps: int | None = None,
     machines: str = "cpu",
-    sharded: bool = False,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
     dtype: Dtype = "auto",
@@ -186,7 +185,6 @@ def plan(
         steps: optimizer steps.
         machines: [COUNTx]NAME[@PRICE AN HOUR FOR EACH], with commas between: cpu is this machine, others are a100,
             h100, l4, rtx4090.
-        sharded: divide masters, optimizer state and gradients among ranks.
         output: a plot (PNG, PDF or SVG).
         json_output: print the forecast as JSON and nothing else.
         dtype: auto is bf16 where it is fast.
@@ -205,7 +203,6 @@ def plan(
             tower=tower,
             data=data,
             machines=[machines],
-            sharded=sharded,
             output=output,
             as_json=json_output,
         )

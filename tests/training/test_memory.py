@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -43,3 +44,4 @@ def test_a_child_tells_what_its_work_added_at_its_peak() -> None:
     added = added_in_child(lambda: None, work)
     assert added is not None and 2**25 <= added < 2**25 + 2**23
     assert added_in_child(lambda: None, lambda: sys.exit(1)) is None
+    assert added_in_child(lambda: None, lambda: time.sleep(60), patience=0.1) is None

@@ -40,7 +40,6 @@ def plan_command(
     tower: str | None = None,
     data: str | None = None,
     machines: Sequence[str] = ("cpu",),
-    sharded: bool = False,
     output: Path | None = None,
     as_json: bool = False,
 ) -> Forecast:
@@ -50,7 +49,7 @@ def plan_command(
         raise UserError("--machines names no machine: try cpu, or cpu,8xh100")
     recipe = recipe_named(model, scale, overrides, family=family, vision=vision, tower=tower, data=data)
     keep_freed_memory()  # as training does
-    known = forecast(recipe, fleets, sharded=sharded)
+    known = forecast(recipe, fleets)
     if as_json:
         print(json.dumps(to_json(known, recipe_name(model, scale, family))))
     else:

@@ -49,7 +49,7 @@ class Line:
         """Bytes of a rank by kind, and "peak", the most at one moment.
 
         ``sharded`` divides masters, optimizer state and gradients among the ranks (as FSDP does); the weights of the
-        products are whole on each while a step lasts.
+        products are counted whole, although a rank has those of one layer at a time.
         """
         cost = self.costs[1]
         part = 1 / ranks if sharded else 1.0
@@ -135,8 +135,9 @@ class Forecast:
         return sum(trained for trained, _ in self.parts.values())
 
 
-def forecast(recipe: Any, fleets: Sequence[Fleet], *, sharded: bool = False) -> Forecast:
+def forecast(recipe: Any, fleets: Sequence[Fleet]) -> Forecast:
     """What training ``recipe`` will take on each of ``fleets``."""
+    sharded = recipe.train.parallel == "shard"
     planned = sketch(recipe)
     dtype = fast_dtype(torch.device("cpu"), recipe.train.dtype)
     with stand_ins("cpu"):
@@ -178,7 +179,7 @@ def measured_peaks(planned: Sketch, line: Line) -> tuple[tuple[int, int], tuple[
 
     A process takes more than its tensors: gaps of the heap, and kernels that are compiled for every new shape.
     """
-    sizes = (max(1, line.sizes[1] // 8), max(1, line.sizes[1] // 4))
+    sizes = (max(1, line.sizes[1] // 4), max(1, line.sizes[1] // 2))
     if sizes[0] == sizes[1] or line.memory(sizes[1])["peak"] > this_memory() / 4:
         return None
     if REHEARSED * sum(sizes) * line.flops() > MOST_FLOPS:
@@ -228,8 +229,9 @@ def row_of(known: Forecast, fleet: Fleet, *, sharded: bool) -> Row:
         busy = compute  # batches are made ahead of time
         if data > compute:
             notes.append(f"needs train.workers {math.ceil(data / compute)} a rank")
-    memory = line.memory(batch, ranks, sharded=sharded)
-    largest = line.largest_batch(has, ranks, sharded=sharded)
+    pieces = planned.train.accumulate
+    memory = line.memory(math.ceil(batch / pieces), ranks, sharded=sharded)
+    largest = pieces * line.largest_batch(has, ranks, sharded=sharded)
     sent = communicated_bytes(known, ranks, sharded=sharded)
     communication = sent / link_of(fleet) if ranks > 1 else 0.0
     if ranks > planned.size:

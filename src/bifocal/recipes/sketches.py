@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bifocal.config import UserError
 from bifocal.data.batch import Template
+from bifocal.data.chat_text import ChatTokenizer
 from bifocal.data.pictures import to_tensor
 from bifocal.data.text import TextTokenizer
 from bifocal.inference import load_model
@@ -26,15 +27,19 @@ from bifocal.models.precision import fast_dtype
 from bifocal.models.prior import PriorConfig, PriorModel
 from bifocal.models.quantize import Codebook
 from bifocal.models.vision import VisionConfig
-from bifocal.models.vlm import Alignment
+from bifocal.models.vlm import VLM, Alignment
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 from bifocal.recipes.clip import CLIPRecipe, contrastive_batch, training_batch
+from bifocal.recipes.decoders import words_of
+from bifocal.recipes.learning import let_learn
 from bifocal.recipes.mixture import source_of
 from bifocal.recipes.prior import PriorRecipe
 from bifocal.recipes.vlm import Packer, VLMRecipe, build
 from bifocal.recipes.vqvae import VQVAERecipe, perceptual_of
 from bifocal.training.feeding import Waiting, feed
 from bifocal.training.optimizer import MasterOptimizer
+from bifocal.training.parallel import checkpoint_activations
+from bifocal.training.trace import stand_ins
 from bifocal.training.trainer import TrainSettings
 
 
@@ -54,19 +59,26 @@ class Sketch:
     language: tuple[LanguageConfig, int] | None = None
     embedding_width: int = 0  # of what ranks exchange of every sample, beside gradients
 
+    def model(self) -> nn.Module:
+        """The model as the trainer has it."""
+        model = self.build()
+        if self.train.activation_checkpointing:
+            checkpoint_activations(model)
+        return model
+
     def outline(self) -> nn.Module:
         """The model for a trace: its search of a codebook computes as much and finds nothing."""
-        model = self.build()
+        model = self.model()
         for module in model.modules():
             if isinstance(module, Codebook):
-                module.search = first_code  # type: ignore[method-assign]
+                module.search = first_code
         return model
 
     def steps(self, size: int, workers: int = 0) -> Iterator[tuple[float, float]]:
         """Takes steps of ``size`` samples without end; gives the seconds of each, and those waited for its batch."""
         device = torch.device("cpu")
         torch.manual_seed(self.train.seed)
-        model = self.build().train()
+        model = self.model().train()
         optimizer = MasterOptimizer(model, self.train.optimizer, fast_dtype(device, self.train.dtype))
         after_step = getattr(model, "after_step", None)
         coming = Waiting(feed(lambda step: self.batch(step, size), 0, 10**6, device, workers))
@@ -175,30 +187,35 @@ def sketch_vlm(recipe: VLMRecipe) -> Sketch:
     source = source_of(recipe.data, recipe.world, recipe.episodes)
     shape = encoder_shape(recipe)
     codes = shape.quantizer.codes if isinstance(shape, VQVAEConfig) else 0
-    tokenizer = TextTokenizer.train(
+    words, language, _ = words_of(None, recipe.decoder, box_bins=recipe.box_bins, texts=source.texts)
+    recipe = recipe if language is None else replace(recipe, language=language)
+    tokenizer = words or TextTokenizer.train(
         source.texts(), size=recipe.text_tokens, codes=codes, box_bins=recipe.box_bins
     )
     if isinstance(shape, VQVAEConfig):
-        positions = shape.codes_per_picture
-        store = Blank(positions, dtype=torch.int64)
+        places, store = shape.codes_per_picture, Blank(shape.codes_per_picture, dtype=torch.int64)
     else:
         assert isinstance(shape.vision, VisionConfig)
-        positions = shape.vision.patches
-        store = Blank(positions, shape.vision.width, dtype=torch.bfloat16)
+        places, width = shape.vision.patches, shape.vision.width
+        store = Blank(places, width, dtype=torch.bfloat16)
     aligned = None
     if recipe.align is not None:
         clip, _ = load_model(recipe.align)
         assert isinstance(clip, CLIPModel)
-        aligned = Blank(positions, clip.config.width, dtype=torch.float32)
+        aligned = Blank(places, clip.config.width, dtype=torch.float32)
 
-    def make() -> nn.Module:
+    def make() -> VLM:
         encoder = VQVAEModel(shape) if isinstance(shape, VQVAEConfig) else CLIPModel(shape)
         model = build(recipe, tokenizer, encoder)
         if aligned is not None:
             projection = torch.zeros(recipe.language.width, aligned.shape[1])
             model.alignment = Alignment(recipe.align_layer, recipe.align_weight, projection)
+        new = tokenizer.added if isinstance(tokenizer, ChatTokenizer) else ()
+        let_learn(model, recipe.learning, recipe.lora, new, vision=recipe.sees_pixels(None))
         return model
 
+    with stand_ins("cpu"):
+        positions = make().image_path.positions
     template = Template(tokenizer, positions, recipe.number_pictures)
     stores: Any = {"train": store}
     teacher: Any = aligned

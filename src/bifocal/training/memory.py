@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import gc
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,8 +60,13 @@ def added_memory(before: Callable[[], object], work: Callable[[], object]) -> in
     return process_memory("VmHWM") - base
 
 
-def added_in_child(before: Callable[[], object], work: Callable[[], object]) -> int | None:
-    """``added_memory`` of a process that is forked for it and computes on one thread; None where it cannot be told."""
+def added_in_child(
+    before: Callable[[], object], work: Callable[[], object], *, patience: float = 120.0
+) -> int | None:
+    """``added_memory`` of a process that is forked for it and computes on one thread.
+
+    None where it cannot be told, or not within ``patience`` seconds.
+    """
     if not sys.platform.startswith("linux"):
         return None
     reading, writing = os.pipe()
@@ -73,6 +80,8 @@ def added_in_child(before: Callable[[], object], work: Callable[[], object]) -> 
             os._exit(0)  # nothing of the parent's is to be closed twice
     os.close(writing)
     with os.fdopen(reading) as answer:
+        if not select.select([answer], [], [], patience)[0]:
+            os.kill(child, signal.SIGKILL)
         said = answer.read()
     os.waitpid(child, 0)
     return int(said) if said else None

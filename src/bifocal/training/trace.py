@@ -16,15 +16,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
 from bifocal.training.feeding import tensors_in
+from bifocal.training.fused import FusedAttentionMode
 from bifocal.training.heap import Heap
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings
 
@@ -220,42 +219,6 @@ def places_of(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
         else:
             plain.append(index)
     return plain
-
-
-# ------------------------------------------------------------ attention of accelerators
-
-
-class FusedAttention(torch.autograd.Function):
-    """Attention whose scores are never held, as accelerators compute it (FlashAttention, Dao et al. 2022).
-
-    On the way back the scores are computed anew: five products instead of the four of an attention that held them.
-    """
-
-    @staticmethod
-    def forward(context: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)) @ v.flatten(0, 1)
-        context.save_for_backward(q, k, v, out)
-        return out.view(*q.shape[:-1], v.shape[-1])
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, out = context.saved_tensors
-        flat_q, flat_k, flat_v, flat = (x.flatten(0, 1) for x in (q, k, v, gradient))
-        scores = torch.bmm(flat_q, flat_k.transpose(1, 2))
-        to_scores = torch.bmm(flat, flat_v.transpose(1, 2))
-        to_q, to_k, to_v = to_scores @ flat_k, to_scores.mT @ flat_q, scores.mT @ flat
-        return to_q.view_as(q), to_k.view_as(k), to_v.view_as(v)
-
-
-class FusedAttentionMode(TorchFunctionMode):
-    """Puts ``FusedAttention`` where torch would choose a kernel by the device."""
-
-    def __torch_function__(
-        self, func: Any, types: Sequence[type], args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return FusedAttention.apply(*args[:3])
-        return func(*args, **(kwargs or {}))
 
 
 # ------------------------------------------------------------ a whole step
