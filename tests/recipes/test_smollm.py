@@ -106,7 +106,7 @@ def test_a_run_goes_on_from_a_finished_one(run: Path, tmp_path: Path) -> None:
     (tmp_path / "begin").mkdir()
     inference.save(tmp_path / "begin", model, words)
     asked = ["train", "vlm-smollm", "--vision", clip, "--out", str(tmp_path / "more")]
-    settings = ["--world.picture-size", "32", "--row-length", "160", "--steps", "1", "--batch-size", "2"]
+    settings = ["--world.picture-size", "32", "--steps", "1", "--batch-size", "2"]
     assert main([*asked, "--init-from", str(tmp_path / "begin"), "--smoke", *settings]) == 0
     later, same_words = inference.load_model(tmp_path / "more")
     assert isinstance(later, VLMModel) and isinstance(same_words, ChatTokenizer)
