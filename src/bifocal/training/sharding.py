@@ -249,8 +249,8 @@ def _spread(model: nn.Module, dtype: torch.dtype, mesh: Any) -> None:
             weight.data = weight.data.to(torch.float32 if name in kept else dtype)
         elif weight.ndim == 4 and "embed" not in name:
             raise UserError(
-                "train.parallel shard is for models of matrices: kernels lie channels last, which cannot be taken apart, "
-                "and a model of convolutions is small enough to be whole on every rank"
+                "train.parallel shard is for models of matrices: kernels lie channels last and cannot be taken apart; "
+                "a model of convolutions is small enough to be whole on every rank"
             )
     layers = parallel.blocks(model)
     for layer in layers:
