@@ -364,8 +364,8 @@ def reads_store(recipe: VLMRecipe, split: str) -> bool:
 def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuous") -> VLMRecipe:
     """Toy size, the quickstart's, or the reference run's.
 
-    Both families have QK-norm, each in the manner for which another library has a place: Chameleon's for the discrete one,
-    Qwen3's for the continuous one.
+    Both families have QK-norm, each in the manner for which another library has a place: Chameleon's for the discrete
+    one, Qwen3's for the continuous one.
     """
     head_norm: Literal["layer", "rms"] = "layer" if family == "discrete" else "rms"
     if scale == "smoke":
