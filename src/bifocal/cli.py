@@ -300,7 +300,7 @@ def compare(
         data: the folders that the pictures of the page are in, where they are no scenes.
         json_output: print JSON and nothing else.
     """
-    from bifocal.commands.evaluate import compare_command
+    from bifocal.commands.compare import compare_command
     from bifocal.evaluation.compare import print_comparison
 
     result = compare_command(run_a, run_b, page=page, data=data)

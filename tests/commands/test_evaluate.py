@@ -13,7 +13,9 @@ from PIL import Image
 import tiny
 from bifocal import evaluation, inference
 from bifocal.cli import main
-from bifocal.commands.evaluate import compare_command, dataset_of, evaluate_command, predictions_of
+from bifocal.commands.compare import compare_command, predictions_of
+from bifocal.commands.evaluate import evaluate_command
+from bifocal.commands.evaluation_sets import dataset_of
 from bifocal.config import UserError
 from bifocal.data.sample import Message, Picture, Sample, write_samples
 from bifocal.evaluation.results import Row, read_predictions
@@ -176,7 +178,7 @@ def test_pages_of_one_run_and_of_two(
 def test_a_linear_probe_of_scenes_learns_from_training_scenes(
     clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import bifocal.commands.evaluate as module
+    import bifocal.commands.evaluation_sets as module
     from bifocal.data.scenes import World, WorldSettings
 
     monkeypatch.setattr(module, "TAUGHT", 40)

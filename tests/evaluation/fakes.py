@@ -99,6 +99,8 @@ class FakeDataset:
     def stamp(self, key: str) -> tuple[str, str]:
         return key, str(self.truth[key])
 
+    mark = stamp
+
     def _picture(self, episode: int, slot: int = 0, single: bool = False) -> str:
         key = f"{self.split}/{episode}/{slot}"
         rng = np.random.default_rng(zlib.crc32(f"{key} {self.task if single else ''}".encode()))

@@ -481,6 +481,7 @@ def test_evaluate_keeps_predictions_and_scoring_them_again_gives_the_same_rows(t
     rows = evaluate(model, dataset, "grounding", directory=tmp_path, name="renamed")
     folder = tmp_path / "predictions" / "renamed"
     assert sorted(path.name for path in folder.iterdir()) == [
+        "grounding.test.about.json",
         "grounding.test.answers",
         "grounding.test.blank.answers",
         "grounding.test.blank.jsonl",

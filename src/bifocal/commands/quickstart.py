@@ -13,7 +13,8 @@ from rich.console import Console
 from torch import Tensor
 
 from bifocal import artifacts, inference
-from bifocal.commands.evaluate import COUNTS, evaluate_command
+from bifocal.commands.evaluate import evaluate_command
+from bifocal.commands.evaluation_sets import COUNTS
 from bifocal.commands.figures import reconstructions, vqvae_figures
 from bifocal.config import UserError
 from bifocal.data.scenes import World, WorldSettings

@@ -283,6 +283,11 @@ def prediction_path(
     return prediction_folder(directory, model) / place / name
 
 
+def stamp_path(directory: str | Path, model: str, task: str, split: str, *, place: str = "") -> Path:
+    """Where the stamp of predictions lies, beside them: TASK.SPLIT.about.json."""
+    return prediction_path(directory, model, task, split, place=place).with_suffix(".about.json")
+
+
 def answers_path(
     directory: str | Path, model: str, task: str, split: str, *, place: str = "", blank: bool = False
 ) -> Path:

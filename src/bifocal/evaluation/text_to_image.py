@@ -7,17 +7,22 @@ many objects that were *not* asked for (what it sees where there is nothing).
 
 from __future__ import annotations
 
+import inspect
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from bifocal.config import UserError
+from bifocal.config import UserError, fingerprint
+from bifocal.data.fingerprints import asked_fingerprint
 from bifocal.data.sample import Dataset, Sample
 from bifocal.data.scenes.nouns import article_for
-from bifocal.evaluation.asking import Answering, Progress, batches, look_up, right_answers
+from bifocal.evaluation.answers import Given
+from bifocal.evaluation.asking import Answering, look_up, right_answers
+from bifocal.evaluation.batches import Progress, go_through, reason_of
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.evaluation.scoring import Measure, mean_measure, score_rows
 from bifocal.measures import normalize_answer
@@ -29,6 +34,9 @@ class Drawing(Protocol):
     """What this task needs of a model that draws."""
 
     name: str
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def draw_batch(self, prompts: Sequence[str], **options: Any) -> Sequence[Image.Image]: ...
 
@@ -64,55 +72,141 @@ def predict(
     guidance: float | None = None,
     seed: int = 0,
     save: Save | None = None,
+    keep: Path | None = None,
+    restart: bool = False,
+    note: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> list[Prediction]:
     """Draw every prompt once and ask the checker about the drawing, the true picture and a blank one.
 
     ``present`` and ``absent`` list what was asked for and as much that was not: {"name", "drawn", "true",
-    "blank"}, each whether the checker says it is there. Raises UserError for a sample whose facts do not list
-    its objects.
+    "blank"}, each whether the checker says it is there; where that failed there are ``failed`` and, as ``failure``, the
+    reason. What the checker said is kept under ``keep`` as soon as it is said, and ``restart`` and ``note`` are as in
+    ``asking.Asking``; ranks share the prompts. Raises UserError for a sample whose facts do not list its objects, and
+    for a model that cannot draw.
     """
     options: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
-    for sample in dataset.samples:
+    samples = dataset.samples
+    for sample in samples:
         if not (sample.facts or {}).get("objects") or not sample.pictures:
             raise UserError(
                 f"Sample {sample.id} of {dataset.name} has no true picture with a list of its objects."
             )
-    names = sorted({name for sample in dataset.samples for name in (sample.facts or {})["objects"]})
-    predictions: list[Prediction] = [{} for _ in dataset.samples]
-    for chosen in batches(dataset.samples, batch_size, progress):
-        samples = [dataset.samples[i] for i in chosen]
+    about = None
+    if keep is not None or note is not None:
+        settings = {**defaults_of(drawer), **options, "seed": seed, "batch_size": batch_size}
+        about = {
+            "model": fingerprint([drawer.fingerprint, checker.fingerprint]),
+            "data": fingerprint(
+                [
+                    asked_fingerprint(dataset),
+                    [[right_answers(s)[0], dict(s.facts or {})["objects"]] for s in samples],
+                ]
+            ),
+            "settings": settings,
+        }
+    if note is not None and about is not None:
+        note(about)
+    easel = Easel(drawer, checker, dataset, options=options, seed=seed, save=save, batch_size=batch_size)
+    given = go_through(
+        samples,
+        batch_size,
+        lambda chosen, before: easel.draw_and_check(chosen),
+        what=f"drawings of {drawer.name} were made",
+        about=about,
+        keep=keep,
+        restart=restart,
+        progress=progress,
+    )
+    return [_prediction(sample, one) for sample, one in zip(samples, given, strict=True)]
+
+
+def defaults_of(drawer: Drawing) -> dict[str, Any]:
+    """How a model draws where nobody says anything else: its own guidance and temperature."""
+    parameters = inspect.signature(drawer.draw_batch).parameters
+    return {name: parameters[name].default for name in ("guidance", "temperature") if name in parameters}
+
+
+class Easel:
+    """Draws the prompts of a batch together and puts the drawings to the checker.
+
+    What it gives for a sample is ``drawing``, the ``checker``'s name, ``present`` and ``absent``, or a ``failure``. The
+    seed is that of the batch, so that no two batches draw alike, and one that is drawn again is drawn the same.
+    """
+
+    def __init__(
+        self,
+        drawer: Drawing,
+        checker: Answering,
+        dataset: Dataset,
+        *,
+        options: Mapping[str, Any],
+        seed: int,
+        save: Save | None,
+        batch_size: int,
+    ) -> None:
+        self.drawer, self.checker, self.dataset = drawer, checker, dataset
+        self.options, self.seed, self.save, self.batch_size = options, seed, save, batch_size
+        self.names = sorted({name for sample in dataset.samples for name in (sample.facts or {})["objects"]})
+
+    def draw_and_check(self, chosen: Sequence[int]) -> list[Given]:
+        """The samples at these positions; what fails is told from what does not by checking them one by one."""
+        samples = [self.dataset.samples[i] for i in chosen]
         prompts = [right_answers(sample)[0] for sample in samples]
-        drawings = drawer.draw_batch(prompts, seed=seed + chosen[0], **options)  # no two batches draw alike
+        try:
+            drawings = self.drawer.draw_batch(prompts, seed=self.seed + chosen[0], **self.options)
+        except UserError:  # a model that cannot draw this one can draw none
+            raise
+        except Exception as error:  # whatever it is, it is said of the prompts that it comes from
+            return [{"id": sample.id, "failure": reason_of(error)} for sample in samples]
+        pairs = list(zip(samples, drawings, strict=True))
+        try:
+            return self._checked(pairs)
+        except Exception:
+            return [self._alone(*pair) for pair in pairs]
+
+    def _alone(self, sample: Sample, drawing: Image.Image) -> Given:
+        try:
+            (given,) = self._checked([(sample, drawing)])
+        except Exception as error:
+            return {"id": sample.id, "failure": reason_of(error)}
+        return given
+
+    def _checked(self, pairs: Sequence[tuple[Sample, Image.Image]]) -> list[Given]:
         requests, places = [], []
-        for row, (sample, drawing) in enumerate(zip(samples, drawings, strict=True)):
-            true = look_up(dataset, sample.pictures[0])
-            blank = look_up(dataset, sample.pictures[0], blank=True)
+        for row, (sample, drawing) in enumerate(pairs):
+            true = look_up(self.dataset, sample.pictures[0])
+            blank = look_up(self.dataset, sample.pictures[0], blank=True)
             shown = {"drawn": np.asarray(drawing.convert("RGB")), "true": true, "blank": blank}
             objects: dict[str, Sequence[str]] = {"present": list((sample.facts or {})["objects"])}
-            objects["absent"] = absent_objects(sample, names)
+            objects["absent"] = absent_objects(sample, self.names)
             for kind, asked in objects.items():
                 for name in asked:
                     for which, picture in shown.items():
-                        requests.append(([picture], question_about(dataset, name)))
+                        requests.append(([picture], question_about(self.dataset, name)))
                         places.append((row, kind, name, which))
-        answers = checker.answer_batch(requests, max_new_tokens=4, batch_size=batch_size)
-        found: list[dict[str, dict[str, dict[str, bool]]]] = [{"present": {}, "absent": {}} for _ in samples]
+        answers = self.checker.answer_batch(requests, max_new_tokens=4, batch_size=self.batch_size)
+        found: list[dict[str, dict[str, dict[str, bool]]]] = [{"present": {}, "absent": {}} for _ in pairs]
         for (row, kind, name, which), answer in zip(places, answers, strict=True):
             found[row][kind].setdefault(name, {})[which] = normalize_answer(answer.text).startswith("yes")
-        for row, (position, sample, drawing) in enumerate(zip(chosen, samples, drawings, strict=True)):
-            predictions[position] = {
+        return [
+            {
                 "id": sample.id,
-                "pictures": list(sample.pictures),
-                "slice": sample.slice,
-                "question": prompts[row],
-                "drawing": save(sample.id, drawing) if save is not None else None,
-                "checker": checker.name,
-                **{
-                    kind: [{"name": n, **said} for n, said in asked.items()]
-                    for kind, asked in found[row].items()
-                },
+                "drawing": self.save(sample.id, drawing) if self.save is not None else None,
+                "checker": self.checker.name,
+                **{kind: [{"name": n, **said} for n, said in asked.items()] for kind, asked in some.items()},
             }
-    return predictions
+            for (sample, drawing), some in zip(pairs, found, strict=True)
+        ]
+
+
+def _prediction(sample: Sample, given: Given) -> Prediction:
+    prediction: Prediction = {
+        "id": sample.id,
+        "pictures": list(sample.pictures),
+        "slice": sample.slice,
+        "question": right_answers(sample)[0],
+    }
+    return prediction | ({"failed": True} if "failure" in given else {}) | given
 
 
 def _share(predictions: Sequence[Prediction], kind: str, which: str) -> np.ndarray:
@@ -144,7 +238,10 @@ def _on_blank(predictions: Sequence[Prediction]) -> list[Prediction]:
     def blanked(asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{**a, "drawn": a["blank"], "true": a["blank"]} for a in asked]
 
-    return [{**p, "present": blanked(p["present"]), "absent": blanked(p["absent"])} for p in predictions]
+    return [
+        p if p.get("failed") else {**p, "present": blanked(p["present"]), "absent": blanked(p["absent"])}
+        for p in predictions
+    ]
 
 
 def score(
