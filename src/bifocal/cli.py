@@ -666,13 +666,12 @@ def data_check(
         folders: with samples.jsonl and pictures.
         json_output: print the findings as JSON and nothing else.
     """
-    from bifocal.commands.inspect import check_data, report_lines
+    from bifocal.commands.inspect import check_data, report_lines, verdict
 
     report = check_data(folders)
     print(json.dumps(report.to_json()) if json_output else "\n".join(report_lines(report)))
-    if report.survivors < report.samples:
-        lost = report.samples - report.survivors
-        raise config.UserError(f"{lost} of {report.samples} samples are not fit to be trained on or scored")
+    if why := verdict(report):
+        raise config.UserError(why)
 
 
 def data_show(

@@ -131,6 +131,7 @@ def test_nlvr2_from_its_csv(score, tmp_path):
 def test_refcoco_by_split(score, tmp_path):
     files = published.refcoco(tmp_path)
     rows = score(files["results"], "grounding", files["refs"], files["instances"])
+    assert {(row.metric, row.variant) for row in rows} == {("Acc@0.5", "official"), ("mean_iou", "")}
     by_split = {row.split: row.value for row in rows if row.metric == "Acc@0.5"}
     assert by_split == {"val": 0.5}  # nothing was said about testA
     everything = [json.loads(line) for line in files["results"].read_text().splitlines()]

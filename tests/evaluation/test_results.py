@@ -113,6 +113,17 @@ def test_scores_are_written_for_people(metric, value, sign, text):
     assert results.format_value(metric, value, sign=sign) == text
 
 
+def test_no_name_of_a_metric_loses_its_end_in_a_narrow_table():
+    rows = [
+        _row(metric=metric, variant=variant, baseline=0.1)
+        for metric in ("consistency", "plausibility", "distribution")
+        for variant in ("official", "sane")
+    ]
+    out = io.StringIO()
+    results.print_table(rows, Console(file=out, width=80))
+    assert all(row.metric in out.getvalue() for row in rows)
+
+
 def test_the_table_shows_value_interval_baseline_and_blank():
     out = io.StringIO()
     results.print_table([_row(baseline=0.25, blank=0.3)], Console(file=out, width=160))

@@ -322,8 +322,9 @@ def print_table(rows: Sequence[Row], console: Console | None = None, *, title: s
     title = ", ".join([title, *(text for text in shared if text and text not in title)])
     numbers = [column for column in _NUMBERS if any(cells[column] not in ("–", "0") for cells in shown)]
     table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for column in (*names, "slice", "metric"):
-        table.add_column(column, min_width=10)
+    for column in (*names, "slice", "metric"):  # wide enough for each word, or it would lose its end
+        words = [word for cells in shown for word in cells[column].split()]
+        table.add_column(column, min_width=min(24, max([10, *map(len, words)])))
     for column in numbers:  # a name may break, a number may not
         table.add_column(column, justify="right", no_wrap=True)
     previous: tuple[str, ...] = ()

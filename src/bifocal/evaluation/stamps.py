@@ -27,7 +27,8 @@ def stamp_of(
     """
     decoding = None
     if asked is not None:
-        settings = {"temperature": 0.0, **asked["settings"]}
+        greedy = {} if task == text_to_image.TASK else {"temperature": 0.0}
+        settings = {**greedy, **asked["settings"]}
         decoding = {key: settings[key] for key in _DECODING if key in settings}
     return {
         "model": name,
