@@ -208,7 +208,8 @@ def evaluate(
     """
     from bifocal.commands.evaluate import evaluate_command
     from bifocal.distributed import is_main, joined
-    from bifocal.evaluation.results import Stamp, print_table, results_text
+    from bifocal.evaluation.results import Stamp, results_text
+    from bifocal.evaluation.tables import print_table
 
     about: list[Stamp] = []
     with joined():
@@ -270,7 +271,8 @@ def score(
         json_output: print rows as JSON and nothing else.
     """
     from bifocal.commands.score import ScoreSettings, score_command
-    from bifocal.evaluation.results import print_table, results_text
+    from bifocal.evaluation.results import results_text
+    from bifocal.evaluation.tables import print_table
 
     settings = ScoreSettings(split=split, model=model, dialect=dialect, tokenizer=tokenizer, also=also)
     rows = score_command(predictions, task, annotations, settings)

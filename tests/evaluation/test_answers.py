@@ -25,7 +25,8 @@ from bifocal.config import UserError
 from bifocal.data.fingerprints import asked_fingerprint
 from bifocal.data.folder import FolderDataset
 from bifocal.evaluation import evaluate
-from bifocal.evaluation.results import Row, notes, print_table, read_predictions, results_text
+from bifocal.evaluation.results import Row, notes, read_predictions, results_text
+from bifocal.evaluation.tables import print_table
 from evaluation.fakes import FakeClip, FakeDataset, FakeDrawer, FakeVLM
 from ranks import run_on_ranks
 

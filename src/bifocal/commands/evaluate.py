@@ -16,7 +16,7 @@ from bifocal.commands.contamination import contamination as trained_before
 from bifocal.commands.evaluation_sets import LABELLED, dataset_of, taught_from
 from bifocal.commands.figures import reconstruction_page
 from bifocal.commands.places import place_of
-from bifocal.commands.score import caption_options
+from bifocal.commands.score import caption_options, say_what_is_missing
 from bifocal.commands.zero_shot_page import zero_shot_page
 from bifocal.config import UserError
 from bifocal.data.fingerprints import asked_fingerprint
@@ -140,6 +140,8 @@ def evaluate_command(
             **options,
         )
     scored = bool(rows)
+    if distributed.is_main():
+        say_what_is_missing(rows)
     if matches is not None:
         rows += contamination_rows(dataset, matches, model=model_name, task=task)
     if not scored and (shuffled or page is not None):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from bifocal.config import UserError
 from bifocal.evaluation.kept import MEASURING, Predictions, Stamps, load_predictions, load_stamps
@@ -32,6 +32,7 @@ from bifocal.evaluation.scoring import (
     slices,
 )
 from bifocal.evaluation.statistics import mcnemar, paired_corpus_bootstrap
+from bifocal.evaluation.tables import add_words, print_whole, ruled, wide_console
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,27 +257,30 @@ def print_comparison(
     title: str | None = None,
 ) -> None:
     """Print the differences; one whose interval leaves out zero is green (A better) or yellow (B)."""
-    console = console or Console()
-    name = title or f"{comparison.a} against {comparison.b}"
-    table = Table(title=name, title_justify="left", header_style="bold")
-    for column in ("task", "split", "slice", "metric"):
-        table.add_column(column)
-    for column in (comparison.a, comparison.b, "difference", "95% interval", "p", "n"):
-        table.add_column(column, justify="right")
+    console = console or wide_console()
+    shown = [row for row in comparison.differences if row.slice == "all" or every_slice]
     read_twice = {(r.task, r.metric) for r in comparison.differences if r.variant == "sane"}
+    titles = [
+        metric_title(row.metric) + (f", {row.variant}" if (row.task, row.metric) in read_twice else "")
+        for row in shown
+    ]
+    table = ruled(title or f"{comparison.a} against {comparison.b}")
+    for column in ("task", "split", "slice"):
+        add_words(table, column, [getattr(row, column) for row in shown])
+    add_words(table, "metric", titles)
+    for column in (comparison.a, comparison.b, "difference", "95% interval", "p", "n"):
+        table.add_column(column, justify="right", no_wrap=True)
     previous: tuple[str, str] | None = None
-    for row in comparison.differences:
-        if row.slice != "all" and not every_slice:
-            continue
+    for row, name in zip(shown, titles, strict=True):
         block = (row.task, row.split)
         if previous is not None and block != previous:
             table.add_section()
         style = "" if not row.clear else "green" if (row.difference or 0) > 0 else "yellow"
         difference = format_value(row.metric, row.difference, sign=True)
         table.add_row(
-            *(block if block != previous else ("", "")),
-            row.slice,
-            metric_title(row.metric) + (f", {row.variant}" if (row.task, row.metric) in read_twice else ""),
+            *(map(escape, block) if block != previous else ("", "")),
+            escape(row.slice),
+            escape(name),
             format_value(row.metric, row.a),
             format_value(row.metric, row.b),
             f"[{style}]{difference}[/]" if style else difference,
@@ -285,9 +289,9 @@ def print_comparison(
             str(row.n),
         )
         previous = block
-    console.print(table)
+    print_whole(table, console)
     for owner, only in ((comparison.a, comparison.only_a), (comparison.b, comparison.only_b)):
         if only:
-            console.print(f"Only {owner} was evaluated on {', '.join(only)}.")
+            console.print(f"Only {owner} was evaluated on {', '.join(only)}.", markup=False, highlight=False)
     for note in comparison.notes:
         console.print(note, markup=False, highlight=False)

@@ -89,7 +89,8 @@ def predict(
     for sample in samples:
         if not (sample.facts or {}).get("objects") or not sample.pictures:
             raise UserError(
-                f"Sample {sample.id} of {dataset.name} has no true picture with a list of its objects."
+                f"Sample {sample.id} of {dataset.name} has no true picture with a list of its objects, by which a "
+                'drawing of it is judged: pictures, and "facts": {"objects": {NAME: COUNT}}.'
             )
     about = None
     if keep is not None or note is not None:
