@@ -410,7 +410,7 @@ def test_captions_can_be_scored_on_the_official_tokens(
             ("zero-shot", "--tokenizer", "ptb"),
             "--tokenizer and --also are for captions, and the task is zero-shot",
         ),
-        (("captioning", "--also", "METEOR"), "METEOR are scored on the PTB tokens: add --tokenizer ptb"),
+        (("captioning", "--also", "METEOR"), "METEOR is scored on the PTB tokens: add --tokenizer ptb"),
         (("captioning", "--tokenizer", "ptb"), "the PTB tokenizer is a Java program, and there is no java"),
     ],
 )

@@ -21,6 +21,7 @@ from bifocal.evaluation.results import (
 
 _NO_TERMINAL = 160  # characters a line where a file or another program reads
 _LONGEST_WORD = 24  # a longer one is broken
+_ANY = 10_000  # characters a line, more than any table has
 
 
 def wide_console() -> Console:
@@ -42,17 +43,39 @@ def ruled(title: str) -> Table:
 
 
 def add_words(table: Table, name: str, cells: Sequence[str]) -> None:
-    """A column of texts that may break between words, and wide enough for each of these."""
-    longest = max(len(word) for cell in [name, *cells] for word in cell.split() or [""])
-    table.add_column(name, min_width=min(_LONGEST_WORD, longest), overflow="fold")
+    """A column of texts, which may break between words, and within one only where it is very long."""
+    texts = [name, *cells]
+    longest = max(len(word) for text in texts for word in text.split() or [""])
+    table.add_column(
+        name, min_width=min(_LONGEST_WORD, longest), max_width=max(map(len, texts)), overflow="fold"
+    )
 
 
 def print_whole(table: Table, console: Console) -> None:
-    """Print a table; where the terminal is too narrow for it, its lines are longer, and nothing is left out."""
-    width = console.width
-    console.width = max(width, Measurement.get(console, console.options, table).minimum)
+    """Print a table; where the terminal is too narrow for it, its lines are longer, and nothing is left out.
+
+    Left to itself rich takes from all columns what is missing, and from numbers too.
+    """
+    before = console.width
+    needed = _width(table, console)
+    if needed > before:
+        texts = [column for column in table.columns if column.min_width is not None]
+        for column in texts:
+            column.width = column.min_width
+        needed = _width(table, console)
+        spare = max(0, before - needed)
+        for column in texts:
+            more = min(spare, (column.max_width or 0) - (column.width or 0))
+            column.width = (column.width or 0) + more
+            spare -= more
+    console.width = max(before, needed)
     console.print(table)
-    console.width = width
+    console.width = before
+
+
+def _width(table: Table, console: Console) -> int:
+    """The characters a line that a table takes where it may take all it wants."""
+    return Measurement.get(console, console.options.update(width=_ANY), table).maximum
 
 
 def print_table(rows: Sequence[Row], console: Console | None = None, *, title: str = "Results") -> None:
