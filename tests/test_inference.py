@@ -67,7 +67,15 @@ def test_a_saved_model_loads_with_the_same_weights(places: Place, name: str) -> 
     assert after.config == before.config
     wanted = before.state_dict()
     assert after.state_dict().keys() == wanted.keys()
-    assert all(torch.equal(value, wanted[key]) for key, value in after.state_dict().items())
+    # what training keeps beside a codebook is not kept of one that is frozen inside a VLM
+    training = (
+        "quantize.initialised",
+        "quantize.idle_steps",
+        "quantize.average_counts",
+        "quantize.average_sums",
+    )
+    same = [key for key in wanted if name != "discrete" or not key.endswith(training)]
+    assert all(torch.equal(after.state_dict()[key], wanted[key]) for key in same)
     assert not after.training
 
 
@@ -115,7 +123,7 @@ def test_bf16_changes_the_precision_and_nothing_else(places: Place) -> None:
     assert torch.nn.functional.cosine_similarity(embedded, exact).item() > 0.99
 
 
-def broken(places: Place, tmp_path: Path, name: str = "discrete") -> Path:
+def broken(places: Place, tmp_path: Path, name: str = "vqvae") -> Path:
     return Path(shutil.copytree(places[name], tmp_path / "broken"))
 
 
@@ -154,7 +162,7 @@ def test_cut_off_weights_are_refused(places: Place, tmp_path: Path) -> None:
 def test_weights_of_another_shape_are_refused(places: Place, tmp_path: Path) -> None:
     place = broken(places, tmp_path)
     about = json.loads((place / "config.json").read_text())
-    about["language"]["hidden"] = 52
+    about["latent_channels"] = 64
     (place / "config.json").write_text(json.dumps(about))
     refused(place, "model.safetensors does not fit its config.json")
 
@@ -176,13 +184,13 @@ def test_a_damaged_config_is_refused(places: Place, tmp_path: Path, content: str
 
 
 def test_a_damaged_tokenizer_is_refused(places: Place, tmp_path: Path) -> None:
-    place = broken(places, tmp_path)
+    place = broken(places, tmp_path, "discrete")
     (place / "tokenizer.json").write_text("{")
     refused(place, "tokenizer.json is damaged")
 
 
 def test_a_missing_tokenizer_is_refused(places: Place, tmp_path: Path) -> None:
-    place = broken(places, tmp_path)
+    place = broken(places, tmp_path, "discrete")
     (place / "tokenizer.json").unlink()
     refused(place, "no tokenizer.json, and text is needed")
 
@@ -374,7 +382,8 @@ def test_scores_are_log_probabilities_of_each_answer_alone(places: Place) -> Non
     model, picture = vlm(places["continuous"]), tiny.picture(0)
     both = model.score([picture], "what?", ["owl", "two hearts"])
     assert all(score < 0 for score in both)
-    assert both == [model.score([picture], "what?", [text])[0] for text in ("owl", "two hearts")]
+    alone = [model.score([picture], "what?", [text])[0] for text in ("owl", "two hearts")]
+    assert both == pytest.approx(alone, rel=1e-5)  # float32; in company the sums are in another order
 
 
 def test_a_discrete_model_draws(places: Place) -> None:
@@ -395,3 +404,155 @@ def test_only_a_discrete_model_has_a_vqvae(places: Place) -> None:
     assert vlm(places["discrete"]).vqvae.codebook_size == tiny.CODES
     with pytest.raises(UserError, match="it has no VQ-VAE"):
         _ = vlm(places["continuous"]).vqvae
+
+
+# ---------------------------------------------------------------- how an answer is told
+
+
+def asked(text: str = "what?", seed: int = 0) -> list[dict[str, object]]:
+    picture = {"type": "image", "image": tiny.picture(seed)}
+    return [{"role": "user", "content": [picture, {"type": "text", "text": text}]}]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_stop_text_ends_an_answer_before_it(places: Place, temperature: float) -> None:
+    model = vlm(places["continuous"])
+    free = model.chat(asked(), temperature=temperature, max_new_tokens=30)
+    stop = free.text[len(free.text) // 2 :][:3]
+    ended = model.chat(asked(), temperature=temperature, max_new_tokens=30, stop=["never said", stop])
+    assert ended.text == free.text[: free.text.index(stop)].strip()
+    assert ended.finish_reason == "stop"
+    assert ended.logprobs == pytest.approx(free.logprobs[: len(ended.logprobs)], abs=1e-4)
+    assert len(ended.logprobs) < len(free.logprobs)
+
+
+@pytest.mark.parametrize("stop", ["owl", ["owl", ""]])
+def test_stop_texts_that_are_none_are_refused(places: Place, stop: object) -> None:
+    with pytest.raises(ValueError, match="stop must be a list of texts that are not empty"):
+        vlm(places["continuous"]).chat(asked(), stop=stop)  # type: ignore[arg-type]
+
+
+def test_the_likeliest_tokens_stand_beside_each(places: Place) -> None:
+    model = vlm(places["continuous"])
+    answer = model.answer(tiny.picture(0), "what?", max_new_tokens=6, top_logprobs=3)
+    assert len(answer.top_logprobs) == len(answer.logprobs)
+    for logprob, likely in zip(answer.logprobs, answer.top_logprobs, strict=True):
+        assert likely[0][1] == pytest.approx(logprob, abs=1e-6)  # greedy: the likeliest is what was said
+        assert [value for _, value in likely] == sorted((value for _, value in likely), reverse=True)
+        assert len(likely) == 3 and all(isinstance(text, str) for text, _ in likely)
+    assert model.answer(tiny.picture(0), "what?").top_logprobs == ()
+
+
+def test_of_several_answers_each_is_that_of_its_seed(places: Place) -> None:
+    model = vlm(places["continuous"])
+    several = model.chat(asked(), n=3, temperature=1.5, seed=7, max_new_tokens=10)
+    alone = [model.chat(asked(), temperature=1.5, seed=7 + i, max_new_tokens=10) for i in range(3)]
+    assert [answer.text for answer in several] == [answer.text for answer in alone]
+    assert len({answer.text for answer in several}) > 1
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+        model.chat(asked(), n=0)
+
+
+def test_a_seed_gives_the_same_answer_whatever_the_batch(places: Place) -> None:
+    model = vlm(places["discrete"])
+    conversations = [asked("what?", 1), asked("is there an owl?", 2), asked("what?", 3), asked("same?", 1)]
+    options = {"temperature": 1.3, "seed": 5, "max_new_tokens": 10}
+    alone = [model.chat(messages, **options).text for messages in conversations]  # type: ignore[call-overload]
+    for batch_size in (1, 3, 4):
+        batch = model.chat_batch(conversations, batch_size=batch_size, **options)  # type: ignore[arg-type]
+        assert [answer.text for answer in batch] == alone
+
+
+@pytest.mark.parametrize("family", ["discrete", "continuous"])
+def test_a_stream_is_the_answer_in_pieces(places: Place, family: str) -> None:
+    model = vlm(places[family])
+    options = {"temperature": 1.2, "seed": 2, "max_new_tokens": 20}
+    whole = model.chat(asked(), **options)  # type: ignore[call-overload]
+    told = list(model.stream(asked(), **options))  # type: ignore[arg-type]
+    assert "".join(piece.text for piece in told).strip() == whole.text
+    assert [piece.finish_reason for piece in told] == [None] * (len(told) - 1) + [whole.finish_reason]
+    assert tuple(value for piece in told for value in piece.logprobs) == pytest.approx(
+        whole.logprobs, abs=1e-4
+    )
+
+
+def test_a_stream_holds_back_what_may_become_a_stop_text(places: Place) -> None:
+    model = vlm(places["continuous"])
+    free = model.chat(asked(), max_new_tokens=30).text
+    stop = free[len(free) // 2 :][:4]
+    told = list(model.stream(asked(), max_new_tokens=30, stop=[stop]))
+    assert "".join(piece.text for piece in told).strip() == free[: free.index(stop)].strip()
+    assert told[-1].finish_reason == "stop"
+
+
+def test_an_answer_may_hold_pictures_and_a_picture_be_drawn_anew(places: Place) -> None:
+    model = vlm(places["discrete"])
+    words = model.tokenizer
+    with torch.no_grad():
+        model.model.language_model.lm_head.weight.mul_(
+            0.02
+        )  # nearly all tokens alike, so that it draws now and then
+    for seed in range(40):
+        drawn = model.chat(
+            asked("draw an owl"), may_draw=True, temperature=1.0, seed=seed, max_new_tokens=400
+        )
+        if drawn.images:
+            break
+    assert drawn.images and all(image.size == (tiny.PICTURE_SIZE,) * 2 for image in drawn.images)
+    assert words.decode([words.image_begin]) == ""  # pictures leave no trace in the text
+    conversation = [
+        *asked("draw an owl"),
+        {"role": "assistant", "content": [{"type": "image", "image": drawn.images[0]}]},
+        {"role": "user", "content": "draw it anew"},
+    ]
+    again = model.chat(conversation, may_draw=True, temperature=1.0, seed=seed, max_new_tokens=60)
+    assert again.finish_reason in ("stop", "length")
+    without = model.chat(asked("draw an owl"), temperature=1.0, seed=seed, max_new_tokens=400)
+    assert without.images == ()
+
+
+def test_a_continuous_model_that_may_draw_is_refused(places: Place) -> None:
+    with pytest.raises(UserError, match="continuous is a continuous VLM: it reads pictures as vectors"):
+        vlm(places["continuous"]).chat(asked(), may_draw=True)
+
+
+def test_drawings_are_those_of_their_seeds_and_a_clip_puts_them_in_order(places: Place) -> None:
+    model, judge = vlm(places["discrete"]), clip(places["clip"])
+    drawn = model.draw("an owl", n=3, seed=4)
+    alone = [model.draw("an owl", seed=4 + i)[0] for i in range(3)]
+    assert [image.tobytes() for image in drawn] == [image.tobytes() for image in alone]
+    ordered = model.draw("an owl", n=3, seed=4, rerank=judge)
+    cosines = judge.embed_images(ordered) @ judge.embed_texts(["an owl"])[0]
+    assert cosines.tolist() == sorted(cosines.tolist(), reverse=True)
+    assert {image.tobytes() for image in ordered} == {image.tobytes() for image in drawn}
+
+
+@pytest.mark.parametrize("family", ["discrete", "continuous"])
+def test_scores_of_many_answers_are_those_of_each(places: Place, family: str) -> None:
+    model = vlm(places[family])
+    answers = ["owl", "two hearts", "a red tile", "no", ""]
+    together = model.score([tiny.picture(0)], "what?", answers * 20)
+    alone = [model.score([tiny.picture(0)], "what?", [answer])[0] for answer in answers]
+    assert together == pytest.approx(alone * 20, rel=1e-4)
+    assert model.score([tiny.picture(0)], "what?", []) == []
+
+
+# ---------------------------------------------------------------- int8
+
+
+def test_an_int8_model_answers_nearly_as_before(places: Place) -> None:
+    rounded, exact = bifocal.load(places["continuous"], dtype="int8"), bifocal.load(places["continuous"])
+    assert isinstance(rounded, inference.VLM) and isinstance(exact, inference.VLM)
+    assert rounded.model.language_model.lm_head.weight.dtype == torch.int8
+    assert rounded.fingerprint != exact.fingerprint
+    answers = ["owl", "two hearts", "a red tile"]
+    near = [model.score([tiny.picture(0)], "what?", answers) for model in (rounded, exact)]
+    assert near[0] == pytest.approx(near[1], rel=0.1)
+    assert near[0] != near[1]
+    assert rounded.answer(tiny.picture(0), "what?", max_new_tokens=8).logprobs
+
+
+@pytest.mark.parametrize("name", ["vqvae", "clip"])
+def test_int8_is_for_decoders(places: Place, name: str) -> None:
+    with pytest.raises(UserError, match="int8 is for the decoder of a VLM on a CPU"):
+        bifocal.load(places[name], dtype="int8")

@@ -7,15 +7,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from bifocal.data.chat_format import read_template
+from bifocal.data.chat_text import ChatTokenizer
 from bifocal.data.sample import Box, Message, Picture, Sample, write_samples
 from bifocal.data.text import TextTokenizer
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.models.language import LanguageConfig
+from bifocal.models.parti import DecoderConfig, PartiConfig, PartiModel
 from bifocal.models.quantize import QuantizerConfig
 from bifocal.models.text import TextConfig
 from bifocal.models.vision import VisionConfig
-from bifocal.models.vlm import VLM, VLMConfig
+from bifocal.models.vlm import VLM, Rows, VLMConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 
 PICTURE_SIZE = 32  # the smallest that scenes have
@@ -43,6 +47,9 @@ def tokenizer() -> TextTokenizer:
 def vlm(family: str, *, kv_heads: int = 2, box_spread: float = 1.0) -> VLM:
     """A VLM of random weights, larger than at the start of training, so that its preferences are clear."""
     words = tokenizer()
+    eyes = {"vision": VISION}
+    if family == "discrete":
+        eyes = {"vqvae": IMAGE_TOKENS, "first_code": words.codes.start}  # type: ignore[dict-item]
     torch.manual_seed(1)
     model = VLM(
         VLMConfig(
@@ -51,9 +58,7 @@ def vlm(family: str, *, kv_heads: int = 2, box_spread: float = 1.0) -> VLM:
                 vocabulary=len(words), width=32, layers=2, heads=4, kv_heads=kv_heads, hidden=48,
                 qk_norm=family == "discrete",
             ),
-            vision=VISION,
-            vqvae=IMAGE_TOKENS,
-            first_code=words.codes.start,
+            **eyes,  # type: ignore[arg-type]
             first_box=words.boxes.start,
             box_bins=len(words.boxes),
             box_spread=box_spread,
@@ -72,6 +77,25 @@ def vlm(family: str, *, kv_heads: int = 2, box_spread: float = 1.0) -> VLM:
 def vqvae() -> VQVAEModel:
     torch.manual_seed(2)
     return VQVAEModel(IMAGE_TOKENS).eval()
+
+
+def parti(vocabulary: int, context: int = 16) -> PartiModel:
+    """A Parti of random weights, larger than at the start of training, so that its preferences are clear."""
+    torch.manual_seed(4)
+    model = PartiModel(
+        PartiConfig(
+            vqvae=IMAGE_TOKENS,
+            text=TextConfig(vocabulary=vocabulary, context=context, width=32, layers=1, heads=2),
+            decoder=DecoderConfig(width=32, layers=2, heads=2, hidden=48),
+            words=("an", "hearts", "owl", "two"),
+        )
+    )
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2 and not name.startswith("vqvae."):
+                weight.mul_(8)
+        model.vqvae.quantize.embedding.weight.normal_()
+    return model.eval()
 
 
 def clip(vocabulary: int, context: int = 16) -> CLIPModel:
@@ -109,3 +133,51 @@ def folder(place: Path, pictures: int = 24) -> Path:
         ]  # fmt: skip
     write_samples(place / "samples.jsonl", samples)
     return place
+
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nBe helpful.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def foreign_tokenizer() -> Tokenizer:
+    """A byte-level BPE with a begin and an end token, as another tool leaves it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*TEXTS, "user assistant system helpful"] * 4, trainer)
+    return tokenizer
+
+
+def chat_tokenizer(template: str = CHATML) -> ChatTokenizer:
+    """The same as the tokenizer of a VLM, with eight coordinate bins."""
+    chat = read_template(template, bos="<|im_start|>", eos="<|im_end|>")
+    return ChatTokenizer.of_model(foreign_tokenizer(), chat, box_bins=8)
+
+
+def rows(model: VLM) -> Rows:
+    """Two rows of a continuous VLM, with a picture each and four words to be learnt."""
+    positions = model.image_path.positions
+    length = positions + 8
+    tokens = torch.full((2, length), 40)
+    supervised = torch.zeros(2, length, dtype=torch.bool)
+    supervised[:, -4:] = True
+    return Rows(
+        tokens=tokens,
+        positions=torch.arange(length).expand(2, -1),
+        segments=torch.zeros(2, length, dtype=torch.int64),
+        documents=torch.zeros(2, length, dtype=torch.int64),
+        supervised=supervised,
+        image_places=torch.arange(2)[:, None] * length + 1 + torch.arange(positions),
+        pictures=torch.zeros(2, positions, VISION.width),
+        answers=2,
+    )

@@ -4,7 +4,7 @@ Shape suffixes in names: B batch, T tokens, S positions attended to, N image pos
 D width, E head size, H heads or height, W width of a picture, K codebook size, V vocabulary, C channels, G groups.
 """
 
-from bifocal.inference import CLIP, VLM, VQVAE, Answer, load
+from bifocal.inference import CLIP, VLM, VQVAE, Answer, Parti, load
 
 __version__ = "0.1.0"
-__all__ = ["CLIP", "VLM", "VQVAE", "Answer", "__version__", "load"]
+__all__ = ["CLIP", "VLM", "VQVAE", "Answer", "Parti", "__version__", "load"]

@@ -12,11 +12,14 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from bifocal import config
+
+if TYPE_CHECKING:
+    from bifocal.inference import VLM
 
 Task = Literal[
     "reconstruction",
@@ -65,7 +68,7 @@ ImportFormat = Literal[
     "samples",
 ]
 Split = Literal["train", "validation", "test", "test-novel-pairs", "test-novel-concepts"]
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 def quickstart(
@@ -92,7 +95,7 @@ def quickstart(
 
 
 def train(
-    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "prior"]],
+    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "vlm-smollm", "prior", "parti"]],
     out: Path | None = None,
     family: Literal["discrete", "continuous"] | None = None,
     vision: str | None = None,
@@ -113,10 +116,10 @@ def train(
     Example: bifocal train vlm --family continuous --vision runs/clip --out runs/vlm --train.optimizer.clip 0.5
 
     Args:
-        model: which recipe.
+        model: which recipe; vlm-smollm attaches a clip (--vision) to the language model SmolLM2.
         out: the run's directory (runs/MODEL if not given).
         family: of a vlm: image tokens (discrete) or CLIP features (continuous).
-        vision: the finished run of a vlm's image encoder, or of the VQ-VAE whose codes a prior is over.
+        vision: the finished run of a vlm's image encoder, or of the VQ-VAE whose codes a prior is over and parti draws.
         tower: what a clip sees pictures with, a ViT if not given.
         data: a folder of samples (for a prior also what `bifocal encode` wrote), or a .toml or .json file that mixes
             several; the default scenes if not given.
@@ -153,6 +156,60 @@ def train(
     )
 
 
+def plan(
+    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "vlm-smollm", "prior"]],
+    family: Literal["discrete", "continuous"] | None = None,
+    vision: str | None = None,
+    tower: Literal["vit", "resnet"] | None = None,
+    data: str | None = None,
+    scale: Literal["quickstart", "standard"] = "quickstart",
+    smoke: bool = False,
+    steps: int | None = None,
+    machines: str = "cpu",
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    dtype: Dtype = "auto",
+) -> Callable[..., None]:
+    """Parameters, memory, time and cost of a training run, before it begins. Settings are given as in train.
+
+    Example: bifocal plan clip --batch-size 4096 --machines cpu,8xh100@2.5 -o plan.png
+
+    Args:
+        model: which recipe.
+        family: of a vlm: image tokens (discrete) or CLIP features (continuous).
+        vision: the finished run of the image encoder; that of the quickstart if not given.
+        tower: what a clip sees pictures with, a ViT if not given.
+        data: what it will be trained on; the default scenes if not given.
+        scale: the size of the recipe.
+        smoke: toy size.
+        steps: optimizer steps.
+        machines: [COUNTx]NAME[@PRICE AN HOUR FOR EACH], with commas between: cpu is this machine, others are a100,
+            h100, l4, rtx4090.
+        output: a plot (PNG, PDF or SVG).
+        json_output: print the forecast as JSON and nothing else.
+        dtype: auto is bf16 where it is fast.
+    """
+    from bifocal.commands.plan import plan_command
+
+    given = {"train.dtype": dtype} | ({} if steps is None else {"train.steps": str(steps)})
+
+    def go(overrides: dict[str, str]) -> None:
+        plan_command(
+            model,
+            overrides={**given, **overrides},
+            scale="smoke" if smoke else scale,
+            family=family,
+            vision=vision,
+            tower=tower,
+            data=data,
+            machines=[machines],
+            output=output,
+            as_json=json_output,
+        )
+
+    return go
+
+
 def evaluate(
     run: tyro.conf.Positional[Path],
     task: Task,
@@ -164,6 +221,10 @@ def evaluate(
     shuffled: bool = False,
     contamination: bool = True,
     checker: Path | None = None,
+    prompts: bool = False,
+    guidance: float | None = None,
+    candidates: int = 1,
+    rerank: Path | None = None,
     features: Path | None = None,
     prior: Path | None = None,
     classes: Path | None = None,
@@ -192,8 +253,12 @@ def evaluate(
         restart: throw away the answers that were kept from before, and ask everything anew.
         shuffled: also put the same questions with each other's pictures.
         contamination: look up which pictures and questions of DATA the run was trained on.
-        checker: for text-to-image, the VLM that is asked about the drawings.
-        features: for reconstruction, the CLIP in whose features the Fréchet distance is measured.
+        checker: for text-to-image, the VLM that is asked about the drawings (or a CLIP, which only knows objects).
+        prompts: for text-to-image, 420 prompts by challenge and category in the place of test scenes.
+        guidance: for text-to-image, of the prompt.
+        candidates: for text-to-image, so many drawings of each prompt, of which one is taken.
+        rerank: for text-to-image, the CLIP that takes it.
+        features: for reconstruction and text-to-image, the CLIP in whose features the Fréchet distance is measured.
         prior: for reconstruction, the prior over the codes by which their bits are counted.
         classes: for zero-shot, a file of names to choose from, one a line, or JSON {folder: name}.
         train_data: for linear-probe, the folder to learn from; without, the other folds of DATA, or training scenes.
@@ -204,8 +269,9 @@ def evaluate(
         templates: for zero-shot, drawings, photos or name, or a file of sentences with {} for the name.
         json_output: print rows as JSON and nothing else.
         device: where to compute.
-        dtype: auto is bf16 where it is fast.
+        dtype: auto is bf16 where it is fast; int8 besides rounds the weights of a VLM's decoder to 8 bits, on a CPU.
     """
+    from bifocal.commands.drawings import DrawingOptions
     from bifocal.commands.evaluate import evaluate_command
     from bifocal.distributed import is_main, joined
     from bifocal.evaluation.results import Stamp, results_text
@@ -224,6 +290,7 @@ def evaluate(
             shuffled=shuffled,
             contamination=contamination,
             checker=checker,
+            drawing=DrawingOptions(prompts, guidance, candidates, rerank),
             features=features,
             prior=prior,
             classes=classes,
@@ -318,47 +385,77 @@ def ask(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int | None = None,
+    explain: Path | None = None,
+    url: str | None = None,
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
     device: str = "cpu",
     dtype: Dtype = "auto",
 ) -> None:
     """Ask a VLM about one or several pictures; the last word group is the question.
 
-    Example: bifocal ask runs/quickstart/vlm-continuous owl.png "what is on the blue tile?"
+    Example: bifocal ask runs/quickstart/vlm-continuous owl.png "what is on the blue tile?" --explain why.html
 
     Args:
-        run: a finished VLM.
+        run: a finished VLM; with --url the name of one on that server.
         words: picture files, then the question.
         max_new_tokens: the longest answer.
         temperature: 0 gives the most likely answer.
         seed: of sampling.
+        explain: write a page (HTML) that shows where the model looked for each word and what else it might have said.
+        url: ask a server that runs already (bifocal serve); its key is read from BIFOCAL_KEY.
         json_output: print the answer as JSON.
         device: where to compute.
-        dtype: auto is bf16 where it is fast.
+        dtype: auto is bf16 where it is fast; int8 besides rounds the weights of a VLM's decoder to 8 bits, on a CPU.
     """
-    from bifocal.inference import VLM, load
-
     if len(words) < 2:
         raise config.UserError(
             'give at least one picture and a question, as in: bifocal ask RUN owl.png "what is this?"'
         )
-    model = load(run, device=device, dtype=dtype)
-    if not isinstance(model, VLM):
-        raise config.UserError(f"{run} is a {model.kind}, and questions are for a VLM")
-    answer = model.answer(
-        [Path(word) for word in words[:-1]],
-        words[-1],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-    )
+    pictures, question = [Path(word) for word in words[:-1]], words[-1]
+    aloud = explain is None and url is None and not json_output and sys.stdout.isatty()
+    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    if explain is not None:
+        from bifocal.commands.explain import write_explanation
+
+        if temperature > 0:
+            raise config.UserError("--explain is about the most likely answer: leave --temperature at 0")
+        if url is not None:
+            raise config.UserError(
+                "--explain looks into the model itself, and --url leaves it to a server: give one"
+            )
+        model = _open_vlm(run, "questions are", device=device, dtype=dtype)
+        explanation = model.explain(pictures, question, max_new_tokens=max_new_tokens)
+        answer = explanation.answer
+        write_explanation(explain, explanation, pictures, question, model.name)
+    elif url is not None:
+        from bifocal.commands.remote import ask_server
+
+        answer = ask_server(url, run.name, pictures, question, **sampling)
+    else:
+        from bifocal.commands.ask import answer_aloud
+
+        model = _open_vlm(run, "questions are", device=device, dtype=dtype)
+        if aloud:
+            answer = answer_aloud(model, pictures, question, **sampling)
+        else:
+            answer = model.answer(pictures, question, **sampling)
     if json_output:
         about = {"text": answer.text, "boxes": answer.boxes, "finish_reason": answer.finish_reason}
         print(json.dumps({**about, "logprobs": answer.logprobs}))
     else:
-        print(answer.text)
+        if not aloud:
+            print(answer.text)
         for box in answer.boxes:
             print("box " + " ".join(f"{side:.3f}" for side in box))
+
+
+def _open_vlm(run: Path, wanted: str, **options: Any) -> VLM:
+    from bifocal.inference import VLM, load
+
+    model = load(run, **options)
+    if not isinstance(model, VLM):
+        raise config.UserError(f"{run} is a {model.kind}, and {wanted} for a VLM")
+    return model
 
 
 def draw(
@@ -366,42 +463,106 @@ def draw(
     prompt: tyro.conf.Positional[str],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("drawing.png"),
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1,
-    guidance: float = 2.0,
+    guidance: float | None = None,
+    schedule: Literal["constant", "linear"] = "constant",
     seed: int | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    rerank: Path | None = None,
+    candidates: int | None = None,
+    size: tuple[int, int] | None = None,
+    url: str | None = None,
     device: str = "cpu",
     dtype: Dtype = "auto",
 ) -> None:
-    """Let a discrete VLM draw a prompt.
+    """Let a Parti or a discrete VLM draw a prompt.
 
-    Example: bifocal draw runs/quickstart/vlm-discrete "draw an owl and two hearts." -o drawing.png
+    Example: bifocal draw runs/parti "an owl and two hearts" -n 4 --rerank runs/quickstart/clip -o drawing.png
 
     Args:
-        run: a finished discrete VLM.
+        run: a finished Parti or discrete VLM; with --url the name of one on that server.
         prompt: what to draw.
         output: a PNG; several pictures stand side by side in it.
         n: how many pictures.
-        guidance: of the prompt; 1 is plain sampling.
+        guidance: of the prompt; 1 is plain sampling (3 for a Parti and 2 for a VLM if not given).
+        schedule: of a Parti, whether guidance is the same for all codes or rises from 1 at the first.
         seed: of sampling.
+        temperature: of sampling; 0 takes the most likely code.
+        top_k: of sampling, the most likely codes to choose from; 0 is all.
+        top_p: of sampling, the share of probability to choose from.
+        rerank: a CLIP that puts the pictures in order, best first.
+        candidates: draw so many, and keep the n that the CLIP puts first.
+        size: width and height in pixels, of a Parti.
+        url: let a server draw that runs already (bifocal serve); its key is read from BIFOCAL_KEY.
         device: where to compute.
-        dtype: auto is bf16 where it is fast.
+        dtype: auto is bf16 where it is fast; int8 besides rounds the weights of a VLM's decoder to 8 bits, on a CPU.
     """
-    import numpy as np
-    from PIL import Image
+    from bifocal.commands.draw import DrawSettings, draw_command
 
-    from bifocal.commands.figures import grid
-    from bifocal.inference import VLM, load
-
-    if n < 1:
-        raise config.UserError(f"-n must be at least 1, got {n}")
-    model = load(run, device=device, dtype=dtype)
-    if not isinstance(model, VLM):
-        raise config.UserError(f"{run} is a {model.kind}, and drawing is for a discrete VLM")
-    pictures = model.draw(prompt, n=n, guidance=guidance, seed=seed)
-    if n == 1:
-        pictures[0].save(output)
-    else:
-        Image.fromarray(grid([np.asarray(picture) for picture in pictures], columns=min(n, 8))).save(output)
+    settings = DrawSettings(
+        n, guidance, schedule, seed, temperature, top_k, top_p, rerank, candidates, size, url
+    )
+    draw_command(run, prompt, output, settings, device=device, dtype=dtype)
     print(f"wrote {output}")
+
+
+def serve(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    key: tuple[str, ...] = (),
+    origin: tuple[str, ...] = (),
+    name: tuple[str, ...] = (),
+    picture_host: tuple[str, ...] = (),
+    slots: int = 16,
+    context: int = 2048,
+    prefill: int = 256,
+    limit: tuple[str, ...] = (),
+    grace: float = 30.0,
+    log_contents: bool = False,
+    device: str = "cpu",
+    dtype: Dtype = "auto",
+) -> None:
+    """Serve models on a page and behind the OpenAI API.
+
+    Example: bifocal serve runs/quickstart/vlm-continuous runs/quickstart/vlm-discrete runs/quickstart/clip
+
+    Args:
+        runs: finished runs of any kind.
+        host: where to listen; beyond this machine only with a key.
+        port: where to listen; 0 takes any that is free.
+        key: who knows one of these may ask; also from BIFOCAL_KEY, where other programs do not see it.
+        origin: pages of other servers that may call this one, as https://example.org.
+        name: what this server may be called in a Host header, where it is behind another one.
+        picture_host: hosts that pictures may be fetched from, as images.example.org; without, none are fetched.
+        slots: answers that grow side by side in each VLM.
+        context: tokens of a conversation and its answer.
+        prefill: tokens of new questions that are read between two tokens of running answers.
+        limit: NAME=VALUE for any of the limits in docs/serving.md, as pictures=4.
+        grace: seconds that running answers have to end at a signal.
+        log_contents: write questions and answers into the log, too.
+        device: where to compute.
+        dtype: auto is bf16 where it is fast; int8 besides rounds the weights of a VLM's decoder to 8 bits, on a CPU.
+    """
+    import os
+
+    from bifocal.serving.access import Access, keys_of
+    from bifocal.serving.engine import EngineSettings
+    from bifocal.serving.limits import limits_of
+    from bifocal.serving.run import Settings
+    from bifocal.serving.run import serve as go
+
+    settings = Settings(
+        port=port,
+        access=Access(host, keys_of(key, os.environ.get("BIFOCAL_KEY")), origin, name),
+        limits=limits_of(limit),
+        engine=EngineSettings(slots, context, prefill),
+        picture_hosts=picture_host,
+        log_contents=log_contents,
+        grace=grace,
+    )
+    go(runs, settings, device=device, dtype=dtype)
 
 
 def encode(
@@ -543,7 +704,7 @@ def import_(
     picture_size: int | None = None,
     legacy_beta: bool = False,
 ) -> None:
-    """Read another tool's checkpoint: a CLIP of transformers or open_clip, a VQGAN, or the VQ part of a Chameleon.
+    """Read another tool's checkpoint: a CLIP of transformers or open_clip, a Llava, a Chameleon, or a VQGAN.
 
     Example: bifocal import clip-vit-base-patch32 --out runs/openai
 
@@ -551,7 +712,8 @@ def import_(
         source: a directory, or, for a VQGAN, a safetensors file.
         out: a new run's directory.
         picture_size: side in pixels, where a VQGAN does not say it.
-        legacy_beta: to go on training as taming-transformers does, with beta on the codebook term.
+        legacy_beta: to go on training as taming-transformers does, with beta on the codebook term; of a Chameleon this
+            takes the VQ-VAE alone.
     """
     from bifocal.commands.exchange import import_command
 
@@ -561,16 +723,18 @@ def import_(
 
 def export(
     run: tyro.conf.Positional[Path],
-    form: tyro.conf.Positional[Literal["transformers", "open_clip", "chameleon-vq", "taming"]],
+    form: tyro.conf.Positional[
+        Literal["transformers", "open_clip", "llava", "chameleon", "chameleon-vq", "taming"]
+    ],
     out: tyro.conf.Positional[Path],
 ) -> None:
-    """Write a finished CLIP or VQ-VAE as a directory that another tool opens.
+    """Write a finished model as a directory that another tool opens.
 
     Example: bifocal export runs/quickstart/clip open_clip exported
 
     Args:
         run: a finished run.
-        form: whose layout; the first two are a CLIP's.
+        form: whose layout; the first two are a CLIP's, the next two a VLM's, the last two a VQ-VAE's.
         out: a new directory.
     """
     from bifocal.commands.exchange import export_command
@@ -680,33 +844,38 @@ def data_show(
     folder: tyro.conf.Positional[Path],
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     task: str | None = None,
+    model: Path | None = None,
     count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 60,
 ) -> None:
     """Write a page with samples of a folder: pictures, boxes, questions and answers.
 
-    Example: bifocal data show pets -o pets.html
+    Example: bifocal data show pets -o pets.html --model runs/quickstart/vlm-continuous
 
     Args:
         folder: with samples.jsonl and pictures.
         output: an HTML file, complete in itself.
         task: show samples of this task only.
+        model: a finished VLM: show its tokens, the supervised ones in green, and the pictures as it sees them.
         count: how many samples, spread evenly over the folder.
     """
     from bifocal.commands.inspect import show_data
 
     if count < 1:
         raise config.UserError(f"-n must be at least 1, got {count}")
-    show_data(folder, output, task=task, count=count)
+    vlm = None if model is None else _open_vlm(model, "tokens of conversations are")
+    show_data(folder, output, task=task, count=count, model=vlm)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "quickstart": quickstart,
     "train": train,
+    "plan": plan,
     "evaluate": evaluate,
     "score": score,
     "compare": compare,
     "ask": ask,
     "draw": draw,
+    "serve": serve,
     "encode": encode,
     "search": search,
     "interpolate": interpolate,
@@ -720,10 +889,13 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
+RECIPES = ("train", "plan")  # commands that settings of a recipe are given to
+
+
 def usage() -> str:
     """The list of subcommands."""
     lines = [f"  bifocal {name:<12} {(go.__doc__ or '').splitlines()[0]}" for name, go in COMMANDS.items()]
-    return "bifocal trains, compares and evaluates visual-language models.\n\n" + "\n".join(lines)
+    return "bifocal trains, compares, evaluates and serves visual-language models.\n\n" + "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -745,7 +917,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in COMMANDS:
             raise config.UserError(unknown_command(name))
         begin, settings = parse(name, words[len(name.split()) :])
-        if name == "train":
+        if name in RECIPES:
             begin()(overrides=config.parse_flags(settings))
         else:
             begin()
@@ -753,13 +925,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"bifocal: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("bifocal: stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"bifocal: {stop}" if stop.args else "bifocal: stopped", file=sys.stderr)
+        return getattr(stop, "exit_code", 130)
 
 
 def parse(name: str, words: Sequence[str]) -> tuple[Callable[[], Any], list[str]]:
-    """A subcommand's words -> the call they stand for, and (``train`` only) the flags it does not know itself.
+    """A subcommand's words -> the call they stand for, and (of ``RECIPES``) the flags it does not know itself.
 
     Raises ``UserError`` with what tyro has to say about words that do not fit.
     """
@@ -772,7 +944,7 @@ def parse(name: str, words: Sequence[str]) -> tuple[Callable[[], Any], list[str]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            if name == "train":
+            if name in RECIPES:
                 return tyro.cli(later, prog=f"bifocal {name}", args=words, return_unknown_args=True)
             return tyro.cli(later, prog=f"bifocal {name}", args=words), []
     except SystemExit as end:

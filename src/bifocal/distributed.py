@@ -1,12 +1,15 @@
 """Ranks, reductions, and what carries gradients between ranks; with one process all of it is the identity.
 
 The same script runs alone and under `torchrun`: it calls `init_from_environment` once and never asks whether
-there are others.
+there are others. Every rank must take part in every meeting (a reduction, a gather); one that does not come
+ends the others' waiting with `LostRank`, at once if it died and after the group's timeout if it hangs.
 """
 
 import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +19,19 @@ from torch import Tensor
 from bifocal.config import UserError
 
 T = TypeVar("T")
+TIMEOUT_SECONDS = 600.0  # how long a rank waits for the others
+ROLL_CALL_SECONDS = 3.0  # how long those who are left are given to say so
+
+
+class LostRank(RuntimeError):
+    """A meeting that not every rank came to, by its name."""
+
+
+class _State:
+    """What this process knows of its group; there is one group a process, so there is one of these."""
+
+    alone = False
+    meeting = "none yet"
 
 
 def is_distributed() -> bool:
@@ -25,23 +41,34 @@ def is_distributed() -> bool:
 
 def rank() -> int:
     """The number of this process in 0 .. world_size() - 1; 0 if it is alone."""
-    return dist.get_rank() if is_distributed() else 0
+    return dist.get_rank() if is_distributed() and not _State.alone else 0
 
 
 def world_size() -> int:
     """How many processes train together; 1 if this one is alone."""
-    return dist.get_world_size() if is_distributed() else 1
+    return dist.get_world_size() if is_distributed() and not _State.alone else 1
 
 
 def is_main() -> bool:
     """Whether this is the process that writes files and talks to the user (rank 0)."""
-    return rank() == 0
+    return not is_distributed() or dist.get_rank() == 0
 
 
-def init_from_environment() -> bool:
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """For as long as the block lasts, meet nobody: every rank does the same by itself, as one process would."""
+    before, _State.alone = _State.alone, True
+    try:
+        yield
+    finally:
+        _State.alone = before
+
+
+def init_from_environment(timeout_seconds: float = TIMEOUT_SECONDS) -> bool:
     """Join the processes that `torchrun` started: gloo on CPU, nccl on a GPU (which LOCAL_RANK chooses).
 
-    Without RANK in the environment, or if the group exists already, nothing happens.
+    Without RANK in the environment, or if the group exists already, nothing happens. Whoever waits for another rank
+    longer than `timeout_seconds` gives up.
 
     Returns:
         whether this process belongs to a group now.
@@ -58,9 +85,9 @@ def init_from_environment() -> bool:
         raise UserError(f"RANK is set, and {', '.join(missing)} is not: start with torchrun, or unset RANK")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl")
-    else:
-        dist.init_process_group("gloo")
+    # tensors on a GPU by nccl, those in main memory by gloo, whatever the model computes on
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
     return True
 
 
@@ -71,10 +98,10 @@ def shutdown() -> None:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def joined(timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
     """Belong to the group that the environment speaks of for as long as the block lasts; alone, nothing happens."""
     before = is_distributed()
-    init_from_environment()
+    init_from_environment(timeout_seconds)
     try:
         yield
     finally:
@@ -82,21 +109,55 @@ def joined() -> Iterator[None]:
             shutdown()
 
 
+def last_meeting() -> str:
+    """What the ranks met for last, or are waiting for."""
+    return _State.meeting
+
+
+@contextlib.contextmanager
+def meeting(name: str) -> Iterator[None]:
+    """Name what the ranks meet for; raises `LostRank` where one does not come."""
+    _State.meeting = name
+    try:
+        yield
+    except RuntimeError as error:  # gloo and nccl raise nothing more special
+        raise LostRank(f"{name}: {str(error).splitlines()[0]}") from error
+
+
+def missing_ranks() -> list[int]:
+    """After a `LostRank`: the ranks that do not say, in a few seconds, that they are left too."""
+    if not is_distributed():
+        return []
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"bifocal/left/{dist.get_rank()}", "1")
+        others = set(range(dist.get_world_size())) - {dist.get_rank()}
+        until = time.monotonic() + ROLL_CALL_SECONDS
+        while others and time.monotonic() < until:
+            others = {other for other in others if not store.check([f"bifocal/left/{other}"])}
+            time.sleep(0.05)
+    except RuntimeError:  # the store went with the rank that kept it
+        return [0]
+    return sorted(others)
+
+
 def barrier() -> None:
     """Wait until every process is here."""
     if world_size() > 1:
-        dist.barrier()
+        with meeting("a barrier"):
+            dist.barrier()
 
 
-def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of `tensor` over all ranks, the same on each; it carries no gradient.
+def all_reduce_sum(tensor: Tensor, what: str = "a sum") -> Tensor:
+    """The sum of `tensor` over all ranks, the same on each; it carries no gradient. `what` names it in errors.
 
     Alone, `tensor` itself is returned, else a new tensor of its shape and dtype. Every rank must call it.
     """
     if world_size() == 1:
         return tensor
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total)
+    with meeting(f"the reduction of {what}"):
+        dist.all_reduce(total)
     return total
 
 
@@ -105,7 +166,8 @@ def gather_objects(value: T) -> list[T]:
     if world_size() == 1:
         return [value]
     said: list[Any] = [None] * world_size()
-    dist.all_gather_object(said, value)
+    with meeting("the gathering of what each rank says"):
+        dist.all_gather_object(said, value)
     return said
 
 
@@ -114,8 +176,52 @@ def object_from_first_rank(value: T) -> T:
     if world_size() == 1:
         return value
     said = [value]
-    dist.broadcast_object_list(said, src=0)
+    with meeting("what the first rank says"):
+        dist.broadcast_object_list(said, src=0)
     return said[0]
+
+
+def first_rank_does(work: Callable[[Callable[[], None]], T]) -> T:
+    """Let the first rank alone do something that the others wait for, however long; its result, on every rank.
+
+    `work` is given a function to call now and then, which tells the others that it is still going on. What JSON could
+    hold comes back. Every rank must call it.
+
+    Raises:
+        UserError: on every rank, if `work` does.
+    """
+    if world_size() == 1:
+        return work(lambda: None)
+    if not is_main():
+        nothing: tuple[str, Any] = ("", None)
+        while (said := object_from_first_rank(nothing))[0] == "going on":
+            pass
+        if said[0] == "failed":
+            raise UserError(said[1])
+        result: T = said[1]
+        return result
+    try:
+        with alone():
+            made = work(_tell_others)
+    except UserError as error:
+        object_from_first_rank(("failed", str(error)))
+        raise
+    object_from_first_rank(("done", made))
+    return made
+
+
+def _tell_others() -> None:
+    before, _State.alone = _State.alone, False
+    try:
+        object_from_first_rank(("going on", None))
+    finally:
+        _State.alone = before
+
+
+def share(count: int) -> range:
+    """Which of `count` rows of a batch are this rank's: consecutive ones, as many as the others have or one more."""
+    ranks = world_size()
+    return range(count * rank() // ranks, count * (rank() + 1) // ranks)
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:
@@ -145,12 +251,13 @@ class _Gather(torch.autograd.Function):
         padded = tensor.new_zeros(max(rows), *tensor.shape[1:])
         padded[: len(tensor)] = tensor
         slices = [torch.empty_like(padded) for _ in rows]
-        dist.all_gather(slices, padded)
+        with meeting("a gather that carries gradients"):
+            dist.all_gather(slices, padded)
         return torch.cat([part[:count] for part, count in zip(slices, rows, strict=True)])
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return all_reduce_sum(gradient).split(context.rows)[rank()], None
+        return all_reduce_sum(gradient, "gathered gradients").split(context.rows)[rank()], None
 
 
 def visits(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -188,14 +295,16 @@ def _exchange(tensor: Tensor, direction: int, rows: int) -> Tensor:
     both = [(dist.isend, tensor.contiguous(), to), (dist.irecv, got, source)]
     # an empty tensor is not sent, and not waited for
     operations = [dist.P2POp(go, part, peer) for go, part, peer in both if part.numel()]
-    for pending in dist.batch_isend_irecv(operations) if operations else ():
-        pending.wait()
+    with meeting("an exchange between neighbours"):
+        for pending in dist.batch_isend_irecv(operations) if operations else ():
+            pending.wait()
     return got
 
 
 @torch.no_grad()
 def from_first_rank(tensor: Tensor) -> Tensor:
     """What the first rank holds, on every rank (a random choice that all must share); itself without ranks."""
-    if is_distributed():
-        torch.distributed.broadcast(tensor, src=0)
+    if world_size() > 1:
+        with meeting("the first rank's choice"):
+            dist.broadcast(tensor, src=0)
     return tensor

@@ -225,3 +225,11 @@ def next_token(
     weights = torch.softmax(-(distance**2) / (2 * spread**2), dim=-1)
     soft = -(weights * log_probabilities[inside, first : first + count]).sum(dim=-1)
     return losses_N.masked_scatter(inside, soft)
+
+
+def log_partition_squared(logits_NV: Tensor) -> Tensor:
+    """(log Z)^2 of each row, (N,) float32: the z-loss, which keeps logits from drifting away together.
+
+    Chameleon Team 2024, section 2.3, adds 1e-5 of it where a label stands (after PaLM, Chowdhery et al. 2022).
+    """
+    return torch.logsumexp(logits_NV.float(), dim=-1).square()

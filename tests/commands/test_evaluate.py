@@ -287,6 +287,7 @@ def test_the_split_of_a_folder_is_that_of_its_samples(clip: Path, tmp_path: Path
         (("--count", "-3"), "--count must be at least 1, got -3"),
         (("--split", "dev"), "there is no split 'dev' of the scenes; choose from train"),
         (("--checker", "."), "--checker is for text-to-image, and the task is zero-shot"),
+        (("--features", "."), "--features is for reconstruction and text-to-image, and the task is"),
         (("--prior", "."), "--prior is for reconstruction, and the task is zero-shot"),
         (("--task", "text-to-image"), "text-to-image needs --checker RUN"),
     ],
@@ -299,9 +300,11 @@ def test_what_asks_for_nothing_is_refused(
     assert says in capsys.readouterr().err
 
 
-def test_a_checker_that_answers_nothing_is_refused(clip: Path) -> None:
-    with pytest.raises(UserError, match=r"--checker .*clip is a clip, and drawings are looked at by a VLM"):
-        evaluate_command(clip, "text-to-image", checker=clip)
+def test_a_checker_that_answers_nothing_is_refused(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "vqvae").mkdir()
+    inference.save(tmp_path / "vqvae", tiny.vqvae())
+    with pytest.raises(UserError, match=r"--checker .*vqvae is a vqvae, and questions are for a VLM"):
+        evaluate_command(clip, "text-to-image", checker=tmp_path / "vqvae")
 
 
 # ------------------------------------------------------------ stamps

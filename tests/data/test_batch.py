@@ -8,6 +8,7 @@ import tiny
 from bifocal.config import UserError
 from bifocal.data.batch import RowBuilder, Template, encode_messages
 from bifocal.data.sample import Box, Message, Part, Picture, Sample
+from bifocal.data.text import TextTokenizer
 
 WORDS = tiny.tokenizer()
 TEMPLATE = Template(WORDS, picture_positions=3)
@@ -85,21 +86,50 @@ def test_documents_follow_one_another_and_rows_are_padded() -> None:
     assert (flat == WORDS.image).sum() == 9
 
 
-def test_what_does_not_fit_is_left_and_counted() -> None:
-    builder = RowBuilder(TEMPLATE, 24)
-    long = question("what is in the picture? " * 3, "owl")
-    assert builder.add_document([question("what?", "owl"), long, question("a", "b")]) == 2
+def test_what_does_not_fit_behind_the_others_is_left_and_counted() -> None:
+    first, last = question("what?", "owl"), question("a", "b")
+    both = RowBuilder(TEMPLATE, 99)
+    both.add_document([first, last])
+    builder = RowBuilder(TEMPLATE, both.arrays()["tokens"].shape[1])
+    middle = question("what is?", "owl")
+    assert builder.add_document([first, middle, last]) == 2
     assert len(builder.rows) == 1
 
 
-def test_a_conversation_too_long_for_a_row_is_refused_by_id() -> None:
-    with pytest.raises(UserError, match=r"sample long-7 takes \d+ tokens and a row holds 10"):
-        RowBuilder(TEMPLATE, 10).add_document([question("what?", "owl", "long-7")])
+@pytest.mark.parametrize("words", [WORDS, tiny.chat_tokenizer()], ids=["ours", "foreign"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_conversation_too_long_for_any_row_is_refused_by_id(words: TextTokenizer, place: int) -> None:
+    samples = [question("what?", "owl"), question("what is in the picture? " * 30, "an owl", "long-7")]
+    answer = len(words.encode("an owl")) + 1
+    with pytest.raises(
+        UserError, match=rf"sample long-7 takes \d+ tokens .* answer of {answer} would be cut off"
+    ):
+        RowBuilder(Template(words, 3), 100).add_document(samples[place:])
 
 
-def test_a_conversation_without_an_answer_is_refused_by_id() -> None:
+@pytest.mark.parametrize("words", [WORDS, tiny.chat_tokenizer()], ids=["ours", "foreign"])
+def test_pictures_that_do_not_fit_are_refused_by_id(words: TextTokenizer) -> None:
+    with pytest.raises(UserError, match="sample wide-2 has 3 pictures of 34 tokens each and a row holds 100"):
+        RowBuilder(Template(words, 32), 100).add_document([question("same?", "no", "wide-2", pictures=3)])
+
+
+@pytest.mark.parametrize("words", [WORDS, tiny.chat_tokenizer()], ids=["ours", "foreign"])
+def test_a_conversation_without_an_answer_is_refused_by_id(words: TextTokenizer) -> None:
     with pytest.raises(UserError, match="sample open-3 has no answer"):
-        RowBuilder(TEMPLATE, 64).add_document([sample(("user", (Picture(0), "what?")), name="open-3")])
+        RowBuilder(Template(words, 3), 64).add_document(
+            [sample(("user", (Picture(0), "what?")), name="open-3")]
+        )
+
+
+def test_plain_text_has_a_row_of_its_own_and_is_learnt_but_for_its_first_token() -> None:
+    builder = RowBuilder(TEMPLATE, 24)
+    builder.add_text([5, 6, 7])
+    builder.add_document([question("what?", "owl")])
+    arrays = builder.arrays()
+    assert arrays["tokens"][0][:3].tolist() == [5, 6, 7]
+    assert arrays["supervised"][0][:4].tolist() == [0, 1, 1, 0]
+    with pytest.raises(ValueError, match="does not make a row of 24"):
+        builder.add_text([1] * 25)
 
 
 def test_a_conversation_that_begins_with_the_assistant_is_refused_by_id() -> None:

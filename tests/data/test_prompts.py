@@ -9,7 +9,7 @@ import pytest
 
 import published
 from bifocal.data.formats.base import make_sample
-from bifocal.data.prompts import OFFICIAL_SHARE, WORDINGS, asked, reworded
+from bifocal.data.prompts import OFFICIAL_SHARE, WORDINGS, asked, in_sentences, reworded, sentence
 from bifocal.data.sample import Box, Message, Picture, Sample, write_samples
 from bifocal.recipes.sources import FolderSource
 
@@ -79,3 +79,24 @@ def test_training_asks_in_many_words_and_validation_in_those_of_evaluation(tmp_p
 
     assert asked_in("train") == set(WORDINGS["captioning"])
     assert asked_in("validation") == {asked("captioning")}
+
+
+def test_sentences_begin_with_a_capital_and_end_with_a_period() -> None:
+    assert sentence("an owl. the owl is red") == "An owl. The owl is red."
+    assert sentence("two owls.") == "Two owls."
+    assert sentence("is there an owl?", "") == "Is there an owl?"
+    assert sentence("") == ""
+
+
+def test_answers_are_sentences_and_questions_are_so_half_of_the_time() -> None:
+    messages = (
+        Message("user", (Picture(0), "what is it?")),
+        Message("assistant", ("an owl", Box(0, 0, 1, 1))),
+    )
+    sample = Sample("s", "vqa", "all", ("p",), messages)
+    said = [in_sentences(sample, random.Random(seed)).messages for seed in range(40)]
+    assert {answer.parts for _, answer in said} == {("An owl.", Box(0, 0, 1, 1))}
+    assert {question.parts for question, _ in said} == {
+        (Picture(0), "what is it?"),
+        (Picture(0), "What is it?"),
+    }

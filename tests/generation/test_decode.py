@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 import tiny
-from bifocal.generation.decode import Decoder, Prompt, Sampling, draw_codes, generate, score
+from bifocal.generation.decode import draw_codes, generate, score
+from bifocal.generation.prompt import Prompt
+from bifocal.generation.sampling import Sampling
 from bifocal.models.vlm import VLM
 
 WORDS = tiny.tokenizer()
@@ -62,23 +64,6 @@ def test_cached_greedy_is_uncached_greedy(family: str) -> None:
             logprobs.append(last.log_softmax(0).max().item())
         assert got.tokens == said
         assert got.logprobs == pytest.approx(logprobs, abs=1e-4)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@torch.inference_mode()
-def test_a_prompt_in_company_is_what_it_is_alone(family: str) -> None:
-    model = tiny.vlm(family)
-    pictures = encoded(model)
-    together = Decoder(model, prompts(model), pictures, 3)
-    alone = [Decoder(model, [prompt], pictures, 3) for prompt in prompts(model)]
-    for _ in range(3):
-        apart = torch.cat([decoder.logits for decoder in alone])
-        # float32; padding changes the order of sums only
-        torch.testing.assert_close(together.logits, apart, rtol=1e-4, atol=1e-4)
-        tokens = apart.argmax(dim=-1)
-        together.feed(tokens)
-        for decoder, token in zip(alone, tokens, strict=True):
-            decoder.feed(token[None])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

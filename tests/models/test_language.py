@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bifocal.models.blocks import RowWriter
 from bifocal.models.language import LanguageConfig, LanguageModel, row_mask
 
 # Two documents with a shared prefix each (segment 0), then padding: (document, segment, tokens of it).
@@ -120,6 +121,39 @@ def test_cached_is_uncached(kv_heads: int) -> None:
         steps.append(model.lm_head(model(embedded, torch.arange(first, last)[None], bias, cache))[0])
     assert cache.length == 9
     torch.testing.assert_close(torch.cat(steps), whole, rtol=1e-12, atol=1e-12)
+
+
+def test_rows_of_different_lengths_are_what_they_are_alone() -> None:
+    model = tiny(2, qk_norm=True)
+    sequences = [torch.randint(50, (count,)) for count in (9, 4, 7)]
+    whole = [plain(model, tokens) for tokens in sequences]
+    cache = model.new_cache(4, 9)
+    rows, done = [2, 0, 3], [0, 0, 0]
+    for counts in ([5, 4, 2], [4, 0, 5]):  # a prefill of each, then the rest of those that have more
+        some = [index for index, count in enumerate(counts) if count]
+        taken, starts = [counts[index] for index in some], [done[index] for index in some]
+        writer = RowWriter(cache, [rows[index] for index in some], starts, taken)
+        most = max(taken)
+        tokens = torch.zeros(len(some), most, dtype=torch.int64)
+        for row, index in enumerate(some):
+            tokens[row, : taken[row]] = sequences[index][starts[row] : starts[row] + taken[row]]
+        positions = torch.tensor(starts)[:, None] + torch.arange(most)
+        beyond = torch.arange(writer.longest) > positions[..., None]
+        bias = torch.zeros(beyond.shape, dtype=torch.float64).masked_fill_(beyond, float("-inf"))[:, None]
+        logits = model.lm_head(model(model.embed_tokens(tokens), positions, bias, writer))
+        for row, index in enumerate(some):
+            stretch = slice(starts[row], starts[row] + taken[row])
+            torch.testing.assert_close(
+                logits[row, : taken[row]], whole[index][stretch], rtol=1e-12, atol=1e-12
+            )
+            done[index] += taken[row]
+    assert done == [9, 4, 7]
+    assert not cache.keys[:, 1].any() and not cache.keys[:, 0, :, 4:].any()  # nothing else was touched
+
+
+def test_a_full_row_is_refused() -> None:
+    with pytest.raises(ValueError, match="holds 4 positions and 5 are needed"):
+        RowWriter(tiny().new_cache(2, 4), [0, 1], [0, 3], [4, 2])
 
 
 def test_a_full_cache_is_refused() -> None:

@@ -12,7 +12,7 @@ from bifocal import losses
 from bifocal.data.batch import RowBuilder, Template
 from bifocal.data.pictures import to_tensor
 from bifocal.data.sample import Box, Message, Picture, Sample
-from bifocal.models.vlm import VLM, Rows
+from bifocal.models.vlm import VLM, Rows, together
 
 WORDS = tiny.tokenizer()
 FAMILIES = ["discrete", "continuous"]
@@ -164,9 +164,64 @@ def test_words_are_not_softened_by_the_spread() -> None:
     assert (soft == plain).tolist() == [True, False, False, True]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_z_loss_is_added_where_a_label_stands(family: str) -> None:
+    model = tiny.vlm(family)
+    rows = rows_of(model, [[asked(1, "what?", "an owl"), asked(1, "where?", Box(0.1, 0.2, 0.5, 0.6))]])
+    plain, count, _ = model.loss(rows)
+    said: list[torch.Tensor] = []
+    model.language_model.lm_head.register_forward_hook(lambda _, __, logits: said.append(logits))
+    model.z_loss = 0.25
+    total, _, metrics = model.loss(rows)
+    (logits_NV,) = said
+    squares_N = logits_NV.logsumexp(dim=1) ** 2
+    assert len(squares_N) == count
+    torch.testing.assert_close(total - plain, 0.25 * squares_N.sum(), rtol=1e-4, atol=0.0)
+    assert metrics["log_z"] == pytest.approx(squares_N.mean().sqrt().item())
+
+
 def test_neighbouring_bins_start_as_neighbours() -> None:
     model = VLM(tiny.vlm("continuous").config)
     table = model.language_model.embed_tokens.weight[WORDS.boxes.start : WORDS.boxes.stop]
     near = torch.nn.functional.cosine_similarity(table[:-1], table[1:]).mean()
     far = torch.nn.functional.cosine_similarity(table[:4], table[4:]).mean()
     assert near > far + 0.2
+
+
+def test_pixel_shuffle_puts_neighbours_side_by_side() -> None:
+    patches = torch.arange(16).view(1, 16, 1)
+    assert together(patches, 2).tolist() == [
+        [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]],
+    ]
+    assert torch.equal(together(patches, 1), patches)
+
+
+def test_pixel_shuffle_takes_fewer_positions_and_sees_every_patch() -> None:
+    model = VLM(replace(tiny.vlm("continuous").config, pixel_shuffle=2))
+    path = model.image_path
+    assert path.positions == tiny.VISION.patches // 4
+    encoded = path.encode(torch.rand(1, 3, tiny.PICTURE_SIZE, tiny.PICTURE_SIZE)).requires_grad_()
+    vectors = path.embeddings(encoded)
+    assert vectors is not None and vectors.shape == (1, path.positions, 32)
+    vectors.square().sum().backward()
+    assert encoded.grad is not None and encoded.grad.abs().sum(dim=2).min() > 0
+    total, count, _ = model.loss(rows_of(model, [[asked(2, "same?", "no")]]))
+    assert total.isfinite() and count == len(WORDS.encode("no")) + 1
+
+
+@pytest.mark.parametrize(("family", "shuffle"), [("continuous", 3), ("continuous", 0), ("discrete", 2)])
+def test_a_pixel_shuffle_that_cannot_be_is_refused(family: str, shuffle: int) -> None:
+    with pytest.raises(ValueError, match="pixel_shuffle"):
+        replace(tiny.vlm(family).config, pixel_shuffle=shuffle)
+
+
+def test_the_tower_gets_a_gradient_from_pixels_where_it_is_to_learn() -> None:
+    model = tiny.vlm("continuous")
+    rows = rows_of(model, [[asked(1, "what?", "owl")]])
+    frozen = model.loss(rows)[0]
+    model.image_path.requires_grad_(True)
+    learning = model.loss(rows)[0]
+    assert learning.item() == frozen.item()
+    learning.backward()
+    weight = model.image_path.get_parameter("vision_model.embeddings.patch_embedding.weight")
+    assert weight.grad is not None and weight.grad.abs().sum() > 0

@@ -124,10 +124,3 @@ def test_the_codes_that_a_run_starts_from_are_those_of_its_first_batch(
         moved = (book.codebook() - start).abs().max()
         assert moved < (0.05 * start.std() if quantizer.update == "ema" else 20 * rate)
         assert (start - before).abs().max() > 1000 * rate
-
-
-def test_several_processes_do_not_train_into_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="start it without torchrun"):
-        train_vqvae(recipe(), tmp_path / "run")
-    assert not (tmp_path / "run").exists()

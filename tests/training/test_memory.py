@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from bifocal.training.memory import added_in_child
+
 FAULTS = """
 import resource
 from bifocal.training.memory import keep_freed_memory
@@ -31,3 +33,13 @@ def test_memory_that_was_freed_is_not_cleared_again() -> None:
     by_default, kept = map(int, done.stdout.split())
     assert by_default > 2**24 // 4096  # a page has 4 KiB, and blocks of 16 MiB are cleared anew
     assert kept < 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what a process has held")
+def test_a_child_tells_what_its_work_added_at_its_peak() -> None:
+    def work() -> None:
+        bytearray(b"x") * 2**25  # gone at once
+
+    added = added_in_child(lambda: None, work)
+    assert added is not None and 2**25 <= added < 2**25 + 2**23
+    assert added_in_child(lambda: None, lambda: sys.exit(1)) is None

@@ -19,84 +19,36 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+import toys
 from bifocal import artifacts
 from bifocal.config import UserError
-from bifocal.data.scenes import WorldSettings
-from bifocal.models.clip import CLIPConfig
-from bifocal.models.language import LanguageConfig
 from bifocal.models.precision import float32_names
-from bifocal.models.text import TextConfig
-from bifocal.recipes.clip import CLIPRecipe, train_clip
-from bifocal.recipes.vlm import TaskWeights, VLMRecipe, train_vlm
-from bifocal.recipes.vqvae import VQVAERecipe, train_vqvae
+from bifocal.recipes.vlm import train_vlm
+from bifocal.recipes.vqvae import train_vqvae
 from bifocal.training import checkpoint
+from bifocal.training.guards import MOST_SKIPPED
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings, learning_rate_share
-from bifocal.training.trainer import MOST_SKIPPED, TrainSettings, train
-
-STEPS, MIDDLE = 4, 2
-WORLD = WorldSettings(picture_size=tiny.PICTURE_SIZE)
-SETTINGS = TrainSettings(
-    steps=STEPS, log_every=1, validate_every=2, checkpoint_every=MIDDLE,
-    optimizer=OptimizerSettings(kind="muon", warmup_steps=2),
-)  # fmt: skip
-
-
-def toy_vqvae(data: Path) -> VQVAERecipe:
-    return VQVAERecipe(batch_size=2, data=str(data), world=WORLD, model=tiny.IMAGE_TOKENS, train=SETTINGS)
-
-
-def toy_moving_averages(data: Path) -> VQVAERecipe:
-    """A codebook that no gradient moves, some of whose codes restart after every step."""
-    quantizer = replace(tiny.IMAGE_TOKENS.quantizer, update="ema", restart_after=1)
-    return replace(toy_vqvae(data), model=replace(tiny.IMAGE_TOKENS, quantizer=quantizer))
-
-
-def toy_clip(data: Path) -> CLIPRecipe:
-    text = TextConfig(width=32, layers=1, heads=2, context=24)
-    model = CLIPConfig(vision=tiny.VISION, text=text, width=16)
-    return CLIPRecipe(batch_size=6, text_tokens=300, data=str(data), world=WORLD, model=model, train=SETTINGS)
-
-
-def toy_vlm(data: Path, family: str, vision: Path) -> VLMRecipe:
-    return VLMRecipe(
-        family=family, vision=str(vision), batch_size=4, row_length=128, text_tokens=300, box_bins=8,
-        data=str(data), world=WORLD, tasks=TaskWeights(drawing=0.5),
-        language=LanguageConfig(width=32, layers=1, heads=2, kv_heads=1, hidden=48, qk_norm=True),
-        train=SETTINGS,
-    )  # type: ignore[arg-type]  # fmt: skip
-
-
-Start = Callable[..., Any]
+from bifocal.training.trainer import TrainSettings, train
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Start]]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, toys.Start]]:
     """Each kind of run, uninterrupted: its directory, and what starts it anew."""
     place = tmp_path_factory.mktemp("trained")
-    data = tiny.folder(place / "data")
-    starts: dict[str, Start] = {
-        "vqvae": lambda out, **more: train_vqvae(toy_vqvae(data), out, **more),
-        "vqvae-ema": lambda out, **more: train_vqvae(toy_moving_averages(data), out, **more),
-        "clip": lambda out, **more: train_clip(toy_clip(data), out, **more),
-        "vlm-discrete": lambda out, **more: train_vlm(
-            toy_vlm(data, "discrete", place / "vqvae"), out, **more
-        ),
-        "vlm-continuous": lambda out, **more: train_vlm(
-            toy_vlm(data, "continuous", place / "clip"), out, **more
-        ),
-    }
+    tiny.folder(place / "data")
+    starts = toys.starts(place)
     for name, start in starts.items():
         start(place / name)
     return {name: (place / name, start) for name, start in starts.items()}
 
 
-def interrupt(start: Start, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupt(start: toys.Start, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run until the checkpoint in the middle has been written, then stop as Ctrl-C does."""
     write = checkpoint.save
 
     def save(directory: Path, step: int, **content: Any) -> Path:
         path = write(directory, step, **content)
-        if step == MIDDLE:
+        if step == toys.MIDDLE:
             raise KeyboardInterrupt
         return path
 
@@ -108,24 +60,24 @@ def interrupt(start: Start, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def figures(out: Path) -> list[dict[str, Any]]:
     """The log without what the clock decides."""
-    clock = ("seconds", "samples_per_second")
+    clock = ("seconds", "samples_per_second", "waiting")
     return [
         {name: value for name, value in row.items() if name not in clock}
         for row in artifacts.read_json_lines(out / "log.jsonl")
     ]
 
 
-@pytest.mark.parametrize("name", ["vqvae", "vqvae-ema", "clip", "vlm-discrete", "vlm-continuous"])
+@pytest.mark.parametrize("name", ["vqvae", "vqvae-ema", "clip", "vlm-discrete", "vlm-continuous", "prior"])
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     name: str,
-    trained: dict[str, tuple[Path, Start]],
+    trained: dict[str, tuple[Path, toys.Start]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole, start = trained[name]
     out = tmp_path / name
     interrupt(start, out, monkeypatch)
-    assert checkpoint.steps(out / "checkpoints") == [MIDDLE]
+    assert checkpoint.steps(out / "checkpoints") == [toys.MIDDLE]
     assert not (out / "model.safetensors").exists()
     start(out, resume=True)
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
@@ -133,7 +85,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     assert [row["step"] for row in figures(out) if row["phase"] == "train"] == [1, 2, 3, 4]
 
 
-def test_moving_averages_are_part_of_what_is_saved(trained: dict[str, tuple[Path, Start]]) -> None:
+def test_moving_averages_are_part_of_what_is_saved(trained: dict[str, tuple[Path, toys.Start]]) -> None:
     found = checkpoint.load(trained["vqvae-ema"][0] / "checkpoints")
     assert found is not None
     codes, sums, counts = (
@@ -146,16 +98,16 @@ def test_moving_averages_are_part_of_what_is_saved(trained: dict[str, tuple[Path
     torch.testing.assert_close(codes[alive], (sums / smoothed[:, None])[alive], rtol=1e-5, atol=1e-6)
 
 
-def test_a_finished_run_holds_what_the_contract_names(trained: dict[str, tuple[Path, Start]]) -> None:
+def test_a_finished_run_holds_what_the_contract_names(trained: dict[str, tuple[Path, toys.Start]]) -> None:
     out = trained["vlm-discrete"][0]
     names = {path.name for path in out.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "recipe.json", "log.jsonl"} <= names
     state = checkpoint.load(out / "checkpoints")
-    assert state is not None and state.step == STEPS
+    assert state is not None and state.step == toys.STEPS
     assert {"recipe", "data", "environment"} <= state.state.keys()
 
 
-def test_the_frozen_encoder_leaves_training_as_it_was(trained: dict[str, tuple[Path, Start]]) -> None:
+def test_the_frozen_encoder_leaves_training_as_it_was(trained: dict[str, tuple[Path, toys.Start]]) -> None:
     from safetensors.torch import load_file
 
     before = load_file(trained["vqvae"][0] / "model.safetensors")
@@ -164,9 +116,9 @@ def test_the_frozen_encoder_leaves_training_as_it_was(trained: dict[str, tuple[P
         assert torch.equal(value, after[f"image_path.vqmodel.{name}"]), name
 
 
-def test_resuming_with_another_recipe_is_refused(trained: dict[str, tuple[Path, Start]]) -> None:
+def test_resuming_with_another_recipe_is_refused(trained: dict[str, tuple[Path, toys.Start]]) -> None:
     out = trained["vqvae"][0]
-    recipe = toy_vqvae(out.parent / "data")
+    recipe = toys.toy_vqvae(out.parent / "data")
     with pytest.raises(UserError, match=r"begun with another recipe .*batch_size"):
         train_vqvae(replace(recipe, batch_size=3), out, resume=True)
 
@@ -175,7 +127,7 @@ def test_resuming_with_other_data_is_refused(tmp_path: Path, monkeypatch: pytest
     data = tiny.folder(tmp_path / "data")
 
     def start(out: Path, **more: Any) -> Any:
-        return train_vqvae(toy_vqvae(data), out, **more)
+        return train_vqvae(toys.toy_vqvae(data), out, **more)
 
     interrupt(start, tmp_path / "run", monkeypatch)
     samples = data / "samples.jsonl"
@@ -184,7 +136,7 @@ def test_resuming_with_other_data_is_refused(tmp_path: Path, monkeypatch: pytest
         start(tmp_path / "run", resume=True)
 
 
-def test_a_run_is_not_overwritten(trained: dict[str, tuple[Path, Start]]) -> None:
+def test_a_run_is_not_overwritten(trained: dict[str, tuple[Path, toys.Start]]) -> None:
     out, start = trained["vqvae"]
     before = (out / "model.safetensors").read_bytes()
     with pytest.raises(UserError):
@@ -193,7 +145,7 @@ def test_a_run_is_not_overwritten(trained: dict[str, tuple[Path, Start]]) -> Non
 
 
 def test_data_without_a_task_that_is_wanted_is_refused(
-    trained: dict[str, tuple[Path, Start]], tmp_path: Path
+    trained: dict[str, tuple[Path, toys.Start]], tmp_path: Path
 ) -> None:
     place = trained["vqvae"][0].parent
     data = tmp_path / "data"
@@ -202,7 +154,7 @@ def test_data_without_a_task_that_is_wanted_is_refused(
     kept = [line for line in lines if json.loads(line)["task"] != "text-to-image"]
     (data / "samples.jsonl").write_text("\n".join(kept))
     with pytest.raises(UserError, match=r"no validation sample of text-to-image: set --tasks.drawing 0"):
-        train_vlm(toy_vlm(data, "discrete", place / "vqvae"), tmp_path / "run")
+        train_vlm(toys.toy_vlm(data, "discrete", place / "vqvae"), tmp_path / "run")
 
 
 KILLED = """
@@ -212,21 +164,21 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[3])
-import test_trainer
+import toys
 from bifocal.recipes.vqvae import train_vqvae
-recipe = test_trainer.toy_vqvae(Path(sys.argv[1]))
+recipe = toys.toy_vqvae(Path(sys.argv[1]))
 train_vqvae(replace(recipe, train=replace(recipe.train, steps=10_000, checkpoint_every=1)), Path(sys.argv[2]))
 """
 
 
 def test_a_killed_run_leaves_a_checkpoint_that_loads(
-    trained: dict[str, tuple[Path, Start]], tmp_path: Path
+    trained: dict[str, tuple[Path, toys.Start]], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     here = Path(__file__).parent
     paths = [str(here.parent.parent / "src"), str(here.parent)]
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(trained["vqvae"][0].parent / "data"), str(out), str(here)],
+        [sys.executable, "-c", KILLED, str(trained["vqvae"][0].parent / "data"), str(out), str(here.parent)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -300,6 +252,21 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
     assert shares[54] == pytest.approx(0.55)  # half way between 1 and 0.1
     assert shares[104] == pytest.approx(0.1)
     assert all(later <= earlier for earlier, later in zip(shares[3:], shares[4:], strict=False))
+
+
+def test_with_a_cooldown_the_learning_rate_stays_and_then_falls_in_a_line() -> None:
+    settings = OptimizerSettings(warmup_steps=4, final_share=0.1, cooldown=0.25)
+    shares = [learning_rate_share(step, 100, settings) for step in range(101)]
+    assert shares[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert shares[4:76] == [1.0] * 72
+    assert shares[88] == pytest.approx(0.1 + 0.9 * 12 / 25)
+    assert shares[100] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("cooldown", [0.0, 1.5])
+def test_a_cooldown_that_is_no_share_is_refused(cooldown: float) -> None:
+    with pytest.raises(ValueError, match="cooldown"):
+        OptimizerSettings(cooldown=cooldown)
 
 
 def test_the_logged_rate_is_the_one_that_was_used(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from bifocal.artifacts import atomic_write_text
+from bifocal.commands.drawings import drawn_in, scene_pictures, write_drawing_page
 from bifocal.config import UserError
 from bifocal.data.folder import PictureFiles
-from bifocal.data.scenes import World, WorldSettings
 from bifocal.evaluation.compare import Comparison, compare
 from bifocal.evaluation.kept import (
     Key,
@@ -25,7 +25,8 @@ from bifocal.evaluation.kept import (
 )
 from bifocal.evaluation.report_samples import PictureOf
 from bifocal.evaluation.results import Prediction, Stamp, prediction_folder
-from bifocal.evaluation.sample_page import PAGED, comparison_page
+from bifocal.evaluation.sample_page import PAGED, about_sides, comparison_page, differences_table, told_apart
+from bifocal.evaluation.text_to_image import TASK as DRAWN
 from bifocal.training.progress import counted
 
 
@@ -34,7 +35,8 @@ def compare_command(
 ) -> Comparison:
     """Two runs on everything both were evaluated on, from the predictions that were kept.
 
-    ``page`` is an HTML file for every sample with both answers; its pictures are in the folders ``data``, or scenes.
+    ``page`` is an HTML file for every sample with both answers, or, where there are none, for every prompt with both
+    drawings; its pictures are in the folders ``data``, or scenes.
     """
     if data and page is None:
         raise UserError("--data is where the pictures of a --page are, and none is asked for")
@@ -43,7 +45,17 @@ def compare_command(
     b = renamed(b, keys)
     stamps = stamps_of(run_a), renamed(stamps_of(run_b), keys)
     comparison = compare(a, b, name_a=run_a.name, name_b=run_b.name, stamps=stamps)
-    if page is not None:
+    drawn = next((key for key in a if key[0] == DRAWN and key in b), None)
+    if page is not None and drawn is not None and not any(key[0] in PAGED and key in b for key in a):
+        names = told_apart(comparison)
+        sides = {
+            name: (drawn_in(run, side[drawn]), side[drawn])
+            for name, run, side in zip(names, (run_a, run_b), (a, b), strict=True)
+        }
+        table = differences_table(comparison, names)
+        about = about_sides(comparison, names)
+        write_drawing_page(page, sides, [], pictures_of(data), scores=table, about=about)
+    elif page is not None:
         paged = {key: some for key, some in a.items() if key[0] in PAGED}
         with counted("pictures of the page") as update:
             text = comparison_page(comparison, paged, b, pictures_of(data), progress=update)
@@ -55,7 +67,7 @@ def compare_command(
 def pictures_of(data: Sequence[str]) -> PictureOf:
     """Pictures by their keys: of the folders, in their order, or of the default scenes where there is none."""
     if not data:
-        return World(WorldSettings()).picture
+        return scene_pictures()
     folders = [PictureFiles(folder) for folder in data]
 
     def picture(key: str) -> np.ndarray:

@@ -13,6 +13,7 @@ from PIL import Image
 from bifocal import distributed, evaluation, inference
 from bifocal.artifacts import atomic_write_text
 from bifocal.commands.contamination import contamination as trained_before
+from bifocal.commands.drawings import DrawingOptions, open_features, prompt_set, write_drawing_page
 from bifocal.commands.evaluation_sets import LABELLED, dataset_of, taught_from
 from bifocal.commands.figures import reconstruction_page
 from bifocal.commands.places import place_of
@@ -24,6 +25,7 @@ from bifocal.data.folder import FolderDataset
 from bifocal.data.overlap import marked
 from bifocal.data.own_sets import ClassFolders
 from bifocal.data.pictures import resize_whole
+from bifocal.data.sample import Dataset
 from bifocal.data.scenes import World
 from bifocal.data.templates import read_classes, read_templates
 from bifocal.encoded import weights_fingerprint
@@ -33,6 +35,7 @@ from bifocal.evaluation.kept import Predictions
 from bifocal.evaluation.report_samples import PictureOf
 from bifocal.evaluation.results import Row, Stamp, prediction_path, read_predictions
 from bifocal.evaluation.sample_page import PAGED, evaluation_page
+from bifocal.evaluation.text_to_image import TASK as DRAWN
 from bifocal.training.progress import Progress, counted
 
 SHOWN = 500  # pictures whose codes the page about a VQ-VAE counts: all that are scored by default
@@ -50,6 +53,7 @@ def evaluate_command(
     shuffled: bool = False,
     contamination: bool = True,
     checker: Path | None = None,
+    drawing: DrawingOptions | None = None,
     features: Path | None = None,
     prior: Path | None = None,
     classes: Path | None = None,
@@ -88,6 +92,8 @@ def evaluate_command(
             "--page": page,
         },
     )
+    drawing = drawing or DrawingOptions()
+    drawing.require(task)
     if train_data is not None and task != "linear-probe" and data is None:
         raise UserError("--train-data is looked through for what is in --data, and none is given")
     options: dict[str, Any] = {}
@@ -99,7 +105,11 @@ def evaluate_command(
     if templates is not None:
         options["templates"], options["templates_name"] = read_templates(templates), Path(templates).stem
     model = inference.load(run, device=device, dtype=dtype)
-    dataset = dataset_of(task, split, data=data, count=count, world=world, names=names)
+    dataset: Dataset
+    if drawing.prompts:
+        dataset = prompt_set(split, data, count, world)
+    else:
+        dataset = dataset_of(task, split, data=data, count=count, world=world, names=names)
     split = dataset.split
     directory = directory or run
     model_name = name or model.name
@@ -116,9 +126,9 @@ def evaluate_command(
             dataset.samples = marked(dataset.samples, matches)
     if task == "linear-probe":
         options["training"] = taught_from(dataset, train_data, names)
-    if task == "text-to-image":
-        options["checker"] = open_checker(checker, device=device, dtype=dtype)
-        options["save"] = functools.partial(save_drawing, directory, place)
+    if task == DRAWN:
+        options |= drawing.asked(dataset, checker, device=device, dtype=dtype)
+        options["save"] = functools.partial(save_drawing, directory, place, model_name)
     if features is not None:
         options["features"] = open_features(features, device=device, dtype=dtype)
     if prior is not None:
@@ -170,7 +180,11 @@ def evaluate_command(
         rows += as_shuffled(more)
     kept = prediction_path(directory, model_name, task, split, place=place)
     if scored and page is not None and distributed.is_main():
-        write_page(page, model_name, {(task, split): read_predictions(kept)}, rows, dataset.picture, about)
+        said = read_predictions(kept)
+        if task == DRAWN:
+            write_drawing_page(page, {model_name: (directory, said)}, rows, dataset.picture, about=about)
+        else:
+            write_page(page, model_name, {(task, split): said}, rows, dataset.picture, about)
     if directory == run and isinstance(model, inference.VQVAE):
         keys = list(dict.fromkeys(key for sample in dataset.samples for key in sample.pictures))[:SHOWN]
         pictures = [resize_whole(dataset.picture(key), model.picture_size) for key in keys]
@@ -182,8 +196,8 @@ def evaluate_command(
 
 # Which tasks an option means something for.
 MEANT_FOR: Mapping[str, tuple[str, Sequence[str]]] = {
-    "--checker": ("text-to-image", ("text-to-image",)),
-    "--features": ("reconstruction", ("reconstruction",)),
+    "--checker": (DRAWN, (DRAWN,)),
+    "--features": (f"reconstruction and {DRAWN}", ("reconstruction", DRAWN)),
     "--prior": ("reconstruction", ("reconstruction",)),
     "--classes": (" and ".join(LABELLED), LABELLED),
     "--templates": ("zero-shot", ("zero-shot",)),
@@ -191,7 +205,7 @@ MEANT_FOR: Mapping[str, tuple[str, Sequence[str]]] = {
         "tasks that ask about pictures",
         [task for task in evaluation.TASKS if task not in evaluation.WITHOUT_BLANK],
     ),
-    "--page": (", ".join(PAGED), PAGED),
+    "--page": (", ".join((*PAGED, DRAWN)), (*PAGED, DRAWN)),
 }
 
 
@@ -218,24 +232,6 @@ def write_page(
     print(f"wrote {path}", file=sys.stderr)
 
 
-def open_checker(path: Path | None, *, device: str, dtype: str) -> inference.VLM:
-    """The VLM that is asked about drawings."""
-    if path is None:
-        raise UserError("text-to-image needs --checker RUN: a VLM that is asked what stands in the drawings")
-    checker = inference.load(path, device=device, dtype=dtype)
-    if not isinstance(checker, inference.VLM):
-        raise UserError(f"--checker {path} is a {checker.kind}, and drawings are looked at by a VLM")
-    return checker
-
-
-def open_features(path: Path, *, device: str, dtype: str) -> inference.CLIP:
-    """The CLIP in whose features the Fréchet distance is measured."""
-    clip = inference.load(path, device=device, dtype=dtype)
-    if not isinstance(clip, inference.CLIP):
-        raise UserError(f"--features {path} is a {clip.kind}, and features come from a CLIP")
-    return clip
-
-
 def open_prior(path: Path, run: Path, *, device: str, dtype: str) -> inference.Prior:
     """A prior, refused if it is over the codes of another VQ-VAE than ``run``."""
     prior = inference.load(path, device=device, dtype=dtype)
@@ -248,9 +244,9 @@ def open_prior(path: Path, run: Path, *, device: str, dtype: str) -> inference.P
     return prior
 
 
-def save_drawing(directory: Path, place: str, name: str, picture: Image.Image) -> str:
-    """Keep a drawing for the report; returns its path relative to ``directory``."""
-    path = Path("drawings") / place / f"{name.replace('/', '-')}.png"
+def save_drawing(directory: Path, place: str, model: str, name: str, picture: Image.Image) -> str:
+    """Keep a drawing of a model for the report; returns its path relative to ``directory``."""
+    path = Path("drawings") / model / place / f"{name.replace('/', '-')}.png"
     (directory / path).parent.mkdir(parents=True, exist_ok=True)
     picture.save(directory / path)
     return str(path)

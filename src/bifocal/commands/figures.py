@@ -17,7 +17,6 @@ from bifocal.evaluation.report import figures_html, scores_table
 from bifocal.evaluation.results import Row
 from bifocal.inference import VQVAE
 from bifocal.measures import CodebookMeter
-from bifocal.models.vqvae import VQVAEModel
 from bifocal.pages import Section, page
 
 
@@ -33,19 +32,6 @@ def grid(pictures: Sequence[np.ndarray], columns: int, zoom: int = 1, gap: int =
         top, left = gap + row * (height * zoom + gap), gap + column * (width * zoom + gap)
         sheet[top : top + height * zoom, left : left + width * zoom] = picture.repeat(zoom, 0).repeat(zoom, 1)
     return sheet
-
-
-@torch.no_grad()
-def reconstructions(model: VQVAEModel, images: Tensor, path: Path) -> None:
-    """Originals above, what the codes keep of them below."""
-    decoded = to_pictures(model.decode(model.encode(images)).cpu())
-    columns = min(8, len(decoded))
-    originals = to_pictures(images.cpu())
-    rows: list[np.ndarray] = []
-    for start in range(0, len(decoded), columns):
-        rows += originals[start : start + columns] + decoded[start : start + columns]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid(rows, columns, zoom=2)).save(path)
 
 
 ERROR_GAIN = 4  # how much brighter an error is drawn than it is

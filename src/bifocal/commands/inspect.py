@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
+from rich.console import Console
 
 from bifocal.artifacts import atomic_write_text
+from bifocal.commands.tokens import STYLE, coloured, pieces_of, seen_html, supervised_count, tokens_html
 from bifocal.config import UserError
 from bifocal.data.doctor import KINDS, Report, examine
 from bifocal.data.folder import FolderDataset
 from bifocal.data.sample import Box, Picture, Sample
+from bifocal.inference import VLM
 from bifocal.pages import Marked, Section, escape, page, picture_html
 from bifocal.training.progress import counted
 
@@ -68,8 +71,13 @@ def report_lines(report: Report) -> list[str]:
 _SIDE = 320  # pixels of the longest side of a shown picture
 
 
-def show_data(directory: Path, out: Path, *, task: str | None = None, count: int = 60) -> None:
-    """Write a page with ``count`` samples, spread evenly: pictures, boxes, questions and answers."""
+def show_data(
+    directory: Path, out: Path, *, task: str | None = None, count: int = 60, model: VLM | None = None
+) -> None:
+    """Write a page with ``count`` samples, spread evenly: pictures, boxes, questions and answers.
+
+    With a ``model`` each is shown as that model learns from it, and the first of them is printed too.
+    """
     dataset = FolderDataset(directory, task)
     number = min(count, len(dataset.samples))
     some = [dataset.samples[place * len(dataset.samples) // number] for place in range(number)]
@@ -80,16 +88,27 @@ def show_data(directory: Path, out: Path, *, task: str | None = None, count: int
         Section(
             name,
             f"{name} ({len(group)})",
-            f'<div class="grid">{"".join(_card(dataset, s) for s in group)}</div>',
+            f'<div class="grid">{"".join(_card(dataset, s, model) for s in group)}</div>',
         )
         for name, group in groups.items()
     ]
     lead = f'<p class="lead">{len(some)} of {len(dataset.samples)} samples of {escape(directory)}.</p>'
-    atomic_write_text(out, page(f"Samples of {dataset.name}", sections, lead=lead))
+    atomic_write_text(out, page(f"Samples of {dataset.name}", sections, lead=lead, style=STYLE))
+    if model is not None:
+        found = pieces_of(some[0], model.template)
+        print(f"{some[0].id}: {supervised_count(found)} (green)")
+        Console(soft_wrap=True).print(coloured(found))
     print(f"wrote {out}")
 
 
-def _card(dataset: FolderDataset, sample: Sample) -> str:
+def _card(dataset: FolderDataset, sample: Sample, model: VLM | None) -> str:
+    if model is not None:
+        double = " double" if len(sample.pictures) > 1 else ""
+        return (
+            f'<div class="card{double}"><div class="side">{"".join(seen_html(dataset, sample, model))}</div>'
+            f"{tokens_html(pieces_of(sample, model.template))}"
+            f'<p><span class="tag">{escape(sample.id)}</span></p></div>'
+        )
     boxes = [Marked(box, "", "true") for box in sample.boxes]
     shots = []
     for key in sample.pictures:

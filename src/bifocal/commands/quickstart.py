@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from PIL import Image
-from torch import Tensor
 
 from bifocal import artifacts, inference
 from bifocal.commands.evaluate import evaluate_command
 from bifocal.commands.evaluation_sets import COUNTS
-from bifocal.commands.figures import reconstructions, vqvae_figures
+from bifocal.commands.figures import vqvae_figures
 from bifocal.config import UserError
 from bifocal.data.scenes import World, WorldSettings
 from bifocal.environment import environment
@@ -30,7 +29,6 @@ from bifocal.evaluation.results import (
     read_results,
     write_results,
 )
-from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.clip import recipe_clip, train_clip
 from bifocal.recipes.runs import finished
 from bifocal.recipes.sources import world_of
@@ -104,11 +102,7 @@ def train_part(name: str, out: Path, scale: Scale, seed: int) -> None:
         recipe = recipe_vqvae(scale)
         if scale == "standard":
             recipe = replace(recipe, perceptual=str(out / "clip"))
-
-        def show(model: VQVAEModel, images: Tensor, step: int) -> None:
-            reconstructions(model, images, place / "samples" / f"step-{step}.png")
-
-        train_vqvae(replace(recipe, train=replace(recipe.train, seed=seed)), place, resume=resume, show=show)
+        train_vqvae(replace(recipe, train=replace(recipe.train, seed=seed)), place, resume=resume)
     elif name == "clip":
         contrastive = recipe_clip(scale)
         train_clip(replace(contrastive, train=replace(contrastive.train, seed=seed)), place, resume=resume)

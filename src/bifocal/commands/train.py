@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import contextlib
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bifocal.config import UserError, apply_overrides
-from bifocal.recipes.clip import begun_with, recipe_clip, train_clip
-from bifocal.recipes.prior import recipe_prior, train_prior
-from bifocal.recipes.vlm import recipe_vlm, train_vlm
-from bifocal.recipes.vqvae import recipe_vqvae, train_vqvae
+from bifocal import distributed
+from bifocal.config import UserError
+from bifocal.recipes.clip import train_clip
+from bifocal.recipes.named import recipe_named
+from bifocal.recipes.parti import train_parti
+from bifocal.recipes.prior import train_prior
+from bifocal.recipes.smollm import train_smollm
+from bifocal.recipes.vlm import train_vlm
+from bifocal.recipes.vqvae import train_vqvae
+from bifocal.training.guards import lost_ranks_named
 
-MODELS = ("vqvae", "clip", "vlm", "prior")
+TRAINERS: dict[str, Callable[..., Any]] = {
+    "vqvae": train_vqvae,
+    "clip": train_clip,
+    "vlm": train_vlm,
+    "vlm-smollm": train_smollm,
+    "prior": train_prior,
+    "parti": train_parti,
+}
 
 
+def on_every_rank(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command that takes ``overrides`` meet the other processes that ``torchrun`` started, if it did."""
+
+    @functools.wraps(command)
+    def met(*values: Any, overrides: Mapping[str, str], **named: Any) -> None:
+        waits = distributed.TIMEOUT_SECONDS
+        with contextlib.suppress(ValueError):  # the recipe says what is wrong with it
+            waits = float(overrides.get("train.timeout_seconds", waits))
+        with distributed.joined(waits), lost_ranks_named(lambda: "before the first step or after the last"):
+            command(*values, overrides=overrides, **named)
+
+    return met
+
+
+@on_every_rank
 def train_command(
     model: str,
     out: Path,
@@ -35,14 +63,10 @@ def train_command(
     resume: bool = False,
 ) -> None:
     """Train one model into ``out``; common settings have flags of their own, the rest are dotted overrides."""
-    if model not in MODELS:
-        raise UserError(f"there is no recipe {model!r}; choose from {', '.join(MODELS)}")
-    if model != "vlm" and family is not None:
-        raise UserError(f"--family is for vlm, not for {model}")
-    if model not in ("vlm", "prior") and vision is not None:
-        raise UserError(f"--vision is for vlm and prior, not for {model}")
-    if model != "clip" and tower is not None:
-        raise UserError(f"--tower is for clip, not for {model}")
+    if dtype == "int8":
+        raise UserError(
+            "int8 weights cannot be trained: choose float32 or bfloat16, and int8 for the finished model"
+        )
     flags = {
         "data": data,
         "train.steps": steps,
@@ -54,23 +78,16 @@ def train_command(
         name = key.split(".")[-1].replace("_", "-")
         raise UserError(f"--{name} and --{key} are the same setting: give one of them")
     settings = {"train.device": device, "train.dtype": dtype, **given, **overrides}
-    if model == "vqvae":
-        train_vqvae(apply_overrides(recipe_vqvae(scale), settings), out, resume=resume, init_from=init_from)
-    elif model == "clip":
-        if init_from is not None and tower is not None:
-            raise UserError("--tower is that of the CLIP that --init-from names: give one of them")
-        contrastive = recipe_clip(scale, tower or "vit")
-        if init_from is not None:
-            contrastive = begun_with(contrastive, init_from)
-        contrastive = apply_overrides(contrastive, settings)
-        train_clip(contrastive, out, resume=resume, init_from=init_from)
-    elif model == "prior":
-        prior = replace(apply_overrides(recipe_prior(scale), settings), vision=vision or "")
-        train_prior(prior, out, resume=resume, init_from=init_from)
-    else:
-        chosen = recipe_vlm(scale, "discrete" if family == "discrete" else "continuous")
-        if data is not None:  # the stages are made for the kinds of question that scenes have
-            chosen = replace(chosen, stages=())
-        recipe: Any = replace(apply_overrides(chosen, settings), vision=vision or "")
-        train_vlm(recipe, out, resume=resume, init_from=init_from)
-    print(f"finished: {out}")
+    recipe = recipe_named(
+        model,
+        scale,
+        settings,
+        family=family,
+        vision=vision,
+        tower=tower,
+        data=data,
+        init_from=init_from,
+    )
+    TRAINERS[model](recipe, out, resume=resume, init_from=init_from)
+    if distributed.is_main():
+        print(f"finished: {out}")

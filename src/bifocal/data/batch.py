@@ -14,6 +14,7 @@ import numpy as np
 
 from bifocal.config import UserError
 from bifocal.data.boxes import box_to_bins
+from bifocal.data.joint_text import JointTokenizer
 from bifocal.data.sample import Box, Message, Picture, Sample
 from bifocal.data.text import TextTokenizer
 
@@ -31,9 +32,13 @@ class Template:
         return self.tokenizer.encode(str(index + 1)) if self.number_pictures else []
 
     def picture(self) -> list[int]:
-        """begin, N placeholders, end."""
+        """What stands before it, N placeholders, what stands behind it."""
         tokenizer = self.tokenizer
-        return [tokenizer.image_begin, *[tokenizer.image] * self.picture_positions, tokenizer.image_end]
+        return [
+            *tokenizer.before_picture,
+            *[tokenizer.image] * self.picture_positions,
+            *tokenizer.after_picture,
+        ]
 
     def box(self, box: Box) -> list[int]:
         """Four coordinate tokens."""
@@ -54,10 +59,15 @@ class Segment:
         self.tokens.extend(tokens)
         self.supervised.extend([supervised] * len(tokens))
 
+    def add_picture(self, index: int, template: Template, supervised: bool) -> None:
+        """Append the positions of a picture and what is around them."""
+        self.pictures.append((len(self.tokens) + len(template.tokenizer.before_picture), index))
+        self.add(template.picture(), supervised)
+
 
 def leading_pictures(messages: Sequence[Message]) -> int:
-    """How many pictures open the conversation in their own order, so that they can be shared: all or none."""
-    if not messages:
+    """How many pictures open the user's first turn in their own order, so that they can be shared: all or none."""
+    if not messages or messages[0].role != "user":
         return 0
     count = 0
     for part in messages[0].parts:
@@ -71,14 +81,19 @@ def leading_pictures(messages: Sequence[Message]) -> int:
 
 
 def encode_messages(messages: Sequence[Message], template: Template, *, shared: int = 0) -> Segment:
-    """Messages -> one segment; the first ``shared`` pictures are left to the prefix.
+    """Messages -> one segment; the first ``shared`` pictures, with what stands before them, are left to the prefix.
 
-    Every part of an assistant's turn and the end token after it are supervised. A user's turn ends with its own token.
+    Every part of an assistant's turn and the end token after it are supervised, and nothing else is. A conversation
+    that waits for an answer ends with what opens one.
     """
     segment = Segment()
     tokenizer = template.tokenizer
-    for message in messages:
+    if messages and not shared:
+        segment.add(tokenizer.opening(messages[0].role), False)
+    for number, message in enumerate(messages):
         answer = message.role == "assistant"
+        if number or not shared:
+            segment.add(tokenizer.before(message.role), False)
         for part in message.parts:
             if isinstance(part, str):
                 segment.add(tokenizer.encode(part), answer)
@@ -87,23 +102,41 @@ def encode_messages(messages: Sequence[Message], template: Template, *, shared: 
                     continue
                 if not answer:
                     segment.add(template.number(part.index), False)
-                segment.pictures.append((len(segment.tokens) + 1, part.index))
-                segment.add(template.picture(), answer)
+                segment.add_picture(part.index, template, answer)
             else:
                 segment.add(template.box(part), answer)
-        segment.add([tokenizer.eos if answer else tokenizer.turn_end], answer)
+        closing = tokenizer.after(message.role)
+        segment.add(closing[:1], answer)
+        segment.add(closing[1:], False)
+    if messages and messages[-1].role != "assistant":
+        segment.add(tokenizer.before("assistant"), False)
     return segment
 
 
 def encode_prefix(pictures: int, template: Template) -> Segment:
-    """The begin token and the shared pictures."""
+    """What all conversations on some pictures begin with: the pictures, opening the user's turn."""
     prefix = Segment()
-    prefix.add([template.tokenizer.bos], False)
+    prefix.add(template.tokenizer.begin, False)
+    if pictures:
+        prefix.add([*template.tokenizer.opening("user"), *template.tokenizer.before("user")], False)
     for index in range(pictures):
         prefix.add(template.number(index), False)
-        prefix.pictures.append((len(prefix.tokens) + 1, index))
-        prefix.add(template.picture(), False)
+        prefix.add_picture(index, template, False)
     return prefix
+
+
+def encode_prompt(messages: Sequence[Message], template: Template) -> Segment:
+    """A whole conversation, as it is asked: of another tool's VLM in its own way, which may not share pictures."""
+    whole = Segment()
+    if isinstance(template.tokenizer, JointTokenizer):
+        tokens, whole.pictures = template.tokenizer.conversation(messages, template.picture_positions)
+        whole.add(tokens, False)
+        return whole
+    shared = leading_pictures(messages)
+    for part in (encode_prefix(shared, template), encode_messages(messages, template, shared=shared)):
+        whole.pictures += [(len(whole.tokens) + start, index) for start, index in part.pictures]
+        whole.add(part.tokens, False)
+    return whole
 
 
 class RowBuilder:
@@ -121,8 +154,9 @@ class RowBuilder:
         """Place as many of these samples, which share their pictures, as fit in one row; returns how many did.
 
         A new row is begun when the prefix and the first conversation do not fit in the last one. Samples that do not
-        open with the pictures that the first one opens with cannot share its prefix, and are left for another time.
-        Raises ``UserError`` with the sample's id for one without an answer, or too long for a row.
+        open with the pictures that the first one opens with cannot share its prefix, and are left for another time, as
+        are those that do not fit behind the others. Raises ``UserError`` with the sample's id for one without an
+        answer, one whose pictures leave no room in a row, and one that no row has room for.
         """
         if not samples:
             return 0
@@ -143,12 +177,8 @@ class RowBuilder:
                     f"sample {sample.id} begins with the assistant's turn: put the user's, or an empty one, before it"
                 )
             need = len(segment.tokens) + (0 if placed else len(prefix.tokens))
+            self._require_room(sample, len(prefix.tokens), segment)
             if placed == 0:
-                if need > self.length:
-                    raise UserError(
-                        f"sample {sample.id} takes {need} tokens and a row holds {self.length}: "
-                        "raise --row-length or shorten it"
-                    )
                 if not self.rows or need > self.length - len(self.rows[-1]["tokens"]):
                     self.rows.append(
                         {name: [] for name in ("tokens", "positions", "segments", "documents", "supervised")}
@@ -162,6 +192,32 @@ class RowBuilder:
             placed += 1
         self.answers += placed
         return placed
+
+    def _require_room(self, sample: Sample, prefix: int, segment: Segment) -> None:
+        """Raise ``UserError`` for a sample that no row has room for: nothing of it may be cut off."""
+        if prefix + len(segment.tokens) <= self.length:
+            return
+        each = len(self.template.picture())
+        parts = [part for message in sample.messages for part in message.parts]
+        pictures = len({part.index for part in parts if isinstance(part, Picture)})
+        if pictures * each > self.length:
+            raise UserError(
+                f"sample {sample.id} has {pictures} pictures of {each} tokens each and a row holds {self.length}, so "
+                "they do not fit: raise --row-length, or lower the positions of a picture (--pixel-shuffle 2)"
+            )
+        answer = sum(segment.supervised)
+        raise UserError(
+            f"sample {sample.id} takes {prefix + len(segment.tokens)} tokens and a row holds {self.length}, so its "
+            f"answer of {answer} would be cut off: raise --row-length or shorten it"
+        )
+
+    def add_text(self, tokens: Sequence[int]) -> None:
+        """Begin a row with plain text, of which every token but the first is learnt."""
+        if not 1 < len(tokens) <= self.length:
+            raise ValueError(f"a text of {len(tokens)} tokens does not make a row of {self.length}")
+        self.rows.append({"tokens": [], "positions": [], "segments": [], "documents": [], "supervised": []})
+        text = Segment(list(tokens), [False] + [True] * (len(tokens) - 1))
+        self._append(self.rows[-1], text, (), document=0, number=0, start=0)
 
     def fits(self, sample: Sample) -> bool:
         """Whether a document that begins with this sample still fits in the last row."""

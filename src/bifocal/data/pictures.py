@@ -30,17 +30,23 @@ MAX_PIXELS = 64 * 1024 * 1024
 _WARNING_FILTERS = threading.Lock()
 
 
-def read_picture(source: str | Path | bytes | Image.Image, name: str | None = None) -> np.ndarray:
+def read_picture(
+    source: str | Path | bytes | Image.Image,
+    name: str | None = None,
+    *,
+    formats: Sequence[str] = FORMATS,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
     """Any PNG, JPEG, WebP, GIF (first frame) or BMP as (H, W, 3) uint8 RGB, as a viewer would show it.
 
     The EXIF orientation is applied, palettes and CMYK are converted, 16 bits are scaled to 8, and what is
     transparent is laid over white. ``name`` is what errors call a picture that has no path.
 
     Raises ``UserError`` in one sentence for a file that is missing, empty, broken, truncated, of another
-    format, or larger than 64 megapixels (known from its header, before anything is decoded).
+    format, or larger than ``max_pixels`` (known from its header, before anything is decoded).
     """
     if isinstance(source, Image.Image):
-        return _convert(source, name or getattr(source, "filename", "") or "the picture")
+        return _convert(source, name or getattr(source, "filename", "") or "the picture", max_pixels)
     if isinstance(source, bytes):
         name, data = name or "the picture", source
     else:
@@ -54,14 +60,14 @@ def read_picture(source: str | Path | bytes | Image.Image, name: str | None = No
     if not data:
         raise UserError(f"The picture {name} is empty (0 bytes); save or download it again.")
     try:
-        with _open(data) as picture:
-            return _convert(picture, name)
+        with _open(data, formats) as picture:
+            return _convert(picture, name, max_pixels)
     except UserError:
         raise
     except Image.DecompressionBombError:
-        raise UserError(_too_large(name, "")) from None
+        raise UserError(_too_large(name, "", max_pixels)) from None
     except UnidentifiedImageError:
-        raise UserError(f"{name} is not a picture that can be read ({', '.join(FORMATS)}).") from None
+        raise UserError(f"{name} is not a picture that can be read ({', '.join(formats)}).") from None
     except (
         OSError,
         SyntaxError,
@@ -79,24 +85,24 @@ def read_picture(source: str | Path | bytes | Image.Image, name: str | None = No
         ) from error
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, formats: Sequence[str]) -> Image.Image:
     """Reads the header only."""
     # Pillow warns from 89 megapixels on; our limit is stricter and is an error. The filters of warnings belong to
     # the whole process, so two threads of a server must not exchange them at once.
     with _WARNING_FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=formats)
 
 
-def _too_large(name: str, size: str) -> str:
-    limit = MAX_PIXELS // 1024**2
-    return f"The picture {name} is too large{size}: the limit is {limit} megapixels; scale it down first."
+def _too_large(name: str, size: str, max_pixels: int) -> str:
+    limit = f"{max_pixels / 1024**2:g} megapixels"
+    return f"The picture {name} is too large{size}: the limit is {limit}; scale it down first."
 
 
-def _convert(picture: Image.Image, name: str) -> np.ndarray:
+def _convert(picture: Image.Image, name: str, max_pixels: int) -> np.ndarray:
     width, height = picture.size
-    if width * height > MAX_PIXELS:
-        raise UserError(_too_large(name, f" ({width} x {height} pixels)"))
+    if width * height > max_pixels:
+        raise UserError(_too_large(name, f" ({width} x {height} pixels)", max_pixels))
     if ImageFile.LOAD_TRUNCATED_IMAGES:  # another library may have asked for grey stripes instead of an error
         raise UserError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so cut-off pictures would pass; unset it."

@@ -7,6 +7,7 @@ benchmarks and a user's own pictures.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -56,6 +57,27 @@ def reworded(sample: Sample, rng: random.Random) -> Sample:
     said = rng.choice(wordings[1:]).replace("{}", words)
     asked = Message("user", tuple(said if isinstance(part, str) else part for part in parts))
     return replace(sample, messages=(asked, sample.messages[1]))
+
+
+def in_sentences(sample: Sample, rng: random.Random) -> Sample:
+    """The sample with answers that begin with a capital and end with a period, as people write; questions half of the
+    time, since they are asked either way.
+    """
+
+    def said(message: Message) -> Message:
+        if message.role == "assistant" or rng.random() < 0.5:
+            ends = "." if message.role == "assistant" else ""
+            parts = tuple(sentence(part, ends) if isinstance(part, str) else part for part in message.parts)
+            return Message(message.role, parts)
+        return message
+
+    return replace(sample, messages=tuple(said(message) for message in sample.messages))
+
+
+def sentence(text: str, ends: str = ".") -> str:
+    """ "an owl. the owl is red" -> "An owl. The owl is red."; ``ends`` stands behind a last letter or digit."""
+    capital = re.sub(r"(^|[.!?] )([a-z])", lambda found: found[1] + found[2].upper(), text)
+    return capital + (ends if capital[-1:].isalnum() else "")
 
 
 def inside(wording: str, text: str) -> str | None:

@@ -7,6 +7,7 @@ turn, code k is ``IMGIMG`` + its digits as letters A..J + ``Z`` (Chameleon), ``<
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,16 @@ def code_name(code: int) -> str:
     return "IMGIMG" + "".join(LETTERS[int(digit)] for digit in str(code)) + "Z"
 
 
+def uncased(text: str) -> str:
+    """Lower case, and white space as single spaces."""
+    return " ".join(text.lower().split())
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, in lower case; digits are none."""
+    return re.findall(r"[^\W\d_]+", text.lower())
+
+
 class TextTokenizer:
     """Text to ids and back. What a user types never becomes a special token; only the template adds those."""
 
@@ -38,6 +49,8 @@ class TextTokenizer:
         self.image_begin, self.image_end = self.special[IMAGE_BEGIN], self.special[IMAGE_END]
         self.codes = self._run(code_name)
         self.boxes = self._run(location_token)
+        self.begin = [self.bos]
+        self.before_picture, self.after_picture = [self.image_begin], [self.image_end]
 
     @classmethod
     def train(cls, texts: Iterable[str], *, size: int, codes: int = 0, box_bins: int = 64) -> TextTokenizer:
@@ -62,19 +75,7 @@ class TextTokenizer:
     @classmethod
     def read(cls, path: Path) -> TextTokenizer:
         """Open a ``tokenizer.json``."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise UserError(
-                f"{path} does not exist: this directory has no tokenizer, so it cannot handle text"
-            ) from None
-        except ValueError as error:
-            raise UserError(f"{path} is damaged: {error}") from None
-        try:
-            tokenizer = Tokenizer.from_str(text)
-        except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"{path} is damaged, or no tokenizer: {error}") from None
-        return cls(tokenizer)
+        return cls(parse_tokenizer(path))
 
     def write(self, path: Path) -> None:
         """Save as ``tokenizer.json``."""
@@ -87,6 +88,23 @@ class TextTokenizer:
     def fingerprint_text(self) -> str:
         """Everything that decides how text becomes ids."""
         return str(self.tokenizer.to_str())
+
+    @property
+    def never_said(self) -> list[int]:
+        """The ids that no answer in words may hold: special tokens but its end and the bins of boxes, and codes."""
+        return sorted({*self.special.values(), *self.codes} - {self.eos})
+
+    def opening(self, role: str) -> list[int]:
+        """What stands before a conversation whose first turn is of ``role``, behind ``begin``."""
+        return []
+
+    def before(self, role: str) -> list[int]:
+        """What opens a turn."""
+        return []
+
+    def after(self, role: str) -> list[int]:
+        """What closes a turn; of an answer's the first is ``eos``."""
+        return [self.eos if role == "assistant" else self.turn_end]
 
     def encode(self, text: str) -> list[int]:
         """Plain text -> ids; names of special tokens in it stay text."""
@@ -130,3 +148,19 @@ class TextTokenizer:
         while self.tokenizer.token_to_id(name_of(count)) == first + count:
             count += 1
         return range(first, first + count)
+
+
+def parse_tokenizer(path: Path) -> Tokenizer:
+    """What a ``tokenizer.json`` holds; ``UserError`` for one that is missing, damaged or none."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist: this directory has no tokenizer, so it cannot handle text"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{path} is damaged, or no tokenizer: {error}") from None

@@ -55,11 +55,11 @@ TASKS: dict[str, ModuleType] = {
         text_to_image,
     )
 }
-# The kind of model that each task is for.
-KINDS: dict[str, str] = (
-    {"reconstruction": "vqvae"}
-    | dict.fromkeys(("zero-shot", "retrieval", "linear-probe"), "clip")
-    | dict.fromkeys(("captioning", "vqa", "grounding", "reasoning", "text-to-image"), "vlm")
+# The kinds of model that each task is for.
+KINDS: dict[str, tuple[str, ...]] = (
+    {"reconstruction": ("vqvae",), "text-to-image": ("vlm", "parti")}
+    | dict.fromkeys(("zero-shot", "retrieval", "linear-probe"), ("clip",))
+    | dict.fromkeys(("captioning", "vqa", "grounding", "reasoning"), ("vlm",))
 )
 # Tasks that put questions to a model.
 ASKING = ("captioning", "vqa", "grounding", "reasoning")
@@ -100,10 +100,11 @@ def evaluate(
     """
     if task not in TASKS:
         raise UserError(f"There is no task {task!r}; there are {', '.join(TASKS)}.")
-    kind = getattr(model, "kind", KINDS[task])
-    if kind != KINDS[task]:
+    kind = getattr(model, "kind", KINDS[task][0])
+    if kind not in KINDS[task]:
+        wanted = " or ".join(KINDS[task])
         raise UserError(
-            f"The task {task} is for a model of kind {KINDS[task]}, and {model.name} is of kind {kind}."
+            f"The task {task} is for a model of kind {wanted}, and {model.name} is of kind {kind}."
         )
     if task not in KEPT and distributed.world_size() > 1:
         raise UserError(f"The task {task} is for one process: start it without torchrun.")

@@ -226,14 +226,15 @@ def unlike_notes(
         return
     for key, sentence in _UNLIKE.items():
         if one[key] != other[key]:
-            said = {"a": names[0], "b": names[1], "of_a": _spelt(one[key]), "of_b": _spelt(other[key])}
+            said = {"a": names[0], "b": names[1], "of_a": spelt(one[key]), "of_b": spelt(other[key])}
             yield f"{task} on {split}: {sentence.format(**said)}"
 
 
-def _spelt(value: Any) -> str:
-    return (
-        ", ".join(f"{key} {part:g}" for key, part in value.items()) if isinstance(value, dict) else str(value)
-    )
+def spelt(value: Any) -> str:
+    """A part of a stamp for people: settings with their names."""
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{key} {part if isinstance(part, str) else f'{part:g}'}" for key, part in value.items())
 
 
 def compare_models(directory: str | Path, model_a: str, model_b: str) -> Comparison:

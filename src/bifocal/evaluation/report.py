@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bifocal.artifacts import atomic_write_text, read_json, read_json_lines
-from bifocal.evaluation.compare import Comparison, Difference, compare, format_p
+from bifocal.evaluation.compare import Comparison, Difference, compare, format_p, spelt
 from bifocal.evaluation.goals import CONTINUOUS, DISCRETE, QUICKSTART_GOALS, Goal, find_row, judge
 from bifocal.evaluation.kept import load_predictions, load_stamps
 from bifocal.evaluation.report_plots import Log, confusion_matrix, curves, keys, scale_top, score_line
@@ -409,13 +409,12 @@ def about_table(about: Sequence[Stamp]) -> str:
     body = []
     for stamp in about:
         prints = [stamp[f"{name}_fingerprint"] for name in ("model", "data", "answers")]
-        decoding = ", ".join(f"{key} {value:g}" for key, value in (stamp["decoding"] or {}).items())
         body.append(
             [
                 *(escape(stamp[key]) for key in ("model", "task", "split", "data")),
                 f"{stamp['samples']:,}",
                 escape(stamp["prompt"] or "–"),
-                escape(decoding or "–"),
+                escape(spelt(stamp["decoding"] or {}) or "–"),
                 *(f"<code>{escape(str(print_ or '–')[:12])}</code>" for print_ in prints),
             ]
         )

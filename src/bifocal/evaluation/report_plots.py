@@ -15,7 +15,17 @@ from bifocal.pages import FIRST, INK, LINE, MUTED, SECOND, escape, figure_svg, p
 Log = Sequence[dict[str, Any]]  # the lines of one log.jsonl
 
 # Keys of a log line that say where the run stands; every other number is something worth a curve.
-_PLACE = {"phase", "step", "samples", "seconds", "learning_rate", "samples_per_second", "epoch", "tokens"}
+_PLACE = {
+    "phase",
+    "step",
+    "samples",
+    "seconds",
+    "learning_rate",
+    "samples_per_second",
+    "waiting",
+    "epoch",
+    "tokens",
+}
 _MOST_POINTS = 240
 DISCRETE_RUNS = ("vqvae", DISCRETE)  # drawn in the colour of their family
 

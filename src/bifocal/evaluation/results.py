@@ -114,6 +114,7 @@ METRICS: dict[str, Metric] = {
     "objects_precision": Metric("precision of objects named"),
     "counts_named": Metric("counts named"),
     "accuracy": Metric("accuracy"),
+    "text_perplexity": Metric("perplexity on plain text", "number", False),
     "consistency": Metric("consistency"),
     "validity": Metric("validity"),
     "plausibility": Metric("plausibility"),
@@ -126,6 +127,23 @@ METRICS: dict[str, Metric] = {
     "texts_in_training": Metric("texts in the training data", "rate", False),
     "samples_in_training": Metric("picture and text in the training data", "rate", False),
     "false_alarms": Metric("absent objects found", "rate", False),
+    "prompts_followed": Metric("prompts with all that they say found, counts aside"),
+    "counts_found": Metric("prompted counts found"),
+    "colours_found": Metric("prompted colours of tiles found"),
+    "positions_found": Metric("prompted positions found"),
+    "looks_found": Metric("prompted sizes and tilts found"),
+    "relations_found": Metric("prompted relations found"),
+    "negations_found": Metric("denied objects left out"),
+    **{
+        f"{who}_{kind}": Metric(f"{title}: {kind} found {where}")
+        for who, title, where in (
+            ("checker", "checker", "in true pictures"),
+            ("tokenizer", "tokenizer", "in reconstructions of true pictures"),
+        )
+        for kind in ("objects", "counts", "colours", "positions", "looks", "relations", "negations")
+    },
+    "clip_score": Metric("CLIP score, cosine of drawing and prompt", "number"),
+    "clip_score_true": Metric("CLIP score of true pictures", "number"),
     "checker_recall": Metric("checker: objects found in true pictures"),
     "checker_false_alarms": Metric("checker: absent objects found in true pictures", "rate", False),
 }

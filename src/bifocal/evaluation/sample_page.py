@@ -59,19 +59,28 @@ def comparison_page(
 
     Two models of one name are told apart as A and B.
     """
-    names = (comparison.a, comparison.b)
-    if names[0] == names[1]:
-        names = (f"{names[0]} (A)", f"{names[1]} (B)")
+    names = told_apart(comparison)
     shared = {key: a[key] for key in a if key in b}
     title = f"{names[0]} against {names[1]}"
     lead = f'<p class="lead">{escape(_about(shared))}</p>'
     sections = [Section("scores", "Differences", differences_table(comparison, names))]
     if comparison.about:
-        called = dict(zip("ab", names, strict=True))
-        about = [{**stamp, "model": called[stamp["side"]]} for stamp in comparison.about]
+        about = about_sides(comparison, names)
         sections.append(Section("about", "What was asked of whom", about_table(about)))
     sides = {names[0]: shared, names[1]: {key: b[key] for key in shared}}
     return _page(title, lead, sections, sides, picture, most_bytes, progress)
+
+
+def told_apart(comparison: Comparison) -> tuple[str, str]:
+    """The names of the two models, with letters where they are the same."""
+    names = (comparison.a, comparison.b)
+    return names if names[0] != names[1] else (f"{names[0]} (A)", f"{names[1]} (B)")
+
+
+def about_sides(comparison: Comparison, names: tuple[str, str]) -> list[Stamp]:
+    """The stamps of what is compared, each under the name of its side."""
+    called = dict(zip("ab", names, strict=True))
+    return [{**stamp, "model": called[stamp["side"]]} for stamp in comparison.about]
 
 
 def _about(predictions: Predictions) -> str:

@@ -14,7 +14,7 @@ from bifocal.evaluation.asking import right_answers
 from bifocal.evaluation.results import Stamp
 
 # Of what a model was asked under: what decides what it says.
-_DECODING = ("temperature", "guidance", "seed", "max_new_tokens", "batch_size")
+_DECODING = ("temperature", "guidance", "candidates", "judge", "seed", "max_new_tokens", "batch_size")
 
 
 def stamp_of(

@@ -1,146 +1,37 @@
-"""Batched decoding with a key-value cache: greedy or sampled, for words and for image tokens."""
+"""Whole answers, pictures and scores: a batch of prompts at once, through the same slots as the server's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from bifocal.models.blocks import KeyValueCache
+from bifocal.generation.prompt import Prompt, embed_prompt
+from bifocal.generation.sampling import Choice, Sampling, choose
+from bifocal.generation.slots import Drawing, Event, Slots
+from bifocal.models.blocks import RowWriter
 from bifocal.models.vlm import VLM
 
+__all__ = ["Generated", "Prompt", "Sampling", "choose", "draw_codes", "generate", "score"]
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. Temperature 0 takes the most likely one; the seed makes sampling repeatable."""
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be a finite number of at least 0, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be at least 0 (0 is off), got {self.top_k}")
-
-
-@dataclass
-class Prompt:
-    """Token ids, and where its pictures stand: (first position, row of the encoded pictures)."""
-
-    tokens: list[int]
-    pictures: list[tuple[int, int]] = field(default_factory=list)
+SCORED_TOGETHER = 64  # continuations of one prompt
 
 
 @dataclass
 class Generated:
-    """New token ids without the stop token, the log-probability of each, and whether a stop token ended them."""
+    """New token ids without the stop token, the log-probability of each, and whether they ended before the limit.
+
+    ``tops`` are the likeliest tokens at each place with their log-probabilities, where they were asked for.
+    """
 
     tokens: list[int]
     logprobs: list[float]
     stopped: bool
+    tops: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
 
 
-class Decoder:
-    """A batch of prompts in a cache, one new token each at a time.
-
-    Prompts of different lengths are aligned at their ends: padding stands before them, masked, and positions count
-    from each prompt's own first token, so that a row gives what it would give alone.
-    """
-
-    def __init__(
-        self, model: VLM, prompts: Sequence[Prompt], encoded: Tensor | None, new_tokens: int
-    ) -> None:
-        self.model = model
-        device = model.language_model.lm_head.weight.device
-        lengths = [len(prompt.tokens) for prompt in prompts]
-        longest = max(lengths)
-        tokens = torch.zeros(len(prompts), longest, dtype=torch.int64)
-        places: list[Tensor] = []
-        rows: list[int] = []
-        span = torch.arange(model.image_path.positions)
-        for index, prompt in enumerate(prompts):
-            pad = longest - len(prompt.tokens)
-            tokens[index, pad:] = torch.tensor(prompt.tokens)
-            for start, row in prompt.pictures:
-                places.append(index * longest + pad + start + span)
-                rows.append(row)
-        pads = longest - torch.tensor(lengths, device=device)
-        self.next_position = torch.tensor(lengths, device=device)
-        places_PN = torch.stack(places) if places else torch.empty(0, len(span), dtype=torch.int64)
-        if places:
-            assert encoded is not None
-            pictures = encoded[torch.tensor(rows, device=encoded.device)]
-        else:
-            pictures = torch.empty(0, len(span), device=device)
-        x_BTD, _ = model.embed(tokens.to(device), places_PN.to(device), pictures)
-        columns = torch.arange(longest, device=device)
-        positions = (columns[None] - pads[:, None]).clamp_min(0)
-        # (B, 1, 1, capacity): what each row may look at; the causal half is added for the prompt only
-        capacity = longest + new_tokens
-        self.visible = torch.zeros(len(prompts), 1, 1, capacity, device=device)
-        self.visible[:, 0, 0, :longest].masked_fill_(columns[None] < pads[:, None], float("-inf"))
-        causal = torch.full((longest, longest), float("-inf"), device=device).triu(1)
-        bias = self.visible[..., :longest] + causal
-        bias.diagonal(dim1=-2, dim2=-1).zero_()  # a padded position sees itself, or its row would be empty
-        self.cache: KeyValueCache = model.language_model.new_cache(len(prompts), capacity)
-        hidden = model.language_model(x_BTD, positions, bias, self.cache)
-        self.logits = model.language_model.lm_head(hidden[:, -1]).float()
-
-    def feed(self, tokens_B: Tensor) -> None:
-        """Append one token to each row; ``logits`` (B, V) then speak of the next."""
-        embeddings = self.model.language_model.embed_tokens(tokens_B[:, None])
-        bias = self.visible[..., : self.cache.length + 1]
-        hidden = self.model.language_model(embeddings, self.next_position[:, None], bias, self.cache)
-        self.next_position = self.next_position + 1
-        self.logits = self.model.language_model.lm_head(hidden[:, -1]).float()
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
-        self.cache.select(rows)
-        self.visible = self.visible[rows]
-        self.next_position = self.next_position[rows]
-
-
-def choose(
-    logits_BV: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]
-) -> tuple[Tensor, Tensor]:
-    """One token a row, and its log-probability at temperature 1 among what ``logits`` allow.
-
-    Each row draws from its own generator, so its choice does not depend on its company.
-    """
-    log_probabilities = torch.log_softmax(logits_BV, dim=-1)
-    if sampling.temperature == 0:
-        chosen = logits_BV.argmax(dim=-1)
-    else:
-        scaled = logits_BV / sampling.temperature
-        if sampling.top_k:
-            floor = scaled.topk(min(sampling.top_k, scaled.shape[-1]), dim=-1).values[:, -1:]
-            scaled = scaled.masked_fill(scaled < floor, float("-inf"))
-        if sampling.top_p < 1:
-            ordered, order = scaled.sort(dim=-1, descending=True)
-            probabilities = ordered.softmax(dim=-1)
-            outside = probabilities.cumsum(dim=-1) - probabilities >= sampling.top_p
-            scaled = scaled.masked_fill(outside.gather(-1, order.argsort(dim=-1)), float("-inf"))
-        probabilities = scaled.softmax(dim=-1)
-        picks = [
-            torch.multinomial(row, 1, generator=generator)
-            for row, generator in zip(probabilities.cpu(), generators, strict=True)
-        ]
-        chosen = torch.cat(picks).to(logits_BV.device)
-    return chosen, log_probabilities.gather(-1, chosen[:, None]).squeeze(1)
-
-
-@torch.inference_mode()
 def generate(
     model: VLM,
     prompts: Sequence[Prompt],
@@ -148,39 +39,34 @@ def generate(
     *,
     stop: int,
     forbidden: Tensor,
-    sampling: Sampling,
+    sampling: Sampling | Sequence[Sampling],
+    drawing: Drawing | None = None,
+    top: int = 0,
+    until: Callable[[int, Event], bool] | None = None,
 ) -> list[Generated]:
-    """Continue each prompt until ``stop`` or the limit. ``forbidden`` (V,) bool tokens are never chosen."""
-    results = [Generated([], [], False) for _ in prompts]
+    """Continue each prompt until ``stop`` or the limit. ``forbidden`` (V,) bool tokens are never chosen.
+
+    ``sampling`` is that of all prompts, or one for each. With ``drawing`` there may be pictures in what is said.
+    ``until`` is told every token, with the number of its prompt, and ends the prompt by answering True.
+    """
     if not prompts:
-        return results
-    decoder = Decoder(model, prompts, encoded, sampling.max_new_tokens)
-    generators = [torch.Generator().manual_seed(sampling.seed) for _ in prompts]
-    active = list(range(len(prompts)))
-    for step in range(sampling.max_new_tokens):
-        logits = decoder.logits.masked_fill(forbidden, float("-inf"))
-        chosen, logprobs = choose(logits, sampling, [generators[index] for index in active])
-        keep: list[int] = []
-        for row, (token, logprob) in enumerate(zip(chosen.tolist(), logprobs.tolist(), strict=True)):
-            result = results[active[row]]
-            if token == stop:
-                result.stopped = True
-            else:
-                result.tokens.append(token)
-                result.logprobs.append(logprob)
-                keep.append(row)
-        if not keep or step == sampling.max_new_tokens - 1:
-            break
-        if len(keep) < len(active):
-            rows = torch.tensor(keep, device=chosen.device)
-            decoder.keep(rows)
-            chosen = chosen[rows]
-            active = [active[row] for row in keep]
-        decoder.feed(chosen)
-    return results
+        return []
+    settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+    longest = max(len(p.tokens) + s.max_new_tokens for p, s in zip(prompts, settings, strict=True))
+    each = 2 if drawing is not None and drawing.guidance != 1.0 else 1
+    slots, allowed = Slots(model, each * len(prompts), longest), ~forbidden
+    sequences = [
+        slots.start(prompt, encoded, setting, stop=(stop,), allow=allowed, drawing=drawing, top=top)
+        for prompt, setting in zip(prompts, settings, strict=True)
+    ]
+    numbers = {sequence: number for number, sequence in enumerate(sequences)}
+    while slots.busy:
+        for event in slots.step():
+            if until is not None and until(numbers[event.sequence], event):
+                slots.cancel(event.sequence)
+    return [Generated(s.tokens, s.logprobs, s.finished != "length", s.tops) for s in sequences]
 
 
-@torch.inference_mode()
 def draw_codes(
     model: VLM,
     prompts: Sequence[Prompt],
@@ -192,42 +78,61 @@ def draw_codes(
 ) -> Tensor:
     """(B, N) codes of one picture for each prompt: exactly as many image tokens as a picture has, and nothing else.
 
-    Classifier-free guidance (Ho & Salimans 2022): logits u + s (c - u), where c sees the prompt and u the empty one;
-    both halves run in one batch with one cache. Guidance 1 is plain sampling and runs one half only.
+    Prompts end in the token that begins a picture, and so does the ``empty`` one that guidance leads away from
+    (``Drawing``). Guidance 1 is plain sampling. Prompt i is drawn with the seed + i.
     """
-    guided = guidance != 1.0
-    batch = [*prompts, *([empty] * len(prompts) if guided else [])]
     count = model.image_path.positions
-    decoder = Decoder(model, batch, None, count)
-    generators = [
-        torch.Generator().manual_seed(sampling.seed * 1_000_003 + index) for index in range(len(prompts))
+    begin = empty.tokens[-1]
+    # the picture is all there is, so the token that would end it is never reached
+    drawing = Drawing(begin, begin, codes, count, guidance, empty)
+    choice = Choice(sampling.temperature, sampling.top_k, sampling.top_p)
+    settings = [
+        replace(sampling, images=choice, max_new_tokens=count, seed=sampling.seed + index)
+        for index in range(len(prompts))
     ]
-    drawn: list[Tensor] = []
-    for position in range(count):
-        logits = decoder.logits[:, codes.start : codes.stop]
-        if guided:
-            conditional, unconditional = logits.chunk(2)
-            logits = unconditional + guidance * (conditional - unconditional)
-        chosen, _ = choose(logits, sampling, generators)
-        drawn.append(chosen)
-        if position < count - 1:
-            token = chosen + codes.start
-            decoder.feed(torch.cat([token, token]) if guided else token)
-    return torch.stack(drawn, dim=1)
+    nothing = torch.zeros(model.language_model.config.vocabulary, dtype=torch.bool, device=_device(model))
+    drawn = generate(model, prompts, None, stop=-1, forbidden=nothing, sampling=settings, drawing=drawing)
+    return torch.tensor([one.tokens for one in drawn], device=_device(model)) - codes.start
 
 
 @torch.inference_mode()
 def score(
     model: VLM, prompt: Prompt, continuations: Sequence[Sequence[int]], encoded: Tensor | None
 ) -> list[float]:
-    """Log-probability of each continuation after the prompt (their tokens' log-probabilities added up)."""
-    scores: list[float] = []
-    for tokens in continuations:
-        decoder = Decoder(model, [prompt], encoded, len(tokens))
-        total = 0.0
-        for index, token in enumerate(tokens):
-            total += torch.log_softmax(decoder.logits[0], dim=-1)[token].item()
-            if index < len(tokens) - 1:
-                decoder.feed(torch.tensor([token], device=decoder.logits.device))
-        scores.append(total)
+    """Log-probability of each continuation after the prompt (their tokens' log-probabilities added up).
+
+    The prompt is prefilled once, and the continuations pass the decoder together.
+    """
+    if not continuations:
+        return []
+    language, device = model.language_model, _device(model)
+    x_TD, _ = embed_prompt(model, prompt, encoded, 0)
+    start, scores = len(x_TD), []
+    longest = max(len(tokens) for tokens in continuations)
+    cache = language.new_cache(min(len(continuations), SCORED_TOGETHER), start + longest)
+    causal = torch.full((start, start), float("-inf"), device=device).triu(1)
+    positions = torch.arange(start + longest, device=device)
+    writer = RowWriter(cache, [0], [0], [start])
+    last_D = language(x_TD[None], positions[None, :start], causal, writer)[0, -1]
+    for row in range(1, len(cache.keys[0])):
+        cache.copy(0, row, 0, start)
+    for first in range(0, len(continuations), SCORED_TOGETHER):
+        some = [list(tokens) for tokens in continuations[first : first + SCORED_TOGETHER]]
+        counts = [len(tokens) for tokens in some]
+        most = max(counts)
+        targets_RT = torch.tensor([tokens + [0] * (most - len(tokens)) for tokens in some], device=device)
+        hidden = last_D.expand(len(some), 1, -1)
+        if most > 1:
+            inside = targets_RT[:, :-1]
+            writer = RowWriter(cache, range(len(some)), [start] * len(some), [most - 1] * len(some))
+            bias = torch.full((most - 1, start + most - 1), float("-inf"), device=device).triu(start + 1)
+            later = positions[start : start + most - 1].expand(len(some), -1)
+            hidden = torch.cat([hidden, language(language.embed_tokens(inside), later, bias, writer)], dim=1)
+        for row, count in enumerate(counts):  # one by one: logits of all would be as large as the vocabulary
+            logprobs_TV = torch.log_softmax(language.lm_head(hidden[row, :count]).float(), dim=-1)
+            scores.append(logprobs_TV.gather(1, targets_RT[row, :count, None]).sum().item())
     return scores
+
+
+def _device(model: VLM) -> torch.device:
+    return model.language_model.norm.weight.device

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bifocal import artifacts
 from bifocal.config import UserError
+from bifocal.data.fitting import Fitting
 from bifocal.interop.preprocessing import (
     CLIP_DEFAULTS,
     SIGLIP_DEFAULTS,
@@ -76,21 +77,11 @@ def config_of(about: Mapping[str, Any], directory: Path) -> CLIPConfig:
     """Our configuration of theirs, with the image processor of the directory."""
     kind, where = about["model_type"], directory / CONFIG
     words, eyes = _part(about, "text", TEXT_DEFAULTS[kind]), _part(about, "vision", VISION_DEFAULTS[kind])
-    if eyes["num_channels"] != 3:
-        raise UserError(f"{where}: pictures of {eyes['num_channels']} channels are not supported, only of 3")
-    size = square(eyes["image_size"], where)
-    how = read_transformers(directory, size, CLIP_DEFAULTS if kind == CLIP else SIGLIP_DEFAULTS)
+    vision, fitting = vision_of(eyes, kind, directory)
     text = TextConfig(
         vocabulary=setting(words, "vocab_size", int, None, where),
         context=setting(words, "max_position_embeddings", int, None, where),
         **_sizes(words, where),
-    )
-    vision = VisionConfig(
-        picture_size=size,
-        patch_size=square(eyes["patch_size"], where),
-        mean=how.mean,
-        deviation=how.deviation,
-        **_sizes(eyes, where),
     )
     if kind == CLIP:
         end = setting(words, "eos_token_id", int, None, where)
@@ -104,22 +95,47 @@ def config_of(about: Mapping[str, Any], directory: Path) -> CLIPConfig:
         else:
             text = replace(text, causal=True, pooling="end", end=end)
         width = setting(dict(about), "projection_dim", int, 512, where)
-        return CLIPConfig(replace(vision, pooling="class"), text, width, fitting=how.fitting)
-    if not eyes["vision_use_head"]:
-        raise UserError(
-            f"{where}: a SigLIP without its pooling head (vision_use_head false) is not supported"
-        )
+        return CLIPConfig(vision, text, width, fitting=fitting)
     width = words.get("projection_size") or text.width
     if width != vision.width:
         raise UserError(f"{where}: texts have {width} dimensions and pictures {vision.width}")
     return CLIPConfig(
-        replace(vision, pooling="attention", class_token=False, pre_norm=False, patch_bias=True),
+        vision,
         replace(text, pooling="last", padding=None, projection_bias=True),
         width,
         visual_projection=False,
         logit_bias=True,
-        fitting=how.fitting,
+        fitting=fitting,
     )
+
+
+def vision_of(eyes: dict[str, Any], kind: str, directory: Path) -> tuple[VisionConfig, Fitting]:
+    """A picture tower of one of the two kinds, and how the directory's image processor makes its pictures square.
+
+    ``eyes`` are its settings, with the defaults of the kind.
+    """
+    where = directory / CONFIG
+    if eyes["num_channels"] != 3:
+        raise UserError(f"{where}: pictures of {eyes['num_channels']} channels are not supported, only of 3")
+    size = square(eyes["image_size"], where)
+    how = read_transformers(directory, size, CLIP_DEFAULTS if kind == CLIP else SIGLIP_DEFAULTS)
+    vision = VisionConfig(
+        picture_size=size,
+        patch_size=square(eyes["patch_size"], where),
+        pooling="class",
+        mean=how.mean,
+        deviation=how.deviation,
+        **_sizes(eyes, where),
+    )
+    if kind == CLIP:
+        return vision, how.fitting
+    if not eyes["vision_use_head"]:
+        raise UserError(
+            f"{where}: a SigLIP without its pooling head (vision_use_head false) is not supported"
+        )
+    return replace(
+        vision, pooling="attention", class_token=False, pre_norm=False, patch_bias=True
+    ), how.fitting
 
 
 def _part(about: Mapping[str, Any], part: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,17 +182,37 @@ def kind_of(config: CLIPConfig) -> str | None:
     vision, text = config.vision, config.text
     if not isinstance(vision, VisionConfig):
         return None
+    tower = vision_kind(vision)
     clip = (
-        vision.pooling == "class" and vision.pre_norm and not vision.patch_bias and config.visual_projection
+        tower == CLIP and vision.pooling == "class" and config.visual_projection
         and text.causal and text.pooling in ("end", "highest") and not text.projection_bias
         and not config.logit_bias
     )  # fmt: skip
     siglip = (
-        vision.pooling == "attention" and not (vision.class_token or vision.pre_norm) and vision.patch_bias
-        and not config.visual_projection and not text.causal and text.pooling == "last" and text.padding is None
-        and text.projection_bias and config.logit_bias
+        tower == SIGLIP and not config.visual_projection and not text.causal and text.pooling == "last"
+        and text.padding is None and text.projection_bias and config.logit_bias
     )  # fmt: skip
     return CLIP if clip else SIGLIP if siglip else None
+
+
+def vision_kind(vision: VisionConfig) -> str | None:
+    """Which of their picture towers has the layers of this one, or None; their mean or class token are no layer."""
+    if vision.class_token and vision.pre_norm and not vision.patch_bias and vision.pooling != "attention":
+        return CLIP
+    siglip = vision.pooling == "attention" and vision.patch_bias
+    return SIGLIP if siglip and not (vision.class_token or vision.pre_norm) else None
+
+
+def vision_settings(vision: VisionConfig, kind: str) -> dict[str, Any]:
+    """The configuration of their picture tower."""
+    return {
+        "model_type": f"{kind}_vision_model",
+        **_their_sizes(vision),
+        "image_size": vision.picture_size,
+        "patch_size": vision.patch_size,
+        "num_channels": 3,
+        **({"vision_use_head": True} if kind == SIGLIP else {}),
+    }
 
 
 def write(directory: Path, model: CLIPModel, *, begin: int | None, end: int | None, pad: int | None) -> None:
@@ -211,13 +247,7 @@ def write(directory: Path, model: CLIPModel, *, begin: int | None, end: int | No
         "eos_token_id": text.end if text.pooling == "end" else end,
         "pad_token_id": pad,
     }
-    eyes: dict[str, Any] = {
-        "model_type": f"{kind}_vision_model",
-        **_their_sizes(vision),
-        "image_size": vision.picture_size,
-        "patch_size": vision.patch_size,
-        "num_channels": 3,
-    }
+    eyes = vision_settings(vision, kind)
     about: dict[str, Any] = {
         "architectures": ["CLIPModel" if kind == CLIP else "SiglipModel"],
         "model_type": kind,
@@ -228,7 +258,7 @@ def write(directory: Path, model: CLIPModel, *, begin: int | None, end: int | No
         about |= {"projection_dim": config.width, "logit_scale_init_value": 2.6592}
         words["projection_dim"] = eyes["projection_dim"] = config.width
     else:
-        words["projection_size"], eyes["vision_use_head"] = config.width, True
+        words["projection_size"] = config.width
     artifacts.atomic_write_json(directory / CONFIG, {**about, "text_config": words, "vision_config": eyes})
     tensors = {name: value.detach().float().contiguous() for name, value in model.state_dict().items()}
     if kind == SIGLIP:
@@ -240,7 +270,7 @@ def write(directory: Path, model: CLIPModel, *, begin: int | None, end: int | No
         }
     save_file(tensors, str(directory / WEIGHTS), metadata={"format": "pt"})
     how = Preprocessing(vision.mean, vision.deviation, config.fitting)
-    write_transformers(directory, vision.picture_size, how, siglip=kind == SIGLIP)
+    write_transformers(directory, vision.picture_size, how, "Siglip" if kind == SIGLIP else "CLIP")
 
 
 def _their_sizes(sizes: VisionConfig | TextConfig) -> dict[str, Any]:

@@ -25,14 +25,19 @@ SIGLIP_DEFAULTS: Mapping[str, Any] = {
     **CLIP_DEFAULTS, "size": {"height": 224, "width": 224}, "do_center_crop": False,
     "image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5),
 }  # fmt: skip
+CHAMELEON_DEFAULTS: Mapping[str, Any] = {
+    **CLIP_DEFAULTS, "size": {"shortest_edge": 512}, "crop_size": {"height": 512, "width": 512}, "resample": 1,
+    "rescale_factor": 0.0078, "image_mean": (1.0, 1.0, 1.0), "image_std": (1.0, 1.0, 1.0),
+}  # fmt: skip
 
 
 class Preprocessing(NamedTuple):
-    """Mean and deviation of the channels in [0, 1], and how pictures become square."""
+    """What bytes are multiplied by, mean and deviation of the channels then, and how pictures become square."""
 
     mean: tuple[float, float, float] = CLIP_MEAN
     deviation: tuple[float, float, float] = CLIP_DEVIATION
     fitting: Fitting = Fitting()
+    scale: float = 1 / 255
 
 
 def read_transformers(directory: Path, size: int, defaults: Mapping[str, Any]) -> Preprocessing:
@@ -41,6 +46,38 @@ def read_transformers(directory: Path, size: int, defaults: Mapping[str, Any]) -
     Without a file it is what transformers' own class does by ``defaults`` at the model's size. Raises ``UserError`` for
     a processor of another class, or one that does what is not done here.
     """
+    settings, fitting, where = _processor(
+        directory, size, defaults, ("CLIP", "Siglip", "LlavaImageProcessor")
+    )
+    if abs(settings["rescale_factor"] * 255 - 1) > 1e-3:
+        raise UserError(
+            f"{where}: rescale_factor is {settings['rescale_factor']}, and only 1/255 is supported"
+        )
+    if not settings["do_normalize"]:
+        return Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), fitting)
+    mean, deviation = (_channels(settings[name], name, where) for name in ("image_mean", "image_std"))
+    return Preprocessing(mean, deviation, fitting)
+
+
+def read_chameleon(directory: Path, size: int) -> tuple[Fitting, float]:
+    """What the image processor of a Chameleon does, and what its pixels are where white would be 1.
+
+    The published one multiplies bytes by 0.0078, which is a little less than the 2/255 that make them [-1, 1].
+    """
+    settings, fitting, where = _processor(directory, size, CHAMELEON_DEFAULTS, ("Chameleon",))
+    moved = [
+        settings["do_normalize"],
+        *(_channels(settings[name], name, where) for name in ("image_mean", "image_std")),
+    ]
+    if moved != [True, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0)]:
+        raise UserError(f"{where}: a Chameleon's pixels have 1 taken off, with image_mean and image_std of 1")
+    return fitting, settings["rescale_factor"] * 255 / 2
+
+
+def _processor(
+    directory: Path, size: int, defaults: Mapping[str, Any], kinds: tuple[str, ...]
+) -> tuple[dict[str, Any], Fitting, Path]:
+    """The settings of the image processor in a directory, how it makes pictures square, and where that is said."""
     where, about = directory, None
     for name, inside in ((PREPROCESSOR, None), (PROCESSOR, "image_processor")):
         if (directory / name).is_file():
@@ -53,27 +90,20 @@ def read_transformers(directory: Path, size: int, defaults: Mapping[str, Any]) -
         square = {"height": size, "width": size}
         fitted = {"shortest_edge": size} if defaults["do_center_crop"] else square
         about = {"size": fitted, "crop_size": square}
-    kind = str(about.get("image_processor_type", about.get("feature_extractor_type", "CLIP")))
-    if not kind.startswith(("CLIP", "Siglip")) or kind.startswith("Siglip2"):
+    kind = str(about.get("image_processor_type", about.get("feature_extractor_type", kinds[0])))
+    if not kind.startswith(kinds) or kind.startswith("Siglip2"):
         raise UserError(
-            f"{where}: pictures are prepared by {kind}, which is not supported; CLIP's and SigLIP's are"
+            f"{where}: pictures are prepared by {kind}, which is not supported for this model; "
+            f"{' and '.join(kinds)} are"
         )
     settings = {**(SIGLIP_DEFAULTS if kind.startswith("Siglip") else defaults), **about}
     for name, wanted in (("do_resize", True), ("do_rescale", True), ("do_pad", False)):
         if bool(settings[name]) is not wanted:
             raise UserError(f"{where}: {name} is {settings[name]}, and only {wanted} is supported")
-    if abs(settings["rescale_factor"] * 255 - 1) > 1e-3:
-        raise UserError(
-            f"{where}: rescale_factor is {settings['rescale_factor']}, and only 1/255 is supported"
-        )
     number = settings["resample"]
     if not isinstance(number, int) or not 0 <= number < len(FILTERS):
         raise UserError(f"{where}: resample is {number!r}, which is none of Pillow's filters")
-    fitting = _fitting(settings, size, FILTERS[number], where)
-    if not settings["do_normalize"]:
-        return Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), fitting)
-    mean, deviation = (_channels(settings[name], name, where) for name in ("image_mean", "image_std"))
-    return Preprocessing(mean, deviation, fitting)
+    return settings, _fitting(settings, size, FILTERS[number], where), where
 
 
 def _fitting(settings: Mapping[str, Any], size: int, name: Any, where: Path) -> Fitting:
@@ -113,15 +143,20 @@ def _channels(value: Any, name: str, where: Path) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def write_transformers(directory: Path, size: int, how: Preprocessing, *, siglip: bool = False) -> None:
-    """Both files that versions of transformers read. Raises ``UserError`` for what they cannot say."""
+def write_transformers(
+    directory: Path, size: int, how: Preprocessing, kind: str, processor: Mapping[str, Any] | None = None
+) -> None:
+    """Both files that versions of transformers read: of the image processor called ``kind``, and of the whole one.
+
+    ``processor`` is the whole one's class, by the name that is in the files, with its settings; without, it is the
+    image processor's namesake. Raises ``UserError`` for what they cannot say.
+    """
     fitting = how.fitting
     if fitting.mode == "longest":
         raise UserError("transformers cannot fill up the shorter side of a picture, as this model needs it")
     square, crops = {"height": size, "width": size}, fitting.mode == "shortest"
-    name = "Siglip" if siglip else "CLIP"
     about: dict[str, Any] = {
-        "image_processor_type": f"{name}ImageProcessor",
+        "image_processor_type": f"{kind}ImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": fitting.shorter or size} if crops else square,
@@ -129,18 +164,18 @@ def write_transformers(directory: Path, size: int, how: Preprocessing, *, siglip
         "do_center_crop": crops,
         "crop_size": square,
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": how.scale,
         "do_normalize": True,
         "image_mean": list(how.mean),
         "image_std": list(how.deviation),
     }
-    if siglip and crops:
+    if kind == "Siglip" and crops:
         raise UserError("transformers' SiglipImageProcessor cannot crop pictures, as this model needs it")
-    processor = f"{name}Processor"
-    artifacts.atomic_write_json(directory / PREPROCESSOR, {**about, "processor_class": processor})
+    whole = processor or {"processor_class": f"{kind}Processor"}
     artifacts.atomic_write_json(
-        directory / PROCESSOR, {"image_processor": about, "processor_class": processor}
+        directory / PREPROCESSOR, {**about, "processor_class": whole["processor_class"]}
     )
+    artifacts.atomic_write_json(directory / PROCESSOR, {"image_processor": about, **whole})
 
 
 OPEN_CLIP_MODES: Mapping[str, Mode] = {"shortest": "shortest", "longest": "longest", "squash": "whole"}

@@ -63,21 +63,26 @@ def read_vqgan(path: Path, picture_size: int | None = None, *, legacy_beta: bool
     size = picture_size or about.get("resolution") or (resolution and resolution[1])
     if size is None:
         raise UserError(f"{path} does not say what size its pictures have: name it with --picture-size")
-    tensors = _ours(_read_tensors(path), path)
+    tensors = inside(_read_tensors(path), path)
     try:
         model = VQVAEModel(config_of(tensors, int(size), legacy_beta=legacy_beta))
-        codebook = tensors["quantize.embedding.weight"].float()
-        state = {
-            "quantize.initialised": torch.ones((), dtype=torch.bool),
-            "quantize.idle_steps": torch.zeros(len(codebook)),
-            "quantize.average_counts": torch.ones(len(codebook)),
-            "quantize.average_sums": codebook,
-        }
-        model.load_state_dict({**state, **{name: value.float() for name, value in tensors.items()}})
+        model.load_state_dict(whole(tensors))
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is not a VQGAN that this library can be: {reason}") from None
     return model.eval()
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a VQ-VAE of these tensors, as float32, with what training keeps beside a codebook."""
+    codebook = tensors["quantize.embedding.weight"].float()
+    state = {
+        "quantize.initialised": torch.ones((), dtype=torch.bool),
+        "quantize.idle_steps": torch.zeros(len(codebook)),
+        "quantize.average_counts": torch.ones(len(codebook)),
+        "quantize.average_sums": codebook,
+    }
+    return {**state, **{name: value.float() for name, value in tensors.items()}}
 
 
 def _taming_config(path: Path) -> str:
@@ -124,6 +129,7 @@ def _count(names: Iterable[str], pattern: str) -> int:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file or directory, a decoder that lies beside them included."""
     refuse_pickle(path)
     files = [path] if path.is_file() else weight_files(path)
     if path.is_dir() and (path / DECODER).is_file():
@@ -131,7 +137,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return read_tensors(files)
 
 
-def _ours(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def inside(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The tensors of the tokenizer alone, without a prefix; a discriminator or a language model is left behind."""
     for prefix in PREFIXES:
         if f"{prefix}quantize.embedding.weight" in tensors:
@@ -140,8 +146,9 @@ def _ours(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} has no codebook (quantize.embedding.weight): it is no VQGAN, nor has one inside"
         )
-    inside = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    return {name: value for name, value in inside.items() if name.startswith(PARTS)}
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    beside = {name: value for name, value in tensors.items() if name.startswith("decoder.")}
+    return {name: value for name, value in {**beside, **own}.items() if name.startswith(PARTS)}
 
 
 def published(model: VQVAEModel) -> dict[str, Tensor]:
@@ -168,13 +175,10 @@ def published(model: VQVAEModel) -> dict[str, Tensor]:
     return tensors
 
 
-def write_chameleon(model: VQVAEModel, path: Path) -> None:
-    """The VQ part of transformers' Chameleon (``ChameleonVQVAE``), with the decoder beside it."""
-    tensors, config = published(model), model.config
-    about = {
-        "architectures": ["ChameleonVQVAE"],
+def chameleon_settings(config: VQVAEConfig) -> dict[str, Any]:
+    """The configuration of transformers' ``ChameleonVQVAE``."""
+    return {
         "model_type": "chameleon_vqgan",
-        "dtype": "float32",
         "embed_dim": config.quantizer.width,
         "num_embeddings": config.quantizer.codes,
         "double_latent": False,
@@ -188,13 +192,28 @@ def write_chameleon(model: VQVAEModel, path: Path) -> None:
         "attn_type": "vanilla",
         "dropout": 0.0,
     }
+
+
+def split_decoder(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What Chameleon's class has, and the decoder, which it has not."""
     decoder = {name: value for name, value in tensors.items() if name.startswith("decoder.")}
-    rest = {name: value for name, value in tensors.items() if name not in decoder}
+    return {name: value for name, value in tensors.items() if name not in decoder}, decoder
+
+
+def write_decoder(decoder: dict[str, Tensor], directory: Path) -> None:
+    """The way from codes to pixels, beside a model that has none."""
+    if decoder:
+        save_file(decoder, str(directory / DECODER), metadata={"format": "pt"})
+
+
+def write_chameleon(model: VQVAEModel, path: Path) -> None:
+    """The VQ part of transformers' Chameleon (``ChameleonVQVAE``), with the decoder beside it."""
+    rest, decoder = split_decoder(published(model))
+    about = {"architectures": ["ChameleonVQVAE"], "dtype": "float32", **chameleon_settings(model.config)}
     with artifacts.write_directory(path) as work:
         artifacts.atomic_write_json(work / CONFIG, about)
         save_file(rest, str(work / WEIGHTS), metadata={"format": "pt"})
-        if decoder:
-            save_file(decoder, str(work / DECODER), metadata={"format": "pt"})
+        write_decoder(decoder, work)
 
 
 def write_taming(model: VQVAEModel, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -83,7 +84,12 @@ def merge_heads(x_BHTE: Tensor) -> Tensor:
 
 
 def joint_linear(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
-    """Several linear layers of one input as a single product: few wide products are faster than many narrow ones."""
+    """Several linear layers of one input as a single product: few wide products are faster than many narrow ones.
+
+    Layers that are more than a weight and a bias (int8, adapters) are asked one by one.
+    """
+    if any(type(layer) is not nn.Linear for layer in layers):
+        return tuple(layer(x) for layer in layers)
     return side_by_side(x, *layers).split([layer.out_features for layer in layers], dim=-1)
 
 
@@ -130,10 +136,11 @@ class HeadNorm(nn.Module):
 
 
 class KeyValueCache:
-    """Keys and values of the positions seen so far, in memory of a fixed size.
+    """Keys and values of B rows of positions, in memory of a fixed size.
 
-    ``write`` appends T positions to one layer and returns everything up to and including them;
-    ``advance`` moves the end once all layers have written.
+    Rows that grow together use it directly: ``write`` appends T positions to one layer of every row and returns
+    everything up to and including them; ``advance`` moves the common end once all layers have written. Rows that grow
+    apart are written through a ``RowWriter``, and whoever writes keeps account of how long each is.
     """
 
     def __init__(
@@ -147,6 +154,7 @@ class KeyValueCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        # zeros, because what a masked position holds is multiplied by 0, and must not be infinite
         self.keys = torch.zeros(layers, batch, heads, capacity, size, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
         self.length = 0
@@ -169,9 +177,55 @@ class KeyValueCache:
         """Count ``tokens`` positions as seen."""
         self.length += tokens
 
-    def select(self, rows: Tensor) -> None:
-        """Keep (or repeat) these rows of the batch."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+    def copy(self, source: int, target: int, first: int, last: int) -> None:
+        """Give row ``target`` what row ``source`` holds at the positions from ``first`` up to ``last``."""
+        for part in (self.keys, self.values):
+            part[:, target, :, first:last] = part[:, source, :, first:last]
+
+    def swap(self, one: int, other: int, length: int) -> None:
+        """Exchange the first ``length`` positions of two rows."""
+        for part in (self.keys, self.values):
+            kept = part[:, one, :, :length].clone()
+            part[:, one, :, :length] = part[:, other, :, :length]
+            part[:, other, :, :length] = kept
+
+
+class RowWriter:
+    """Writes a stretch of T positions into some rows of a cache, of which row r has ``starts[r]`` already.
+
+    Only the first ``counts[r]`` of its T are real; the others are padding and are not stored. With it in the place of
+    a cache, a decoder's positions see what their row holds: S = max(starts + counts) positions.
+    """
+
+    def __init__(
+        self, cache: KeyValueCache, rows: Sequence[int], starts: Sequence[int], counts: Sequence[int]
+    ) -> None:
+        self.cache = cache
+        self.longest = max(start + count for start, count in zip(starts, counts, strict=True))
+        if self.longest > cache.capacity:
+            raise ValueError(
+                f"the key-value cache holds {cache.capacity} positions and {self.longest} are needed"
+            )
+        device = cache.keys.device
+        self.rows = torch.tensor(rows, device=device)
+        self.fresh = not any(starts)  # nothing but these positions is seen, so nothing has to be read back
+        counts_R = torch.tensor(counts, device=device)
+        self.from_row = torch.arange(len(rows), device=device).repeat_interleave(counts_R)
+        before_R = counts_R.cumsum(0) - counts_R
+        self.from_index = torch.arange(len(self.from_row), device=device) - before_R[self.from_row]
+        self.to_row = self.rows[self.from_row]
+        self.to_position = torch.tensor(starts, device=device)[self.from_row] + self.from_index
+
+    def write(self, layer: int, k_RHTE: Tensor, v_RHTE: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new positions of ``layer``; returns the rows' (R, heads, S, E) keys and values."""
+        read = []
+        for part, new in ((self.cache.keys[layer], k_RHTE), (self.cache.values[layer], v_RHTE)):
+            part[self.to_row, :, self.to_position] = new[self.from_row, :, self.from_index]
+            read.append(new if self.fresh else part[:, :, : self.longest].index_select(0, self.rows))
+        return read[0], read[1]
+
+    def advance(self, tokens: int) -> None:
+        """Nothing: the owner of the rows knows how long they are."""
 
 
 def rotary_table(positions_BT: Tensor, size: int, base: float) -> tuple[Tensor, Tensor]:

@@ -70,12 +70,14 @@ class CLIPBatch:
     def pieces(self, size: int) -> Iterator[CLIPBatch]:
         """The batch in its order, at most ``size`` pairs at a time, each with its patches and its regions."""
         for first in range(0, len(self), size):
-            last = min(first + size, len(self))
-            kept = self.kept and between(self.kept, first, last)
-            rows = slice(first, last)
-            yield CLIPBatch(
-                self.images[rows], self.tokens[rows], self.text_ids[rows], kept, self._regions_of(first, last)
-            )
+            yield self.part(range(first, min(first + size, len(self))))
+
+    def part(self, rows: range) -> CLIPBatch:
+        """Some consecutive pairs, with their patches and their regions."""
+        kept = self.kept and between(self.kept, rows.start, rows.stop)
+        some = slice(rows.start, rows.stop)
+        regions = self._regions_of(rows.start, rows.stop)
+        return CLIPBatch(self.images[some], self.tokens[some], self.text_ids[some], kept, regions)
 
     def _regions_of(self, first: int, last: int) -> Regions | None:
         if self.regions is None:

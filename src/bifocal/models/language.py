@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from bifocal.models.blocks import (
     HeadNorm,
     KeyValueCache,
     RMSNorm,
+    RowWriter,
     attend,
     joint_linear,
     merge_heads,
@@ -25,7 +27,11 @@ from bifocal.models.blocks import (
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Sizes of the decoder."""
+    """Sizes of the decoder. With ``tied`` its head is the embedding table.
+
+    ``head_norm`` is what ``qk_norm`` does to each head of queries and keys: Chameleon's layer norm with a weight and a
+    bias for each head, or Qwen3's RMS norm with one weight for all, which transformers' Llava can hold.
+    """
 
     vocabulary: int = 1024
     width: int = 256
@@ -36,6 +42,8 @@ class LanguageConfig:
     rotary_base: float = 10000.0
     norm_eps: float = 1e-5
     qk_norm: bool = False
+    head_norm: Literal["layer", "rms"] = "layer"
+    tied: bool = False
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.heads % self.kv_heads:
@@ -50,8 +58,16 @@ class LanguageConfig:
         return self.width // self.heads
 
 
+def head_norm(config: LanguageConfig, heads: int) -> nn.Module:
+    """What is done to each of ``heads`` heads of queries or keys, (B, H, T, E), before their positions."""
+    if not config.qk_norm:
+        return nn.Identity()
+    size = config.head_size
+    return RMSNorm(size, config.norm_eps) if config.head_norm == "rms" else HeadNorm(heads, size)
+
+
 class CausalAttention(nn.Module):
-    """Grouped-query attention with rotary positions and, optionally, Chameleon's QK-norm before them."""
+    """Grouped-query attention with rotary positions and, optionally, QK-norm before them."""
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
@@ -61,15 +77,14 @@ class CausalAttention(nn.Module):
         self.k_proj = nn.Linear(config.width, config.kv_heads * size, bias=False)
         self.v_proj = nn.Linear(config.width, config.kv_heads * size, bias=False)
         self.o_proj = nn.Linear(config.heads * size, config.width, bias=False)
-        self.q_norm = HeadNorm(config.heads, size) if config.qk_norm else nn.Identity()
-        self.k_norm = HeadNorm(config.kv_heads, size) if config.qk_norm else nn.Identity()
+        self.q_norm, self.k_norm = head_norm(config, config.heads), head_norm(config, config.kv_heads)
 
     def forward(
         self,
         x_BTD: Tensor,
         rotary: tuple[Tensor, Tensor],
         bias: Tensor | None,
-        cache: KeyValueCache | None,
+        cache: KeyValueCache | RowWriter | None,
         layer: int,
     ) -> Tensor:
         q, k, v = joint_linear(x_BTD, self.q_proj, self.k_proj, self.v_proj)
@@ -112,7 +127,7 @@ class DecoderLayer(nn.Module):
         x_BTD: Tensor,
         rotary: tuple[Tensor, Tensor],
         bias: Tensor | None,
-        cache: KeyValueCache | None,
+        cache: KeyValueCache | RowWriter | None,
         layer: int,
     ) -> Tensor:
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, bias, cache, layer)
@@ -125,10 +140,12 @@ class LanguageModel(nn.Module):
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = Float32Embedding(config.vocabulary, config.width)
+        self.embed_tokens: nn.Embedding = Float32Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
+        if config.tied:
+            tie(self)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -141,14 +158,14 @@ class LanguageModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the products."""
-        return self.lm_head.weight.dtype
+        return self.norm.weight.dtype
 
     def forward(
         self,
         embeddings_BTD: Tensor,
         positions_BT: Tensor,
         bias: Tensor | None,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | RowWriter | None = None,
         watch: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         """(B, T, D) embeddings at (B, T) positions -> (B, T, D) normed hidden states.
@@ -170,16 +187,34 @@ class LanguageModel(nn.Module):
 
     def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
         """An empty cache for ``batch`` rows of at most ``capacity`` positions."""
-        weight = self.lm_head.weight
         return KeyValueCache(
             self.config.layers,
             batch,
             self.config.kv_heads,
             self.config.head_size,
             capacity,
-            dtype=weight.dtype,
-            device=weight.device,
+            dtype=self.dtype,
+            device=self.norm.weight.device,
         )
+
+
+def tie(model: LanguageModel) -> None:
+    """Make the head's matrix the embedding table, which files then hold once, as the table.
+
+    The table then has the precision of the products, unlike one that only looks up.
+    """
+    model.embed_tokens = nn.Embedding(model.config.vocabulary, model.config.width)
+    model.lm_head.weight = model.embed_tokens.weight
+
+    def leave_out(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        tensors.pop(f"{prefix}lm_head.weight")
+
+    def put_back(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        if (table := tensors.get(f"{prefix}embed_tokens.weight")) is not None:
+            tensors[f"{prefix}lm_head.weight"] = table
+
+    model.register_state_dict_post_hook(leave_out)
+    model.register_load_state_dict_pre_hook(put_back)
 
 
 def row_mask(documents_BT: Tensor, segments_BT: Tensor) -> Tensor:

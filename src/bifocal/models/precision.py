@@ -25,6 +25,10 @@ def fast_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
     """bf16 where the machine computes it fast, else float32; or what is asked for by name."""
     if wanted in DTYPES:
         return DTYPES[wanted]
+    if wanted == "int8":
+        raise UserError(
+            "int8 is for answering with a finished VLM: everything else is done in float32 or bfloat16"
+        )
     if wanted != "auto":
         raise UserError(f"the precision {wanted!r} is none of auto, {', '.join(DTYPES)}")
     if device.type == "cuda":

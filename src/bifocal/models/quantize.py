@@ -183,6 +183,7 @@ class Codebook(Quantizer):
     """
 
     float32_parameters: tuple[str, ...] = ("embedding.weight",)
+    search = staticmethod(nearest)
     initialised: Tensor
     idle_steps: Tensor
     average_counts: Tensor
@@ -217,7 +218,7 @@ class Codebook(Quantizer):
         if self.training and not self.initialised:
             self._start_from(flat_ND.detach())
         codebook_KD = self.codebook()
-        codes_N, squared_N = nearest(flat_ND.detach(), codebook_KD.detach())
+        codes_N, squared_N = self.search(flat_ND.detach(), codebook_KD.detach())
         quantised_ND, codebook_loss, commitment_loss = LookUpFunction.apply(
             flat_ND, codebook_KD, codes_N, squared_N
         )

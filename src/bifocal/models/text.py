@@ -62,7 +62,7 @@ class TextEmbeddings(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Tokens to one vector: a transformer over the words of a text.
+    """Tokens to one vector, or to one for each: a transformer over the words of a text.
 
     Padding is not attended to (open_clip's ``no_causal_mask`` with ``use_pad_mask``): in a context of 64, where a
     caption takes 11 places on average, it would drown the words, and positions that all texts leave empty cost nothing.
@@ -93,6 +93,13 @@ class TextTransformer(nn.Module):
         groups = zip(tokens_BT[order_B].split(self.together), lengths_B.split(self.together), strict=True)
         pooled = [self._pooled(tokens[:, : max(1, int(lengths[-1]))]) for tokens, lengths in groups]
         return torch.cat(pooled)[order_B.argsort()]
+
+    def states(self, tokens_BT: Tensor) -> Tensor:
+        """(B, T) token ids, T at most the context -> (B, T, D): every position, for a decoder that attends to them."""
+        if tokens_BT.shape[1] > self.config.context:
+            raise ValueError(f"texts have at most {self.config.context} tokens, got {tokens_BT.shape[1]}")
+        x = self.embeddings(tokens_BT).to(self.final_layer_norm.weight.dtype)
+        return self.final_layer_norm(self.encoder(x, self._bias(tokens_BT, x.dtype)))
 
     def lengths(self, tokens_BT: Tensor) -> Tensor:
         """(B, T) -> (B,) int64: how many positions from the first on must be read for what is pooled."""

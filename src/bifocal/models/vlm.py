@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bifocal import losses
+from bifocal.data.fitting import WHOLE, Fitting
 from bifocal.models.language import LanguageConfig, LanguageModel, row_mask
 from bifocal.models.vision import VisionConfig, VisionTransformer
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
@@ -23,7 +25,10 @@ from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 class VLMConfig:
     """A decoder and one of two image paths. ``first_code`` and ``first_box`` are token ids; runs are contiguous.
 
-    With ``number_pictures`` every picture that is read has its number before it, 1 for the first.
+    With ``number_pictures`` every picture that is read has its number before it, 1 for the first. ``fitting`` is how
+    pictures become square: whole, but for models of other tools. A discrete model's pixels in [0, 1] are multiplied by
+    ``pixel_scale`` first, which is a little less than 1 in the published Chameleon. ``pixel_shuffle`` n makes one
+    position of n x n neighbouring patches of a continuous picture (Shi et al. 2016, backwards).
     """
 
     family: Literal["discrete", "continuous"] = "continuous"
@@ -36,6 +41,21 @@ class VLMConfig:
     box_bins: int = 64
     box_spread: float = 1.0
     number_pictures: bool = False
+    fitting: Fitting = WHOLE
+    pixel_scale: float = 1.0
+    pixel_shuffle: int = 1
+
+    def __post_init__(self) -> None:
+        if self.pixel_shuffle < 1 or (self.pixel_shuffle > 1 and self.family == "discrete"):
+            raise ValueError(
+                "pixel_shuffle must be 1 or more, and for codes 1, since each is a token of its own; "
+                f"got {self.pixel_shuffle}"
+            )
+        side = math.isqrt(self.vision.patches)
+        if self.family == "continuous" and side % self.pixel_shuffle:
+            raise ValueError(
+                f"pixel_shuffle {self.pixel_shuffle} does not divide the {side} x {side} patches of a picture"
+            )
 
 
 @dataclass
@@ -49,8 +69,37 @@ class Rows:
     supervised: Tensor  # (B, T) bool: this token is to be predicted from the one before
     image_places: Tensor  # (P, N) int64 into B * T
     pictures: Tensor  # (P, 3, H, W) pixels in [0, 1], or what the frozen encoder made of them
-    answers: int  # conversations with an answer in these rows
+    answers: int  # conversations with an answer in the batch that these rows are from
     features: Tensor | None = None  # (P, N, E): what the pictures' positions are aligned with, in training
+    keys: tuple[str, ...] = ()  # the P pictures' names
+    of: tuple[int, int] | None = (
+        None  # of a part: supervised tokens and positions of pictures in the whole batch
+    )
+
+    def part(self, rows: range) -> Rows:
+        """Some consecutive rows, with their pictures. All keep the length of the longest of the batch."""
+        some, length = slice(rows.start, rows.stop), self.tokens.shape[1]
+        first = rows.start * length
+        starts = self.image_places[:, 0]
+        here = ((starts >= first) & (starts < rows.stop * length)).nonzero().squeeze(1)
+        return Rows(
+            tokens=self.tokens[some],
+            positions=self.positions[some],
+            segments=self.segments[some],
+            documents=self.documents[some],
+            supervised=self.supervised[some],
+            image_places=self.image_places[here] - first,
+            pictures=self.pictures[here],
+            answers=self.answers,
+            features=None if self.features is None else self.features[here],
+            keys=tuple(self.keys[index] for index in here.tolist()) if self.keys else (),
+            of=self.whole,
+        )
+
+    @property
+    def whole(self) -> tuple[int, int]:
+        """Supervised tokens and positions of pictures in the whole batch."""
+        return self.of or (int(self.supervised.sum()), self.image_places.numel())
 
 
 @dataclass(frozen=True)
@@ -74,7 +123,7 @@ class DiscretePath(nn.Module):
         if config.vqvae.quantizer.depth > 1:
             raise ValueError("a discrete VLM reads one code at a place, and this VQ-VAE has residual codes")
         self.vqmodel = VQVAEModel(config.vqvae).requires_grad_(False)
-        self.first_code = config.first_code
+        self.first_code, self.pixel_scale = config.first_code, config.pixel_scale
         self.positions = config.vqvae.codes_per_picture
 
     @property
@@ -85,7 +134,7 @@ class DiscretePath(nn.Module):
     @torch.no_grad()
     def encode(self, images_PCHW: Tensor) -> Tensor:
         """(P, 3, H, W) in [0, 1] -> (P, N) int64 codes: what the store of a frozen encoder keeps."""
-        return self.vqmodel.encode(images_PCHW).flatten(1)
+        return self.vqmodel.encode(images_PCHW * self.pixel_scale).flatten(1)
 
     def token_ids(self, encoded: Tensor) -> Tensor | None:
         """The ids that stand at the picture's positions, so that a loss over image tokens exists."""
@@ -103,8 +152,9 @@ class ContinuousPath(nn.Module):
         super().__init__()
         self.vision_model = VisionTransformer(config.vision).requires_grad_(False)
         self.layer = config.feature_layer
-        self.positions = config.vision.patches
-        self.linear_1 = nn.Linear(config.vision.width, config.language.width)
+        self.shuffle = config.pixel_shuffle
+        self.positions = config.vision.patches // self.shuffle**2
+        self.linear_1 = nn.Linear(config.vision.width * self.shuffle**2, config.language.width)
         self.linear_2 = nn.Linear(config.language.width, config.language.width)
 
     @property
@@ -112,18 +162,33 @@ class ContinuousPath(nn.Module):
         """The encoder that ``encode`` runs."""
         return self.vision_model
 
-    @torch.no_grad()
     def encode(self, images_PCHW: Tensor) -> Tensor:
-        """(P, 3, H, W) in [0, 1] -> (P, N, D) features of one of the last layers, class token dropped."""
-        return self.vision_model.patch_features(images_PCHW, self.layer)
+        """(P, 3, H, W) in [0, 1] -> (P, patches, D) features of one of the last layers, class token dropped.
+
+        They carry a gradient where the tower is being trained.
+        """
+        trained = any(weight.requires_grad for weight in self.vision_model.parameters())
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            return self.vision_model.patch_features(images_PCHW, self.layer)
 
     def token_ids(self, encoded: Tensor) -> Tensor | None:
         """None: no token stands for a continuous picture, so it can be read but not written."""
         return None
 
     def embeddings(self, encoded: Tensor) -> Tensor | None:
-        """(P, N, D) -> (P, N, width of the decoder)."""
-        return self.linear_2(F.gelu(self.linear_1(encoded.to(self.linear_1.weight.dtype))))
+        """(P, patches, D) -> (P, N, width of the decoder)."""
+        gathered_PND = together(encoded.to(self.linear_1.weight.dtype), self.shuffle)
+        return self.linear_2(F.gelu(self.linear_1(gathered_PND)))
+
+
+def together(patches_PND: Tensor, count: int) -> Tensor:
+    """(P, N, D) patches row by row -> (P, N / n^2, D * n^2): n x n neighbours side by side, n being ``count``."""
+    if count == 1:
+        return patches_PND
+    pictures, patches, width = patches_PND.shape
+    side = math.isqrt(patches) // count
+    blocks = patches_PND.view(pictures, side, count, side, count, width).transpose(2, 3)
+    return blocks.reshape(pictures, side * side, count * count * width)
 
 
 ImagePath = DiscretePath | ContinuousPath
@@ -140,6 +205,7 @@ class VLM(nn.Module):
         )
         self.language_model = LanguageModel(config.language)
         self.alignment: Alignment | None = None  # set by whoever trains
+        self.z_loss = 0.0  # likewise: the weight of log_partition_squared
         self.start_ordered_tokens()
 
     @torch.no_grad()
@@ -178,7 +244,7 @@ class VLM(nn.Module):
     def loss(self, rows: Rows) -> tuple[Tensor, int, dict[str, float]]:
         """Cross-entropy of the supervised tokens, summed; logits are computed only where a label stands.
 
-        With an ``alignment`` its distance is added for each of them.
+        With an ``alignment`` its distance is added for each of them, with a ``z_loss`` so much of (log Z)^2.
         """
         raw_pixels = rows.pictures.ndim == 4
         encoded = self.image_path.encode(rows.pictures) if raw_pixels else rows.pictures
@@ -200,10 +266,16 @@ class VLM(nn.Module):
         right_N = logits_NV.detach().argmax(dim=1) == targets_N
         metrics = {"accuracy": right_N.float().mean().item(), "answers": float(rows.answers)}
         total = losses_N.sum()
+        if self.z_loss:
+            squares_N = losses.log_partition_squared(logits_NV)
+            total = total + self.z_loss * squares_N.sum()
+            metrics["log_z"] = squares_N.detach().mean().sqrt().item()
         if self.alignment is not None and rows.features is not None and len(rows.features):
             seen_ND = layers[self.alignment.layer].flatten(0, 1)[rows.image_places.flatten()]
             apart = losses.alignment(seen_ND, rows.features.flatten(0, 1), self.alignment.projection)
-            total = total + self.alignment.weight * apart * len(targets_N)
+            # the mean over all places of the batch, for each of its tokens, whoever has which rows
+            tokens, places = rows.whole
+            total = total + self.alignment.weight * apart * tokens * rows.image_places.numel() / places
             metrics["alignment"] = 1 - apart.item()
         return total, len(targets_N), metrics
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bifocal import losses
+from bifocal import distributed, losses
 from bifocal.models.blocks import attend
 from bifocal.models.group_norm import LeanGroupNorm
 from bifocal.models.quantize import Quantised, QuantizerConfig, quantizer_of
@@ -320,6 +320,8 @@ class VQVAEModel(nn.Module):
         total = reconstruction + pull * quantised.codebook_loss + commit * quantised.commitment_loss
         pixels_BCHW = self._pixels(outputs)
         error = F.mse_loss(pixels_BCHW.detach(), images_BCHW)
+        # a rank by itself sees fewer vectors, and so fewer codes
+        quantised.counts = distributed.all_reduce_sum(quantised.counts, "how often codes were chosen")
         metrics = {
             "reconstruction": reconstruction.item(),
             "codebook": quantised.codebook_loss.item(),

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bifocal import distributed
 from bifocal.config import UserError, fingerprint
 from bifocal.data.augment import OFF, Augment, augment, mirrored, speaks_of_colours, speaks_of_places
-from bifocal.data.patches import KeptPatches, by_detail, drop_patches, inside, keep_patches, looked_at
+from bifocal.data.patches import by_detail, drop_patches, inside, keep_patches, looked_at
 from bifocal.data.pictures import to_tensor
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
@@ -26,8 +27,10 @@ from bifocal.models.resnet import ResNetConfig
 from bifocal.models.text import TextConfig
 from bifocal.models.vision import VisionConfig
 from bifocal.recipes.mixture import source_of
+from bifocal.recipes.probes import zero_shot
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import Pair, Source
+from bifocal.training.feeding import to_device
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import Outcome, TrainSettings
 
@@ -151,7 +154,7 @@ def mirrored_pair(pair: Pair, strength: float, seed: str) -> Pair:
     boxes, phrases = [box for box, _ in pair.regions], [phrase for _, phrase in pair.regions]
     rng = random.Random(f"mirror/{seed}")
     picture, texts, carried = mirrored(pair.picture, [pair.text, *phrases], boxes, strength, rng)
-    return Pair(picture, texts[0], list(zip(carried, texts[1:], strict=True)))
+    return Pair(picture, texts[0], list(zip(carried, texts[1:], strict=True)), pair.key)
 
 
 def _numbered(texts: Sequence[str]) -> Tensor:
@@ -182,15 +185,19 @@ def train_clip(
         text = replace(recipe.model.text, vocabulary=begin.text.vocabulary, end=begin.text.end)
     size = recipe.batch_size
     torch.manual_seed(recipe.train.seed)
+    if isinstance(recipe.model.vision, ResNetConfig) and recipe.model.vision.norm == "batch":
+        if distributed.world_size() > 1:
+            raise UserError(
+                "batch norm takes the statistics of a rank's own rows, so several ranks do not train what one does: "
+                "set model.vision.norm to group or frozen, or start without torchrun"
+            )
     sigmoid = recipe.objective == "sigmoid"
     shape = replace(recipe.model, text=text, logit_bias=sigmoid)
     model = CLIPModel(shape, objective=recipe.objective, chunk_size=recipe.chunk_size)
     if sigmoid:
         model.start_sigmoid(size)
     start_from(model, init_from)
-    open_run(out, "clip", recipe, resume=resume, init_from=init_from)
-
-    whole_from = recipe.train.steps * (1 - recipe.whole_share)
+    open_run(out, "clip", recipe, resume=resume, init_from=init_from, source=source)
 
     def pairs(split: str, first: int, count: int, variation: Augment = OFF) -> CLIPBatch:
         return contrastive_batch(
@@ -207,16 +214,9 @@ def train_clip(
 
     def batch_at(step: int) -> CLIPBatch:
         batch = pairs("train", step * size, size, recipe.augment)
-        if recipe.patch_dropout and step < whole_from:
-            batch = drop_some_patches(batch, model.config.vision.patches, recipe.patch_dropout, step)
-        if batch.regions is not None:
-            batch.regions.weights = some_single_patches(batch.regions.weights, step)
-        if recipe.skip_flat and step < whole_from:
-            assert isinstance(model.config.vision, VisionConfig)
-            batch = look_at_detail(batch, model.config.vision.patch_size, step)
-        return move(batch, device)
+        return training_batch(recipe, model.config, batch, step)
 
-    held_out = [move(pairs("validation", 0, min(size, 256)), device)]
+    held_out = [to_device(pairs("validation", 0, min(size, 256)), device)]
     return run(
         model,
         recipe.train,
@@ -225,14 +225,31 @@ def train_clip(
         recipe=recipe,
         samples_per_step=size,
         data_fingerprint=source.fingerprint,
+        names_at=lambda step: [source.pair("train", step * size + row, 0).key for row in range(size)],
         tokenizer=tokenizer,
         validation=lambda: mean_loss(model, held_out),
-        probes={}
-        if show is None
-        else {"shown": lambda step: show(CLIP(model, tokenizer, out.name, device), step)},
+        probes={"zero-shot": zero_shot(model, tokenizer, source, device)}
+        | (
+            {}
+            if show is None
+            else {"shown": lambda step: show(CLIP(model, tokenizer, out.name, device), step)}
+        ),
         resume=resume,
         title="clip",
     )
+
+
+def training_batch(recipe: CLIPRecipe, config: CLIPConfig, batch: CLIPBatch, step: int) -> CLIPBatch:
+    """The pairs of a step with the patches and the parts of pictures that it looks at."""
+    whole = step >= recipe.train.steps * (1 - recipe.whole_share)
+    if recipe.patch_dropout and not whole:
+        batch = drop_some_patches(batch, config.vision.patches, recipe.patch_dropout, step)
+    if batch.regions is not None:
+        batch.regions.weights = some_single_patches(batch.regions.weights, step)
+    if recipe.skip_flat and not whole:
+        assert isinstance(config.vision, VisionConfig)
+        batch = look_at_detail(batch, config.vision.patch_size, step)
+    return batch
 
 
 def open_clip(path: str) -> tuple[CLIPConfig, AnyTokenizer]:
@@ -293,19 +310,6 @@ def drop_some_patches(batch: CLIPBatch, patches: int, share: float, seed: int) -
         parts = (regions.pictures, weights, regions.tokens, regions.text_ids)
         regions = Regions(*(part[left] for part in parts)) if left.any() else None
     return replace(batch, kept=kept, regions=regions)
-
-
-def move(batch: CLIPBatch, device: torch.device) -> CLIPBatch:
-    """The batch on a device."""
-    kept = batch.kept and tuple(
-        KeptPatches(group.places.to(device), None if group.weights is None else group.weights.to(device))
-        for group in batch.kept
-    )
-    regions = batch.regions and Regions(
-        **{name: value.to(device) for name, value in vars(batch.regions).items()}
-    )
-    images, tokens, text_ids = (part.to(device) for part in (batch.images, batch.tokens, batch.text_ids))
-    return CLIPBatch(images, tokens, text_ids, kept, regions)
 
 
 def recipe_clip(scale: str, tower: str = "vit") -> CLIPRecipe:

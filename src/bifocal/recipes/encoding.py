@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bifocal import config
+from bifocal import config, distributed
+from bifocal.config import UserError
 from bifocal.data.pictures import to_tensor
 from bifocal.encoded import EncodedStore, encode_pictures, weights_fingerprint
 from bifocal.recipes.sources import Source
@@ -46,15 +48,33 @@ def encode_split(
     )
 
     def pixels(some: Sequence[str]) -> Tensor:
-        return to_tensor([source.pixels(key) for key in some]).to(device)
+        read: list[np.ndarray | None] = []
+        for key in some:
+            try:
+                read.append(source.pixels(key))
+            except UserError as error:
+                source.spoil(key, str(error))
+                read.append(None)
+        like = next((each for each in read if each is not None), None)
+        if like is None:
+            raise UserError(
+                f"none of {len(some)} pictures one after the other can be read, such as {some[0]}"
+            )
+        # nothing takes what stands in the store for the others
+        return to_tensor([like if each is None else each for each in read]).to(device)
 
-    with Progress(f"encode {split}", total=len(keys)) as progress:
-        return encode_pictures(
-            place,
-            keys,
-            pixels,
-            encode,
-            fingerprint=fingerprint,
-            codebook=codebook,
-            progress=lambda done: progress.update(done),
-        )
+    def encode_all(still_going: Callable[[], None]) -> list[str]:
+        with Progress(f"encode {split}", total=len(keys)) as progress:
+
+            def note(done: int) -> None:
+                progress.update(done)
+                still_going()
+
+            encode_pictures(
+                place, keys, pixels, encode, fingerprint=fingerprint, codebook=codebook, progress=note
+            )
+        return sorted(source.spoilt())
+
+    for key in distributed.first_rank_does(encode_all):
+        source.spoil(key, "The first rank could not read it.")
+    return EncodedStore.open(place, fingerprint)

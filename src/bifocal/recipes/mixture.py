@@ -171,9 +171,26 @@ class MixtureSource:
         place, rank = self._turn(number, seed=0)
         return self.sources[place].picture(split, rank)
 
+    def picture_key(self, split: str, number: int) -> str:
+        place, rank = self._turn(number, seed=0)
+        return f"{self.names[place]}/{self.sources[place].picture_key(split, rank)}"
+
     def pair(self, split: str, number: int, attempt: int) -> Pair:
         place, rank = self._turn(number, seed=0)
-        return self.sources[place].pair(split, rank, attempt)
+        pair = self.sources[place].pair(split, rank, attempt)
+        return replace(pair, key=f"{self.names[place]}/{pair.key}")
+
+    def note_spoilt(self, file: Path, prefix: str = "") -> None:
+        for name, source in zip(self.names, self.sources, strict=True):
+            source.note_spoilt(file, f"{prefix}{name}/")
+
+    def spoil(self, key: str, reason: str) -> None:
+        name, _, own = key.partition("/")
+        self.sources[self.names.index(name)].spoil(own, reason)
+
+    def spoilt(self) -> set[str]:
+        found = zip(self.names, self.sources, strict=True)
+        return {f"{name}/{key}" for name, source in found for key in source.spoilt()}
 
     def documents(self, split: str) -> int:
         return self.starts[split][-1]

@@ -22,6 +22,7 @@ from bifocal.recipes.mixture import MixtureSource, source_of
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import shuffled
 from bifocal.training.optimizer import OptimizerSettings
+from bifocal.training.parallel import ByRows
 from bifocal.training.trainer import Outcome, TrainSettings
 
 HELD_OUT = 512  # pictures whose codes validation is about
@@ -105,7 +106,7 @@ def train_prior(
                 f"a prior learns every picture as often, and {recipe.data} mixes sets by weight: name one"
             )
         data_fingerprint = source.fingerprint
-        open_run(out, "prior", recipe, resume=resume, init_from=init_from)
+        open_run(out, "prior", recipe, resume=resume, init_from=init_from, source=source)
         set_precision(tokenizer.to(device), fast_dtype(device, recipe.train.dtype))
         sets = {}
         for split in ("train", "validation"):
@@ -118,22 +119,27 @@ def train_prior(
                 device=device,
                 codebook=quantizer.codes,
             )
-            sets[split] = store, list(store.rows)
+            sets[split] = store, [key for key in store.rows if key not in source.spoilt()]
 
     def codes(split: str, chosen: Sequence[int]) -> Tensor:
         store, keys = sets[split]
-        return store.get([keys[number] for number in chosen]).flatten(1).to(device)
+        return store.get([keys[number] for number in chosen]).flatten(1)
 
     size, seed, count = recipe.batch_size, recipe.train.seed, len(sets["train"][1])
-    held_out = codes("validation", range(min(HELD_OUT, len(sets["validation"][1])))).split(size)
+    held_out = codes("validation", range(min(HELD_OUT, len(sets["validation"][1])))).to(device).split(size)
     return run(
         model,
         recipe.train,
-        lambda step: codes("train", [shuffled(step * size + row, count, seed) for row in range(size)]),
+        lambda step: ByRows(
+            lambda rows: codes("train", [shuffled(step * size + row, count, seed) for row in rows])
+        ),
         out,
         recipe=recipe,
         samples_per_step=size,
         data_fingerprint=data_fingerprint,
+        names_at=lambda step: [
+            sets["train"][1][shuffled(step * size + row, count, seed)] for row in range(size)
+        ],
         validation=lambda: mean_loss(model, list(held_out)),
         resume=resume,
         title="prior",

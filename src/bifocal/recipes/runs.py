@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,30 +15,48 @@ from bifocal.config import UserError
 from bifocal.environment import environment
 from bifocal.interop.clip_tokens import AnyTokenizer
 from bifocal.models.clip import CLIPConfig, CLIPModel
+from bifocal.recipes.sources import Source
+from bifocal.recipes.spoilt import SPOILT
 from bifocal.training.trainer import Outcome, TrainSettings, train
+from bifocal.training.watching import Probe
 
 RECIPE = "recipe.json"
 INIT_FROM = "init_from"  # what the recipe of a run calls the one that it begins with
 
 
-def open_run(out: Path, kind: str, recipe: Any, *, resume: bool, init_from: str | None = None) -> None:
+def open_run(
+    out: Path,
+    kind: str,
+    recipe: Any,
+    *,
+    resume: bool,
+    init_from: str | None = None,
+    source: Source | None = None,
+) -> None:
     """Begin or continue a run: its recipe is written first, and a resumed one must be the same.
+
+    Pictures of ``source`` that cannot be read are passed over from now on, and noted in the run.
 
     With it stands the run whose weights it begins with, since what that was trained on this one was trained on too.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "training is for one process so far, and torchrun started several: start it without torchrun"
-        )
     written = {"kind": kind, **config.to_dict(recipe)}
     if init_from is not None:
         written[INIT_FROM] = str(init_from)
+    distributed.first_rank_does(lambda _: _open(out, recipe, written, resume))
+    if source is not None:
+        source.note_spoilt(out / SPOILT)
+
+
+def _open(out: Path, recipe: Any, written: dict[str, Any], resume: bool) -> None:
+    written = json.loads(json.dumps(written))
     if resume and begun(out):
         before = json.loads((out / RECIPE).read_text(encoding="utf-8"))
         # earlier versions did not write it down, and it need not be said again
-        written.setdefault(INIT_FROM, before.setdefault(INIT_FROM, init_from))
-        if before != json.loads(json.dumps(written)):
-            changed = [key for key in written if before.get(key) != json.loads(json.dumps(written[key]))]
+        said = written.get(INIT_FROM)
+        written.setdefault(INIT_FROM, before.setdefault(INIT_FROM, said))
+        before = _with_new_settings(before, type(recipe))
+        if before != written:
+            changed = [key for key in written if before.get(key) != written[key]]
             raise UserError(
                 f"{out} was begun with another recipe (it differs in {', '.join(changed) or 'its kind'}): "
                 "resume with the same settings, or choose another --out"
@@ -48,6 +65,16 @@ def open_run(out: Path, kind: str, recipe: Any, *, resume: bool, init_from: str 
     artifacts.refuse_overwrite(out)
     out.mkdir(parents=True, exist_ok=True)
     artifacts.atomic_write_json(out / RECIPE, written)
+
+
+def _with_new_settings(before: dict[str, Any], recipe: type) -> dict[str, Any]:
+    """What an earlier version wrote, with the settings that it did not have at what it did without them."""
+    settings = {name: value for name, value in before.items() if name not in ("kind", INIT_FROM)}
+    try:
+        known = config.to_dict(config.from_dict(recipe, settings, older=True))
+    except UserError:
+        return before  # so different that the comparison will say in what
+    return {**json.loads(json.dumps(known)), "kind": before.get("kind"), INIT_FROM: before[INIT_FROM]}
 
 
 def begun(out: Path) -> bool:
@@ -71,18 +98,26 @@ def run(
     data_fingerprint: str,
     tokenizer: AnyTokenizer | None = None,
     validation: Callable[[], Mapping[str, float]] | None = None,
-    probes: Mapping[str, Callable[[int], None]] | None = None,
+    probes: Mapping[str, Probe] | None = None,
     watch: Callable[[int, Mapping[str, float]], Sequence[str]] | None = None,
+    names_at: Callable[[int], Sequence[str]] | None = None,
+    rates: Callable[[int], Mapping[str, float]] | None = None,
+    told: Sequence[str] = (),
+    finishing: Callable[[], None] | None = None,
     resume: bool = False,
     title: str,
 ) -> Outcome:
-    """Train, and leave a finished model in ``out``."""
+    """Train, and leave a finished model in ``out``.
+
+    ``told`` says what trains and what is frozen where it is more than one line can say, ``rates`` is as in ``train``,
+    ``finishing`` is done to the trained model before it is written.
+    """
     about = {
         "recipe": config.to_dict(recipe),
         "data": data_fingerprint,
         "environment": environment(),
     }
-    describe(model, title)
+    describe(model, title, told)
     outcome = train(
         model,
         settings,
@@ -92,26 +127,42 @@ def run(
         validation=validation,
         probes=probes,
         watch=watch,
+        names_at=names_at,
+        rates=rates,
         about=about,
         resume=resume,
         title=title,
     )
+    if finishing is not None:
+        finishing()
     if distributed.is_main():
-        inference.save(out, model, tokenizer)
+        inference.save(out, outcome.model, tokenizer)
+    distributed.barrier()
     return outcome
 
 
-def describe(model: nn.Module, title: str) -> None:
-    """One line that says by name and parameter count what trains and what is frozen."""
+def describe(model: nn.Module, title: str, told: Sequence[str] = ()) -> None:
+    """Say by name and parameter count what trains and what is frozen: in one line, or in those ``told``."""
     if not distributed.is_main():
         return
-    parts: dict[str, list[int]] = {}
-    for name, parameter in model.named_parameters():
-        counts = parts.setdefault(name.split(".")[0], [0, 0])
-        counts[0 if parameter.requires_grad else 1] += parameter.numel()
-    trained = ", ".join(f"{name} {counts[0] / 1e6:.2f}M" for name, counts in parts.items() if counts[0])
-    frozen = ", ".join(f"{name} {counts[1] / 1e6:.2f}M" for name, counts in parts.items() if counts[1])
+    if told:
+        print("\n".join(told), flush=True)
+        return
+    parts = parts_of(model)
+    trained = ", ".join(f"{name} {count / 1e6:.2f}M" for name, (count, _) in parts.items() if count)
+    frozen = ", ".join(f"{name} {count / 1e6:.2f}M" for name, (_, count) in parts.items() if count)
     print(f"{title}: trains {trained}" + (f"; frozen {frozen}" if frozen else ""), flush=True)
+
+
+def parts_of(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """How many parameters each part of a model has, trained and frozen."""
+    parts: dict[str, tuple[int, int]] = {}
+    for name, parameter in model.named_parameters():
+        trained, frozen = parts.get(name.split(".")[0], (0, 0))
+        count = parameter.numel()
+        grows = (count, 0) if parameter.requires_grad else (0, count)
+        parts[name.split(".")[0]] = trained + grows[0], frozen + grows[1]
+    return parts
 
 
 def start_from(model: nn.Module, init_from: str | None) -> None:

@@ -21,6 +21,7 @@ from bifocal.data.prompts import reworded
 from bifocal.data.sample import Box, Message, Picture, Sample
 from bifocal.data.scenes import World, WorldSettings
 from bifocal.data.scenes.dataset import clip_caption, clip_regions, samples_for, training_texts
+from bifocal.recipes.spoilt import Spoilt
 
 SCENE_TASKS = ("captioning", "vqa", "grounding", "reasoning", "text-to-image")  # of those that a VLM learns
 SINGLE_SHARE = (
@@ -35,6 +36,7 @@ class Pair:
     picture: np.ndarray
     text: str
     regions: Sequence[tuple[Box, str]] = ()
+    key: str = ""
 
 
 class Source(Protocol):
@@ -49,6 +51,22 @@ class Source(Protocol):
 
     def picture(self, split: str, number: int) -> np.ndarray:
         """Some picture: (S, S, 3) uint8."""
+        ...
+
+    def picture_key(self, split: str, number: int) -> str:
+        """The key of that picture."""
+        ...
+
+    def note_spoilt(self, file: Path, prefix: str = "") -> None:
+        """From now on let other pictures stand for those that cannot be read, and note them in a file."""
+        ...
+
+    def spoil(self, key: str, reason: str) -> None:
+        """A picture cannot be read. Raises ``UserError`` where that is no longer to be passed over."""
+        ...
+
+    def spoilt(self) -> set[str]:
+        """The keys of pictures that are known to be unreadable."""
         ...
 
     def pair(self, split: str, number: int, attempt: int) -> Pair:
@@ -108,13 +126,25 @@ class SceneSource:
     def picture(self, split: str, number: int) -> np.ndarray:
         return self.world.render(self.world.scenes(split, number, pictures=1)[0])
 
+    def picture_key(self, split: str, number: int) -> str:
+        return self.world.scenes(split, number, pictures=1)[0].key
+
+    def note_spoilt(self, file: Path, prefix: str = "") -> None:
+        """Scenes are made, and so can always be read."""
+
+    def spoil(self, key: str, reason: str) -> None:
+        raise UserError(reason)
+
+    def spoilt(self) -> set[str]:
+        return set()
+
     def pair(self, split: str, number: int, attempt: int) -> Pair:
         rng = random.Random(f"pair/{split}/{number}/{attempt}")
         if rng.random() < SINGLE_SHARE:
             scene = self.world.single(split, number)
         else:
             scene = self.world.scenes(split, number, pictures=1)[0]
-        return Pair(self.world.render(scene), clip_caption(scene, rng), clip_regions(scene, rng))
+        return Pair(self.world.render(scene), clip_caption(scene, rng), clip_regions(scene, rng), scene.key)
 
     def documents(self, split: str) -> int:
         return self.episodes if split == "train" else 512
@@ -170,6 +200,7 @@ class FolderSource:
         if not self.pictured["train"]:
             raise UserError(f"the samples of {self.dataset.name} have no pictures")
         self.samples = groups
+        self._spoilt = Spoilt(len({key for keys in groups for key in keys}))
         self.tasks: Collection[str] = {sample.task for sample in self.dataset.samples}
         self.fingerprint = self.dataset.fingerprint
 
@@ -191,12 +222,45 @@ class FolderSource:
         return groups[shuffled(number, len(groups), 0)]
 
     def picture(self, split: str, number: int) -> np.ndarray:
-        keys = self._pictured(split, number)
-        return self.pixels(keys[number // len(self.pictured[split]) % len(keys)])  # another one each epoch
+        return self._readable(split, number)[1]
+
+    def picture_key(self, split: str, number: int) -> str:
+        return self._readable(split, number)[0]
+
+    def _readable(self, split: str, number: int) -> tuple[str, np.ndarray]:
+        """The next picture from this number on that can be read; another one of its group each epoch."""
+        while True:
+            keys = self._pictured(split, number)
+            key = keys[number // len(self.pictured[split]) % len(keys)]
+            pixels = self._pixels_or_none(key)
+            if pixels is not None:
+                return key, pixels
+            number += 1
+
+    def _pixels_or_none(self, key: str) -> np.ndarray | None:
+        if self._spoilt.any_of([key]):
+            return None
+        try:
+            return self.pixels(key)
+        except UserError as error:
+            self.spoil(key, str(error))
+            return None
+
+    def note_spoilt(self, file: Path, prefix: str = "") -> None:
+        self._spoilt.noted_in(file, prefix)
+
+    def spoil(self, key: str, reason: str) -> None:
+        self._spoilt.add(key, reason)
+
+    def spoilt(self) -> set[str]:
+        return self._spoilt.keys
 
     def pair(self, split: str, number: int, attempt: int) -> Pair:
         rng = random.Random(f"pair/{split}/{number}/{attempt}")
         keys = self._pictured(split, number)
+        pixels = self._pixels_or_none(keys[0])
+        if pixels is None:
+            return self.pair(split, number + 1, attempt)
         captions = [
             text
             for sample in self.samples[keys]
@@ -207,7 +271,7 @@ class FolderSource:
             raise UserError(
                 f"picture {keys[0]} of {self.dataset.name} has no caption, and CLIP learns from captions"
             )
-        return Pair(self.pixels(keys[0]), rng.choice(captions))
+        return Pair(pixels, rng.choice(captions), key=keys[0])
 
     def documents(self, split: str) -> int:
         return len(self.groups[split])
@@ -226,7 +290,10 @@ class FolderSource:
         tasks: Mapping[str, float],
         kinds: Mapping[str, float] | None = None,
     ) -> list[Sample]:
-        group = self.samples[self._keys(split, number)]
+        keys = self._keys(split, number)
+        if self._spoilt.any_of(keys):
+            return []
+        group = self.samples[keys]
         samples = [another_caption(sample, rng) for sample in group if sample.task in tasks]
         if split == "train":
             samples = [reworded(sample, rng) for sample in samples]

@@ -1,18 +1,24 @@
-"""Training a visual-language model of either family on a frozen image encoder."""
+"""Training a visual-language model of either family: a decoder of its own, or a language model's, on an image encoder.
+
+The encoder is frozen and its pictures are encoded once, unless ``train_vision`` or a joint stage lets it learn.
+"""
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from bifocal.config import UserError
 from bifocal.data.batch import RowBuilder, Template
+from bifocal.data.chat_text import ChatTokenizer
+from bifocal.data.pictures import to_tensor
+from bifocal.data.prompts import in_sentences
 from bifocal.data.sample import Sample
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
@@ -20,16 +26,22 @@ from bifocal.encoded import EncodedStore
 from bifocal.inference import load_model
 from bifocal.models.clip import CLIPModel
 from bifocal.models.language import LanguageConfig
+from bifocal.models.lora import LoRASettings, merge_lora
 from bifocal.models.precision import fast_dtype, open_device, set_precision
 from bifocal.models.vision import VisionConfig
 from bifocal.models.vlm import VLM, Alignment, ContinuousPath, DiscretePath, Rows, VLMConfig
 from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.alignment import Teacher, open_teacher
 from bifocal.recipes.curriculum import Stage, TaskWeights, scene_stages, stage_at
+from bifocal.recipes.decoders import words_of
 from bifocal.recipes.encoding import ENCODED, encode_split
+from bifocal.recipes.learning import LearningStages, Rates, let_learn, rates_of, rates_with_vision, told
 from bifocal.recipes.mixture import MixtureSource, source_of
+from bifocal.recipes.plain_text import Remembered, passages
+from bifocal.recipes.probes import answers, drawings
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import Source, drawing_sample
+from bifocal.training.feeding import to_device
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import Outcome, TrainSettings
 
@@ -43,7 +55,12 @@ class VLMRecipe:
 
     ``tasks`` says how often each task is asked, ``stages`` where that changes on the way. ``align`` names a finished
     CLIP that teaches a discrete decoder to see: its hidden states behind ``align_layer`` layers are drawn to what that
-    CLIP says of each patch.
+    CLIP says of each patch. ``z_loss`` is how much of (log Z)^2 is added to the loss (Chameleon's 1e-5).
+
+    ``decoder`` begins with a language model instead of a random decoder (``decoders``): its sizes and tokenizer are
+    that model's. ``learning`` says which parts learn when; ``train_vision`` lets the vision tower learn all along, at
+    ``vision_share`` of the others' rate. ``plain_text`` is the share of rows that hold plain text, so that it is not
+    forgotten; with ``sentences`` answers begin with a capital and end with a period.
     """
 
     family: Literal["discrete", "continuous"] = "continuous"
@@ -57,9 +74,18 @@ class VLMRecipe:
     number_pictures: bool = True
     feature_layer: int = -1
     drop_prompt: float = 0.1
+    decoder: str | None = None
+    lora: LoRASettings = field(default_factory=LoRASettings)
+    learning: LearningStages = field(default_factory=LearningStages)
+    pixel_shuffle: int = 1
+    train_vision: bool = False
+    vision_share: float = 0.1
+    plain_text: float = 0.0
+    sentences: bool = False
     align: str | None = None
     align_layer: int = 2
     align_weight: float = 1.0
+    z_loss: float = 0.0
     data: str | None = None
     world: WorldSettings = field(default_factory=WorldSettings)
     tasks: TaskWeights = field(default_factory=TaskWeights)
@@ -68,6 +94,21 @@ class VLMRecipe:
     train: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.z_loss < float("inf"):
+            raise ValueError(f"z_loss must be a finite number of at least 0, got {self.z_loss}")
+        if self.family == "discrete" and (self.decoder or self.learning or self.train_vision):
+            raise ValueError(
+                "decoder, learning and train_vision are for the continuous family: codes are tokens that a language "
+                "model of another tool does not have, and no gradient passes through them"
+            )
+        if self.lora.rank and not self.decoder:
+            raise ValueError("lora changes a language model that is there already: name one with --decoder")
+        if self.train_vision and self.learning:
+            raise ValueError(
+                "train_vision is for a run without stages: give learning.joint a vision rate instead"
+            )
+        if not 0 <= self.plain_text < 1:
+            raise ValueError(f"plain_text is a share of the rows below 1, got {self.plain_text}")
         if self.align is not None and self.family == "continuous":
             raise ValueError(
                 "align is for the discrete family: a continuous VLM reads the features of a CLIP as it is"
@@ -76,6 +117,20 @@ class VLMRecipe:
             raise ValueError(
                 f"align_layer must be one of the decoder's {self.language.layers} layers, got {self.align_layer}"
             )
+
+    def sees_pixels(self, step: int | None) -> bool:
+        """Whether the vision tower learns in a step; without one, whether it ever does."""
+        if step is None or not self.learning:
+            return self.train_vision or self.learning.trains("vision")
+        return self.learning.at(step, self.train.steps)[2].vision > 0
+
+    def rates(self) -> Rates | None:
+        """The learning rate of each part in a step, where they are not all the optimizer's."""
+        if self.learning:
+            return rates_of(self.learning, self.train.steps, self.train.optimizer)
+        if self.train_vision:
+            return rates_with_vision(self.vision_share, self.train.steps, self.train.optimizer)
+        return None
 
 
 def build(recipe: VLMRecipe, tokenizer: TextTokenizer, encoder: CLIPModel | VQVAEModel) -> VLM:
@@ -90,6 +145,7 @@ def build(recipe: VLMRecipe, tokenizer: TextTokenizer, encoder: CLIPModel | VQVA
         box_bins=len(tokenizer.boxes),
         box_spread=recipe.box_spread,
         number_pictures=recipe.number_pictures,
+        pixel_shuffle=recipe.pixel_shuffle,
     )
     if isinstance(encoder, CLIPModel):
         assert isinstance(encoder.config.vision, VisionConfig)
@@ -127,7 +183,10 @@ def asked_of(recipe: VLMRecipe) -> set[str]:
 
 
 class Packer:
-    """Rows of conversations about encoded pictures, as a pure function of (split, step)."""
+    """Rows of conversations about pictures, as a pure function of (split, step).
+
+    Pictures come as the frozen encoder made them, or as pixels where it learns.
+    """
 
     def __init__(
         self,
@@ -139,6 +198,7 @@ class Packer:
     ) -> None:
         self.recipe, self.source, self.template, self.stores = recipe, source, template, stores
         self.teacher = teacher
+        self.texts = passages(template.tokenizer, "train", recipe.row_length) if recipe.plain_text else []
 
     def rows(self, split: str, step: int, size: int) -> Rows:
         """``size`` rows; in a discrete model the last of them hold drawings. Stages are for training alone."""
@@ -152,11 +212,15 @@ class Packer:
         )
         count = self.source.documents(split)
         builder = RowBuilder(self.template, recipe.row_length)
+        for _ in range(min(round(size * recipe.plain_text), size - 1) if split == "train" else 0):
+            builder.add_text(rng.choice(self.texts))
         number = step * size * 4  # room for the several drawings of a row
         misses = 0
         while len(builder.rows) < size - drawing:
             turn = self.source.turn(split, number, recipe.train.seed)
             samples = self.source.document(split, turn, rng, reading, kinds)
+            if recipe.sentences:
+                samples = [in_sentences(sample, rng) for sample in samples]
             number += 1
             # a document begins a row, or joins the last one if both are short (a user's own data)
             misses = 0 if builder.add_document(samples) else misses + 1
@@ -182,10 +246,17 @@ class Packer:
             documents=torch.from_numpy(arrays["documents"]),
             supervised=torch.from_numpy(arrays["supervised"]).bool(),
             image_places=torch.from_numpy(arrays["image_places"]),
-            pictures=self.stores[split].get(builder.picture_keys),
+            pictures=self._pictures(split, step, builder.picture_keys),
             answers=builder.answers,
             features=None if self.teacher is None else self.teacher.features(split, builder.picture_keys),
+            keys=tuple(builder.picture_keys),
         )
+
+    def _pictures(self, split: str, step: int, keys: Sequence[str]) -> torch.Tensor:
+        """Pixels where the encoder learns in this step, and wherever it has learnt when held-out rows are looked at."""
+        if self.recipe.sees_pixels(step if split == "train" else None):
+            return to_tensor([self.source.pixels(key) for key in keys]) if keys else torch.empty(0, 0)
+        return self.stores[split].get(keys)
 
     def _drawing(self, split: str, number: int, rng: random.Random) -> Sample | None:
         samples = self.source.document(split, number, rng, {DRAWING: 1.0})
@@ -194,8 +265,16 @@ class Packer:
         return drawing_sample(samples[0], blank=rng.random() < self.recipe.drop_prompt)
 
 
-def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: str | None = None) -> Outcome:
+def train_vlm(
+    recipe: VLMRecipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    init_from: str | None = None,
+    title: str | None = None,
+) -> Outcome:
     """Train into ``out``; the encoded pictures are kept in ``out/encoded``."""
+    title = title or f"vlm-{recipe.family}"
     device = open_device(recipe.train.device)
     encoder = open_encoder(recipe)
     clip = None if recipe.align is None else open_teacher(recipe.align, encoder)
@@ -203,13 +282,17 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
     if isinstance(source, MixtureSource):
         source.require(asked_of(recipe))
     codes = encoder.config.quantizer.codes if isinstance(encoder, VQVAEModel) else 0
-    tokenizer = tokenizer_of(init_from) or TextTokenizer.train(
+    words, language, llama = words_of(init_from, recipe.decoder, box_bins=recipe.box_bins, texts=source.texts)
+    recipe = recipe if language is None else replace(recipe, language=language)
+    tokenizer = words or TextTokenizer.train(
         source.texts(), size=recipe.text_tokens, codes=codes, box_bins=recipe.box_bins
     )
     torch.manual_seed(recipe.train.seed)
     model = build(recipe, tokenizer, encoder)
+    if llama is not None:
+        llama.fill(model.language_model)
     start_from(model, init_from)
-    open_run(out, "vlm", recipe, resume=resume, init_from=init_from)
+    open_run(out, "vlm", recipe, resume=resume, init_from=init_from, source=source)
     model.to(device)
     # a copy, because the finished model keeps the encoder's weights unrounded
     encoding = copy.deepcopy(model.image_path)
@@ -227,6 +310,7 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
             codebook=codes,
         )
         for split in ("train", "validation")
+        if reads_store(recipe, split)
     }
     teacher = None
     if clip is not None:
@@ -236,40 +320,45 @@ def train_vlm(recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: 
             recipe.align_weight,
             teacher.projection(recipe.language.width, recipe.train.seed).to(device),
         )
+    model.z_loss = recipe.z_loss
     template = Template(tokenizer, model.image_path.positions, recipe.number_pictures)
     packer = Packer(recipe, source, template, stores, teacher)
-    held_out = [move(packer.rows("validation", 0, min(HELD_OUT_ROWS, recipe.batch_size)), device)]
-    return run(
+    held_out = [to_device(packer.rows("validation", 0, min(HELD_OUT_ROWS, recipe.batch_size)), device)]
+    probes = {"answers": answers(model, tokenizer, source, recipe.tasks.reading(), device)}
+    if discrete and recipe.tasks.drawing > 0:
+        draws = drawings(model, tokenizer, source, device, recipe.train.seed)
+        probes |= {} if draws is None else {"drawings": draws}
+    remembered = Remembered(model, tokenizer, out) if recipe.decoder else None
+    new = tokenizer.added if isinstance(tokenizer, ChatTokenizer) else ()
+    let_learn(model, recipe.learning, recipe.lora, new, vision=recipe.sees_pixels(None))
+    outcome = run(
         model,
         recipe.train,
-        lambda step: move(packer.rows("train", step, recipe.batch_size), device),
+        lambda step: packer.rows("train", step, recipe.batch_size),
         out,
         recipe=recipe,
         samples_per_step=recipe.batch_size,
         data_fingerprint=source.fingerprint,
+        names_at=lambda step: list(dict.fromkeys(packer.rows("train", step, recipe.batch_size).keys)),
         tokenizer=tokenizer,
-        validation=lambda: mean_loss(model, held_out),
+        probes=probes,
+        validation=lambda: mean_loss(model, held_out) | ({} if remembered is None else remembered.now()),
+        rates=recipe.rates(),
+        told=told(model, title, recipe.learning, recipe.train.steps),
+        finishing=lambda: merge_lora(model.language_model),
         resume=resume,
-        title=f"vlm-{recipe.family}",
+        title=title,
     )
+    if remembered is not None:
+        remembered.finish()
+    return outcome
 
 
-def tokenizer_of(init_from: str | None) -> TextTokenizer | None:
-    """The tokenizer of the VLM that training starts from: its weights mean nothing with other tokens."""
-    if init_from is None:
-        return None
-    tokenizer = load_model(init_from)[1]
-    if not isinstance(tokenizer, TextTokenizer):
-        raise UserError(f"--init-from {init_from} has no tokenizer of ours, so it is no VLM to go on from")
-    return tokenizer
-
-
-def move(rows: Rows, device: torch.device) -> Rows:
-    """The rows on a device."""
-    moved: dict[str, Any] = {
-        name: value.to(device) for name, value in vars(rows).items() if isinstance(value, torch.Tensor)
-    }
-    return replace(rows, **moved)
+def reads_store(recipe: VLMRecipe, split: str) -> bool:
+    """Whether a split's pictures are ever wanted as the frozen encoder makes them."""
+    if split == "validation":
+        return not recipe.sees_pixels(None)
+    return not all(recipe.sees_pixels(step) for step in range(recipe.train.steps))
 
 
 def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuous") -> VLMRecipe:

@@ -20,9 +20,11 @@ from bifocal.models.clip import CLIPModel, PictureTower
 from bifocal.models.precision import fast_dtype, open_device, set_precision
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 from bifocal.recipes.mixture import source_of
+from bifocal.recipes.probes import reconstructions
 from bifocal.recipes.runs import begun, mean_loss, open_run, run, start_from
 from bifocal.training.alarms import CodebookAlarms
 from bifocal.training.optimizer import OptimizerSettings
+from bifocal.training.parallel import ByRows
 from bifocal.training.trainer import Outcome, TrainSettings
 
 
@@ -64,21 +66,18 @@ def train_vqvae(
     source = source_of(recipe.data, recipe.world, 0)
     size = recipe.batch_size
 
-    def batch_at(step: int) -> Tensor:
-        return to_tensor([source.picture("train", step * size + row) for row in range(size)]).to(device)
+    def batch_at(step: int) -> ByRows:
+        return ByRows(lambda rows: to_tensor([source.picture("train", step * size + row) for row in rows]))
 
+    torch.manual_seed(recipe.train.seed)
+    model = VQVAEModel(recipe.model)
+    start_from(model, init_from)
+    model.perceptual = perceptual_of(recipe, device)
+    open_run(out, "vqvae", recipe, resume=resume, init_from=init_from, source=source)
     held_out = [
         to_tensor([source.picture("validation", start + row) for row in range(32)]).to(device)
         for start in (0, 32, 64, 96)
     ]
-    torch.manual_seed(recipe.train.seed)
-    model = VQVAEModel(recipe.model)
-    start_from(model, init_from)
-    if recipe.perceptual is not None:
-        clip = open_clip(recipe.perceptual, recipe.world.picture_size)
-        set_precision(clip.to(device), fast_dtype(device, recipe.train.dtype))
-        model.perceptual = (functools.partial(feature_distance, clip.vision_model), recipe.perceptual_weight)
-    open_run(out, "vqvae", recipe, resume=resume, init_from=init_from)
     if recipe.model.quantizer.update == "ema" and distributed.is_main():
         print("vqvae: moving averages stand for the codebook term, which is 0 in the log", flush=True)
     return run(
@@ -89,16 +88,29 @@ def train_vqvae(
         recipe=recipe,
         samples_per_step=size,
         data_fingerprint=source.fingerprint,
+        names_at=lambda step: [source.picture_key("train", step * size + row) for row in range(size)],
         validation=lambda: mean_loss(model, held_out),
         watch=CodebookAlarms(
             codes=recipe.model.quantizer.codes,
             places=size * recipe.model.codes_per_picture // recipe.model.quantizer.depth,
             ema=recipe.model.quantizer.update == "ema",
         ),
-        probes={} if show is None else {"pictures": lambda step: show(model, held_out[0][:16], step)},
+        probes={"reconstructions": reconstructions(model, held_out[0])}
+        | ({} if show is None else {"shown": lambda step: show(model, held_out[0][:16], step)}),
         resume=resume,
         title="vqvae",
     )
+
+
+def perceptual_of(
+    recipe: VQVAERecipe, device: torch.device
+) -> tuple[Callable[[Tensor, Tensor], Tensor], float] | None:
+    """The distance that a recipe adds to its loss, and its weight; None where it names no CLIP."""
+    if recipe.perceptual is None:
+        return None
+    clip = open_clip(recipe.perceptual, recipe.world.picture_size)
+    set_precision(clip.to(device), fast_dtype(device, recipe.train.dtype))
+    return functools.partial(feature_distance, clip.vision_model), recipe.perceptual_weight
 
 
 def refuse_legacy_beta(init_from: str | None) -> None:

@@ -12,8 +12,9 @@ back to the newest step that is good, saying which it passed over and why.
 """
 
 import math
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,10 @@ def save(
     trainer_tensors: Mapping[str, Tensor],
     state: Mapping[str, Any],
     keep: int = 3,
+    also: Collection[int] = (),
+    shards: Path | None = None,
 ) -> Path:
-    """Write `directory/step-N/`, then remove all but the `keep` newest of the steps up to N.
+    """Write `directory/step-N/`, then remove all but the `keep` newest of the steps up to N and those in `also`.
 
     Only the main process calls it. A step that is there already is replaced, once the new one is complete.
     Steps beyond N are left alone: they exist only where reading passed over them as damaged.
@@ -57,6 +60,7 @@ def save(
     Args:
         step: N, how many optimizer steps were taken.
         state: what JSON can hold; anything else, and numbers that are not finite, are refused.
+        shards: a directory that several ranks have written their pieces to; it becomes a part of this one.
 
     Returns:
         the directory written.
@@ -76,9 +80,12 @@ def save(
         save_file(_separate(trainer_tensors), temporary / "trainer.safetensors", metadata={"format": "pt"})
         content = {"format": FORMAT, "step": step, "state": dict(state)}
         artifacts.atomic_write_json(temporary / "state.json", content)
+        if shards is not None:
+            os.replace(shards, temporary / "shards")
     earlier = sorted(known for known in steps(directory) if known <= step)
     for old in earlier[:-keep]:
-        shutil.rmtree(directory / f"step-{old}")
+        if old not in also:
+            shutil.rmtree(directory / f"step-{old}")
     return path
 
 

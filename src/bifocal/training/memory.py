@@ -1,9 +1,16 @@
-"""Keeping freed memory, because the next step takes as much again."""
+"""Keeping freed memory, because the next step takes as much again; and how much a process has."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
+import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of mallopt(3)
 KEPT_BYTES = 2**31 - 1
@@ -25,3 +32,47 @@ def keep_freed_memory() -> bool:
         return False
     taken = [set_option(TRIM_THRESHOLD, KEPT_BYTES), set_option(MMAP_THRESHOLD, LARGEST_BLOCK_BYTES)]
     return all(taken)
+
+
+def process_memory(field: str = "VmRSS") -> int:
+    """Bytes that this process holds ("VmRSS"), or the most that it has held ("VmHWM"); 0 where Linux does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return 1024 * int(line.split()[1])
+    return 0
+
+
+def added_memory(before: Callable[[], object], work: Callable[[], object]) -> int:
+    """Bytes that ``work`` adds to this process at its peak, once ``before`` has loaded what it needs (Linux).
+
+    Freed memory is handed back in between, and from then on kept, as in training.
+    """
+    before()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    base = process_memory()
+    keep_freed_memory()
+    work()
+    return process_memory("VmHWM") - base
+
+
+def added_in_child(before: Callable[[], object], work: Callable[[], object]) -> int | None:
+    """``added_memory`` of a process that is forked for it and computes on one thread; None where it cannot be told."""
+    if not sys.platform.startswith("linux"):
+        return None
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            # threads of the pool are not there after a fork
+            torch.set_num_threads(1)
+            os.write(writing, str(added_memory(before, work)).encode())
+        finally:
+            os._exit(0)  # nothing of the parent's is to be closed twice
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        said = answer.read()
+    os.waitpid(child, 0)
+    return int(said) if said else None

@@ -6,13 +6,11 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from torch.utils.tensorboard import SummaryWriter
 
 from bifocal import distributed
 
@@ -48,11 +46,20 @@ class Progress:
     ) -> None:
         self.bar.stop()
 
-    def update(self, done: int, *, loss: float | None = None, rate: float | None = None) -> None:
-        """``done`` of ``total`` are finished; ``rate`` is in samples a second."""
+    def update(
+        self,
+        done: int,
+        *,
+        loss: float | None = None,
+        rate: float | None = None,
+        waiting: float | None = None,
+    ) -> None:
+        """``done`` of ``total`` are finished; ``rate`` is in samples a second, ``waiting`` the share of time."""
         note = "" if loss is None else f"loss {loss:.4f}"
         if rate is not None:
             note += f"  {rate:.0f} samples/s"
+        if waiting is not None:
+            note += f"  {waiting:.0%} waiting for data"
         self.bar.update(self.task, completed=done, note=note)
         now = time.perf_counter()
         if self.terminal or self.quiet or (now - self.last_line < LINE_SECONDS and done < self.total):
@@ -79,8 +86,3 @@ def counted(title: str) -> Iterator[Callable[[int, int], None]]:
             bars[0].update(done)
 
         yield update
-
-
-def tensorboard(out: Path) -> SummaryWriter:
-    """Where TensorBoard reads the curves of a run."""
-    return SummaryWriter(str(out / "tensorboard"))

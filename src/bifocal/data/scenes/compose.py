@@ -16,7 +16,7 @@ import functools
 import hashlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,7 +27,7 @@ from bifocal.data.scenes import sprites as sprite_module
 from bifocal.data.scenes.concepts import concepts_of, upright_turns
 from bifocal.data.scenes.paint import BACKGROUND_RGB, TILE_RGB, Painter
 from bifocal.data.scenes.plan import Layout, Planner
-from bifocal.data.scenes.scene import SIZES, TILE_COLOURS, TILTS, Concept, Scene, SceneObject
+from bifocal.data.scenes.scene import SIZES, TILE_COLOURS, TILTS, Concept, Scene, SceneObject, Wanted
 
 SPLITS = ("train", "validation", "test", "test-novel-pairs", "test-novel-concepts")
 
@@ -42,6 +42,7 @@ _SINGLE = "single"  # stands for the slot in the key of a single-object scene
 # Raised when composition changes, so that models and caches made with an older version can be told apart.
 _RECIPE = 1
 _MASK = (1 << 64) - 1
+_PATIENCE = 200_000  # places tried before a wanted scene is held to be impossible
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,39 @@ class World:
         while not self._owns(split, layout):
             layout = self._planner.place(rng, layout)
         return self._scene(f"{split}/{index}/{_SINGLE}", rng, layout)
+
+    def arranged(
+        self, split: str, name: str, wanted: Sequence[Wanted], accepts: Callable[[Scene], bool]
+    ) -> Scene:
+        """A scene of exactly the ``wanted`` objects that ``accepts`` takes, placed by the split's rules.
+
+        ``name`` decides what is left open, and stands in the key, which ``scene_of`` does not know. Raises
+        ``ValueError`` where no such scene is found.
+        """
+        _check_place(split, 0)
+        rng = self._stream(split, 0, name)
+        numbers = {concept.name: number for number, concept in enumerate(self.concepts)}
+        for _ in range(_PATIENCE):
+            items = [
+                self._planner.wear(
+                    rng,
+                    numbers[each.name],
+                    None if each.size is None else SIZES.index(each.size),
+                    None if each.tilt is None else TILTS.index(each.tilt),
+                    None if each.tile is None else TILE_COLOURS.index(each.tile),
+                )
+                for each in wanted
+            ]
+            layout = self._planner.place(rng, items)
+            if len(layout) == len(items) and self._owns(split, layout):
+                scene = self._scene(f"{split}/{name}", rng, layout)
+                if accepts(scene):
+                    return scene
+        raise ValueError(f"no scene of {split} holds {', '.join(each.name for each in wanted)} as wanted")
+
+    def tiles_of(self, concept: Concept) -> tuple[str, ...]:
+        """The colours of tiles on which a drawing can be seen."""
+        return tuple(TILE_COLOURS[tile] for tile in self._painter.visible_tiles(self._index[concept.hexcode]))
 
     def picture(self, key: str) -> np.ndarray:
         """(S, S, 3) uint8 RGB of a key as scenes carry it: "train/17/0", "test/4/single"."""

@@ -249,6 +249,14 @@ class Planner:
             items.append(self._item(rng, concept, size, tilt, tile))
         return items
 
+    def wear(
+        self, rng: random.Random, concept: int, size: int | None, tilt: int | None, tile: int | None
+    ) -> Item:
+        """One object whose looks are as given, or as they come where they are None; not placed yet."""
+        (free,) = self.dress(rng, [concept])
+        chosen = (free.size if size is None else size, free.tilt if tilt is None else tilt)
+        return self._item(rng, concept, *chosen, free.tile if tile is None else tile)
+
     def _item(self, rng: random.Random, concept: int, size: int, tilt: int, tile: int) -> Item:
         variants = self._drawings[size][tilt]
         drawing = int(rng.random() * len(variants))

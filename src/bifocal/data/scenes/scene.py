@@ -57,3 +57,13 @@ class Scene:
     key: str
     background: str
     objects: tuple[SceneObject, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An object that a scene is to hold; what is None comes as it will."""
+
+    name: str
+    size: str | None = None  # one of SIZES
+    tilt: str | None = None  # one of TILTS
+    tile: str | None = None  # one of TILE_COLOURS

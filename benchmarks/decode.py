@@ -1,0 +1,229 @@
+"""Times decoding beside transformers' ``generate``, on this machine, and says how near it is to what memory allows.
+
+    python benchmarks/decode.py
+    python benchmarks/decode.py --batches 1 --tokens 32 --rounds 3 --no-compiled
+
+The model has the shape of SmolLM2-135M and random weights, the same for everyone, in bf16: ours as it is and with int8
+weights, transformers' with its dynamic cache and with its static cache and a compiled step. All are run in turn
+(A B C D A B C D ...), so that a machine that grows slower or busier slows all alike; a line gives the median tokens a
+second with the range from the first to the third quartile, over whole calls, the prompts' prefill included.
+
+Every step of a batch reads every weight of the layers and of the head once. The last columns say how many bytes a
+second that is, and what share of what a sum over a large array reads in the same minutes.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from bifocal.generation.decode import generate
+from bifocal.generation.prompt import Prompt
+from bifocal.generation.sampling import Sampling
+from bifocal.models.int8 import to_int8
+from bifocal.models.language import LanguageConfig
+from bifocal.models.precision import set_precision
+from bifocal.models.vision import VisionConfig
+from bifocal.models.vlm import VLM, VLMConfig
+
+SMOLLM2 = LanguageConfig(
+    vocabulary=49152, width=576, layers=30, heads=9, kv_heads=3, hidden=1536, rotary_base=100000.0, tied=True
+)
+Say = Callable[[Tensor, int], Tensor]  # (B, T) prompts, how many tokens -> (B, tokens)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way to decode, and the bytes of weights that a step reads."""
+
+    name: str
+    say: Say
+    octets: int
+
+
+def ours(language: LanguageConfig) -> VLM:
+    """A VLM around the decoder; its image encoder is not used."""
+    torch.manual_seed(0)
+    vision = VisionConfig(picture_size=32, patch_size=16, width=32, layers=1, heads=1)
+    model = VLM(VLMConfig(language=language, vision=vision, box_bins=0)).eval()
+    set_precision(model, torch.bfloat16)
+    return model
+
+
+def say_with(model: VLM) -> Say:
+    """Greedy decoding with bifocal."""
+    nothing = torch.zeros(model.config.language.vocabulary, dtype=torch.bool)
+
+    def say(tokens_BT: Tensor, count: int) -> Tensor:
+        prompts = [Prompt(row) for row in tokens_BT.tolist()]
+        said = generate(
+            model, prompts, None, stop=-1, forbidden=nothing, sampling=Sampling(max_new_tokens=count)
+        )
+        return torch.tensor([one.tokens for one in said])
+
+    return say
+
+
+def theirs(model: VLM) -> Any:
+    """transformers' Llama with the same weights."""
+    import transformers
+
+    sizes = model.config.language
+    made = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=sizes.vocabulary,
+            hidden_size=sizes.width,
+            intermediate_size=sizes.hidden,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=sizes.heads,
+            num_key_value_heads=sizes.kv_heads,
+            rms_norm_eps=sizes.norm_eps,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": sizes.rotary_base},
+            eos_token_id=None,
+            bos_token_id=None,
+            pad_token_id=0,
+        )
+    )
+    own = {f"model.{name}": value for name, value in model.language_model.state_dict().items()}
+    made.load_state_dict({**own, "lm_head.weight": own["model.embed_tokens.weight"]})
+    return made.to(torch.bfloat16).eval()
+
+
+@torch.inference_mode()
+def likeness(model: VLM, judge: Any) -> float:
+    """The smallest cosine of the two models' logits over a random text: that they are the same model, in bf16."""
+    tokens = torch.randint(
+        model.config.language.vocabulary, (1, 16), generator=torch.Generator().manual_seed(2)
+    )
+    causal = torch.full((16, 16), float("-inf")).triu(1)
+    language = model.language_model
+    own = language.lm_head(language(language.embed_tokens(tokens), torch.arange(16)[None], causal))
+    cosines = torch.nn.functional.cosine_similarity(own.float(), judge(tokens).logits.float(), dim=-1)
+    return cosines.min().item()
+
+
+def say_with_theirs(model: Any, *, compiled: bool) -> Say:
+    """Greedy decoding with transformers."""
+    from transformers import CompileConfig
+
+    extra: dict[str, Any] = {}
+    if compiled:
+        compiling = CompileConfig(fullgraph=False, mode="default")
+        compiling._compile_all_devices = True  # else only a GPU's step is compiled
+        extra = {"cache_implementation": "static", "compile_config": compiling}
+
+    @torch.inference_mode(not compiled)
+    @torch.no_grad()
+    def say(tokens_BT: Tensor, count: int) -> Tensor:
+        out = model.generate(
+            tokens_BT,
+            attention_mask=torch.ones_like(tokens_BT),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            **extra,
+        )
+        return out[:, tokens_BT.shape[1] :]
+
+    return say
+
+
+def read_speed(repeats: int = 3) -> float:
+    """Bytes a second of a sum over 256 MiB, at best."""
+    array = torch.ones(64 * 2**20)
+    best = 0.0
+    for _ in range(repeats):
+        began = time.perf_counter()
+        array.sum()
+        best = max(best, array.numel() * 4 / (time.perf_counter() - began))
+    return best
+
+
+def weights_read(model: VLM) -> int:
+    """Bytes of the layers' weights and of the head: what a step of decoding reads."""
+    language = model.language_model
+    parts = [*language.layers.parameters(), *language.layers.buffers()]
+    parts += [*language.lm_head.parameters(), *language.lm_head.buffers()]
+    return sum(part.numel() * part.element_size() for part in parts)
+
+
+def main(
+    batches: tuple[int, ...] = (1, 8),
+    prompt: int = 32,
+    tokens: int = 96,
+    rounds: int = 7,
+    peer: bool = True,
+    compiled: bool = True,
+    layers: int = SMOLLM2.layers,
+) -> None:
+    """Print a line for each setting and batch.
+
+    Args:
+        batches: sequences at once.
+        prompt: tokens of each prompt.
+        tokens: new tokens of each sequence.
+        rounds: how often each setting is timed, after a run that is not counted.
+        peer: time transformers too.
+        compiled: time transformers' static cache with a compiled step too; compiling takes a minute or more.
+        layers: of the decoder, fewer for a trial.
+    """
+    model = ours(LanguageConfig(**{**vars(SMOLLM2), "layers": layers}))
+    rounded = copy.deepcopy(model)
+    to_int8(rounded.language_model)
+    whole = weights_read(model)
+    settings = [
+        Setting("bifocal bf16", say_with(model), whole),
+        Setting("bifocal int8", say_with(rounded), weights_read(rounded)),
+    ]
+    if peer:
+        settings.append(
+            Setting("transformers dynamic", say_with_theirs(theirs(model), compiled=False), whole)
+        )
+    if peer and compiled:
+        settings.append(
+            Setting("transformers static, compiled", say_with_theirs(theirs(model), compiled=True), whole)
+        )
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {layers} layers, prompts of {prompt} tokens, "
+        f"{tokens} new ones, {rounds} rounds"
+    )
+    for batch in batches:
+        asked = torch.randint(SMOLLM2.vocabulary, (batch, prompt), generator=torch.Generator().manual_seed(1))
+        for setting in settings:  # what is made once is made before the clock runs
+            setting.say(asked, min(tokens, 4))
+        speeds: dict[str, list[float]] = {setting.name: [] for setting in settings}
+        reads = []
+        for _ in range(rounds):
+            reads.append(read_speed())
+            for setting in settings:
+                began = time.perf_counter()
+                setting.say(asked, tokens)
+                speeds[setting.name].append(batch * tokens / (time.perf_counter() - began))
+        read = statistics.median(reads)
+        fastest = max([0.0, *(statistics.median(speeds[setting.name]) for setting in settings[2:])])
+        print(f"batch {batch}, memory read at {read / 1e9:.1f} GB/s")
+        print(f"  {'':<30} {'tokens/s':>9} {'quartiles':>17}  {'GB/s':>6} {'share':>6}  times the best peer")
+        for setting in settings:
+            values = speeds[setting.name]
+            middle = statistics.median(values)
+            low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (middle, middle, middle)
+            used = setting.octets * middle / batch
+            times = f"{middle / fastest:.2f}" if fastest else ""
+            print(
+                f"  {setting.name:<30} {middle:9.1f} {f'{low:.1f} - {high:.1f}':>17}  {used / 1e9:6.1f} "
+                f"{used / read:6.0%}  {times}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,159 @@
+"""Holds `bifocal plan` against this machine: memory and time of a few real steps of each of the quickstart's recipes.
+
+    python benchmarks/plan_check.py vqvae
+    python benchmarks/plan_check.py vlm-discrete --page docs/scaling.md
+
+Each recipe is first forecast, then some of its steps are taken as the trainer takes them (making the batch included),
+in a process of their own, with frozen encoders of random weights. Memory is what these steps add to the process at its
+peak; time is the median step with its quartiles. The table holds the latest line of every recipe that was checked,
+which are kept in ``--results``. Its last column is the share of the time in which the step waited for its batch.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import tyro
+from page import Page
+
+from bifocal import artifacts
+from bifocal.config import UserError
+from bifocal.recipes.forecast import REHEARSED, forecast
+from bifocal.recipes.named import recipe_named
+from bifocal.recipes.sketches import sketch
+from bifocal.training.machines import Fleet
+from bifocal.training.memory import added_memory
+
+RECIPES = ("vqvae", "clip", "vlm-continuous", "vlm-discrete", "prior")
+MEMORY_WITHIN, TIME_WITHIN = 0.15, 0.30
+
+
+def recipe_of(name: str, scale: str) -> Any:
+    model, _, family = name.partition("-")
+    return recipe_named(model, scale, {}, family=family or None)
+
+
+def measure(name: str, scale: str, seconds: float, workers: int) -> dict[str, Any]:
+    """Take steps for about ``seconds``: what they add to the memory at its peak, how long each took and waited."""
+    planned = sketch(recipe_of(name, scale))
+    taken: list[tuple[float, float]] = []
+
+    def work() -> None:
+        for step in planned.steps(planned.size, workers):
+            taken.append(step)
+            if len(taken) >= REHEARSED and sum(whole for whole, _ in taken) >= seconds:
+                break
+
+    def before() -> None:
+        planned.batch(0, planned.size)  # what the data keep is no part of a step
+        next(planned.steps(2))  # nor is what a library loads when it is first needed
+
+    peak = added_memory(before, work)
+    low, middle, high = statistics.quantiles([whole for whole, _ in taken[2:]], n=4)
+    waited = sum(waited for _, waited in taken[2:]) / sum(whole for whole, _ in taken[2:])
+    return {"memory": peak, "low": low, "step": middle, "high": high, "waiting": waited}
+
+
+def check(name: str, scale: str, seconds: float, workers: int) -> dict[str, Any]:
+    """Forecast and measurement of one recipe."""
+    known = forecast(recipe_of(name, scale), [Fleet(1, "cpu")])
+    command = [sys.executable, __file__, name, "--scale", scale, "--seconds", str(seconds)]
+    command += ["--workers", str(workers), "--measure-only"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    measured = json.loads(done.stdout.splitlines()[-1])
+    (row,) = known.rows
+    return {
+        "recipe": name,
+        "scale": scale,
+        "parameters": known.parameters,
+        "batch": f"{known.sketch.size} {known.sketch.unit}",
+        "planned memory": row.memory["peak"],
+        "measured memory": measured["memory"],
+        "planned step": row.step,
+        "measured step": measured["step"],
+        "low": measured["low"],
+        "high": measured["high"],
+        "waiting": measured["waiting"],
+    }
+
+
+def off(row: dict[str, Any], what: str) -> float:
+    """How far the forecast lies above (or below) what was measured, as a share of it."""
+    return row[f"planned {what}"] / row[f"measured {what}"] - 1
+
+
+def line(row: dict[str, Any]) -> str:
+    mebi, milli = 2**20, 1000
+    return (
+        f"| {row['recipe']} | {row['parameters'] / 1e6:.2f}M | {row['batch']} "
+        f"| {row['planned memory'] / mebi:.0f} | {row['measured memory'] / mebi:.0f} | {off(row, 'memory'):+.0%} "
+        f"| {row['planned step'] * milli:.0f} | {row['measured step'] * milli:.0f} "
+        f"({row['low'] * milli:.0f} - {row['high'] * milli:.0f}) | {off(row, 'step'):+.0%} | {row['waiting']:.1%} |"
+    )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    columns = (
+        "trained",
+        "a step",
+        "MiB planned",
+        "measured",
+        "off",
+        "ms planned",
+        "measured (quartiles)",
+        "off",
+    )
+    head = f"| recipe | {' | '.join(columns)} | waiting |"
+    return "\n".join([head, "| --- |" + " ---: |" * 9, *map(line, rows)])
+
+
+def main(
+    recipes: tyro.conf.Positional[tuple[str, ...]] = RECIPES,
+    scale: str = "quickstart",
+    seconds: float = 6.0,
+    workers: int = 0,
+    results: Path = Path("runs/plan_check.json"),
+    page: Path | None = None,
+    measure_only: bool = False,
+) -> None:
+    """Print a line for each recipe; exit with 1 if a forecast is further off than it may be.
+
+    Args:
+        recipes: of vqvae, clip, vlm-continuous, vlm-discrete, prior.
+        scale: quickstart or smoke.
+        seconds: how long steps are taken.
+        workers: processes that make batches ahead of the steps that are measured; the forecast has none.
+        results: where the lines are kept.
+        page: a Markdown page whose marks <!-- plan_check --> are to hold the table.
+        measure_only: print what the steps of one recipe take as JSON, and nothing else.
+    """
+    unknown = sorted(set(recipes) - set(RECIPES))
+    if unknown:
+        raise UserError(f"there is no recipe {unknown[0]!r}: choose from {', '.join(RECIPES)}")
+    if measure_only:
+        print(json.dumps(measure(recipes[0], scale, seconds, workers)))
+        return
+    kept = artifacts.read_json(results) if results.exists() else {}
+    wrong = []
+    for name in recipes:
+        kept[name] = row = check(name, scale, seconds, workers)
+        print(line(row), flush=True)
+        if abs(off(row, "memory")) > MEMORY_WITHIN or abs(off(row, "step")) > TIME_WITHIN:
+            wrong.append(name)
+    results.parent.mkdir(parents=True, exist_ok=True)
+    artifacts.atomic_write_json(results, kept)
+    if page is not None:
+        Page(page, "plan_check").fill(table([kept[name] for name in RECIPES if name in kept]))
+    if wrong:
+        sys.exit(
+            f"further off than {MEMORY_WITHIN:.0%} of memory or {TIME_WITHIN:.0%} of time: {', '.join(wrong)}"
+        )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,121 @@
+"""What evaluating and comparing drawings takes beside the rest: who is asked, how is drawn, which prompts, the page."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bifocal import inference
+from bifocal.artifacts import atomic_write_text
+from bifocal.commands.draw import open_clip
+from bifocal.config import UserError
+from bifocal.data.sample import Dataset
+from bifocal.data.scenes import World, WorldSettings
+from bifocal.data.scenes.prompt_set import PromptSet, is_prompt
+from bifocal.evaluation.clip_checker import CLIPChecker
+from bifocal.evaluation.drawing_page import Side, drawing_page
+from bifocal.evaluation.easel import Candidates
+from bifocal.evaluation.report_samples import PictureOf
+from bifocal.evaluation.results import Prediction, Row, Stamp
+from bifocal.evaluation.text_to_image import TASK
+
+
+@dataclass(frozen=True)
+class DrawingOptions:
+    """How drawings are made for evaluation. With ``prompts`` they are of the prompts by challenge and category."""
+
+    prompts: bool = False
+    guidance: float | None = None
+    candidates: int = 1
+    rerank: Path | None = None
+
+    def require(self, task: str) -> None:
+        """Raise ``UserError`` for a setting of drawings where nothing is drawn, and for candidates without a judge."""
+        usual = DrawingOptions()
+        given = [name for name in vars(self) if getattr(self, name) != getattr(usual, name)]
+        if given and task != TASK:
+            raise UserError(f"--{given[0]} is for {TASK}, and the task is {task}")
+        if (self.candidates > 1) != (self.rerank is not None) or self.candidates < 1:
+            raise UserError(
+                "--candidates N draws N pictures of each prompt, of which the CLIP of --rerank takes one: give both"
+            )
+
+    def asked(self, dataset: Dataset, checker: Path | None, *, device: str, dtype: str) -> dict[str, Any]:
+        """What ``text_to_image.predict`` takes: the checker above all."""
+        if checker is None:
+            raise UserError(
+                "text-to-image needs --checker RUN: a VLM, or where there is none a CLIP, that is asked what stands in "
+                "the drawings"
+            )
+        loaded = inference.load(checker, device=device, dtype=dtype)
+        options: dict[str, Any] = {"guidance": self.guidance, "checker": loaded}
+        if isinstance(loaded, inference.CLIP):
+            world = getattr(dataset, "world", None)
+            if world is None:
+                raise UserError(
+                    f"--checker {checker} is a CLIP, which is asked about scenes alone: name a VLM"
+                )
+            options["checker"] = CLIPChecker(loaded, world.concepts)
+        elif not isinstance(loaded, inference.VLM):
+            raise UserError(f"--checker {checker} is a {loaded.kind}, and questions are for a VLM")
+        if self.rerank is not None:
+            options["candidates"] = Candidates(
+                self.candidates, open_clip(self.rerank, device=device, dtype=dtype)
+            )
+        return options
+
+
+def open_features(path: Path, *, device: str, dtype: str) -> inference.CLIP:
+    """The CLIP whose features pictures are compared in."""
+    clip = inference.load(path, device=device, dtype=dtype)
+    if not isinstance(clip, inference.CLIP):
+        raise UserError(f"--features {path} is a {clip.kind}, and features come from a CLIP")
+    return clip
+
+
+def prompt_set(split: str | None, data: str | None, count: int | None, world: World | None) -> PromptSet:
+    """The prompts by challenge and category; refused beside what else names samples."""
+    given: Mapping[str, object] = {"split": split, "data": data}
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(f"--prompts are prompts of their own, and --{name} names others: give one")
+    if count is not None and count < 1:
+        raise UserError(f"--count must be at least 1, got {count}")
+    return PromptSet(world or World(WorldSettings()), count)
+
+
+def write_drawing_page(
+    path: Path,
+    sides: Mapping[str, Side],
+    rows: Sequence[Row],
+    picture: PictureOf,
+    *,
+    scores: str = "",
+    about: Sequence[Stamp] = (),
+) -> None:
+    """Write the page of the drawings of one model, or of two of the same prompts."""
+    atomic_write_text(path, drawing_page(sides, rows, picture, scores=scores, about=about))
+    print(f"wrote {path}", file=sys.stderr)
+
+
+def drawn_in(run: Path, predictions: Sequence[Prediction]) -> Path:
+    """Where the drawings of a run lie: with its predictions, in the quickstart's directory or in its own."""
+    kept = [prediction["drawing"] for prediction in predictions if prediction.get("drawing")]
+    return run.parent if kept and (run.parent / kept[0]).is_file() else run
+
+
+def scene_pictures() -> PictureOf:
+    """The pictures of the default scenes by their keys, those of the prompts among them."""
+    world = World(WorldSettings())
+    prompts = functools.cache(lambda: PromptSet(world))
+
+    def picture(key: str) -> np.ndarray:
+        return (prompts() if is_prompt(key) else world).picture(key)
+
+    return picture

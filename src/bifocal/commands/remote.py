@@ -1,0 +1,102 @@
+"""``bifocal ask`` and ``draw`` with ``--url``: the same questions put to a server that runs already."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from bifocal.config import UserError
+from bifocal.data.pictures import read_picture
+from bifocal.data.sample import Box
+from bifocal.inference import Answer
+
+SECONDS = 600.0
+TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
+KEY = "BIFOCAL_KEY"
+
+
+def ask_server(
+    url: str,
+    model: str,
+    pictures: Sequence[Path],
+    question: str,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int | None,
+) -> Answer:
+    """The answer of a server's model to a question about pictures."""
+    shown = [{"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in pictures]
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}],
+        "max_completion_tokens": max_new_tokens,
+        "temperature": temperature,
+        "logprobs": True,
+    }
+    if seed is not None:
+        body["seed"] = seed
+    choice = post(url, "/v1/chat/completions", body)["choices"][0]
+    return Answer(
+        choice["message"]["content"],
+        tuple(Box(*box["normalized"]) for box in choice["message"]["boxes"]),
+        finish_reason=choice["finish_reason"],
+        logprobs=tuple(token["logprob"] for token in choice["logprobs"]["content"]),
+    )
+
+
+def draw_on_server(
+    url: str, model: str, prompt: str, *, n: int, guidance: float, seed: int | None
+) -> list[Image.Image]:
+    """Drawings of a server's model."""
+    body: dict[str, Any] = {"model": model, "prompt": prompt, "n": n, "guidance": guidance}
+    if seed is not None:
+        body["seed"] = seed
+    data = post(url, "/v1/images/generations", body)["data"]
+    return [Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))) for item in data]
+
+
+def data_url(path: Path) -> str:
+    """A picture's file, as it is, in an address; one of a format that servers do not take as PNG."""
+    array = read_picture(path)
+    with Image.open(path) as picture:
+        kind = TYPES.get(picture.format or "")
+    if kind is not None:
+        return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def post(url: str, route: str, body: dict[str, Any]) -> Any:
+    """What a server answers, with the key that the environment holds. Raises ``UserError`` with its sentence."""
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"{url!r} is no address of a server: give one such as http://127.0.0.1:8000")
+    request = urllib.request.Request(
+        url.rstrip("/") + route, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    if os.environ.get(KEY):
+        request.add_header("Authorization", f"Bearer {os.environ[KEY].partition(',')[0]}")
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        try:
+            reason = json.load(error)["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            reason = error.reason
+        raise UserError(f"the server at {url} says: {reason} (status {error.code})") from None
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        raise UserError(f"the server at {url} cannot be reached: {getattr(error, 'reason', error)}") from None
+    except ValueError:
+        raise UserError(f"what answers at {url} is no bifocal server") from None

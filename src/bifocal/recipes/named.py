@@ -1,0 +1,64 @@
+"""Recipes by name, as `bifocal train` and `bifocal plan` are asked for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from bifocal.config import UserError, apply_overrides
+from bifocal.recipes.clip import begun_with, recipe_clip
+from bifocal.recipes.parti import recipe_parti
+from bifocal.recipes.prior import recipe_prior
+from bifocal.recipes.smollm import recipe_smollm
+from bifocal.recipes.vlm import recipe_vlm
+from bifocal.recipes.vqvae import recipe_vqvae
+
+MODELS = ("vqvae", "clip", "vlm", "vlm-smollm", "prior", "parti")
+ON_ANOTHER = ("vlm", "vlm-smollm", "prior", "parti")  # they stand on a finished run
+
+
+def recipe_named(
+    model: str,
+    scale: str,
+    settings: Mapping[str, str],
+    *,
+    family: str | None = None,
+    vision: str | None = None,
+    tower: str | None = None,
+    data: str | None = None,
+    init_from: str | None = None,
+) -> Any:
+    """The recipe of a model at a scale, with ``settings`` (dotted overrides) applied.
+
+    Raises ``UserError`` for a model that is none, and for a flag that is for another one.
+    """
+    if model not in MODELS:
+        raise UserError(f"there is no recipe {model!r}; choose from {', '.join(MODELS)}")
+    if model != "vlm" and family is not None:
+        raise UserError(f"--family is for vlm, not for {model}")
+    if model not in ON_ANOTHER and vision is not None:
+        raise UserError(f"--vision is for {', '.join(ON_ANOTHER)}, not for {model}")
+    if model != "clip" and tower is not None:
+        raise UserError(f"--tower is for clip, not for {model}")
+    if data is not None:
+        settings = {**settings, "data": data}
+    if model == "vqvae":
+        return apply_overrides(recipe_vqvae(scale), settings)
+    if model == "clip":
+        if init_from is not None and tower is not None:
+            raise UserError("--tower is that of the CLIP that --init-from names: give one of them")
+        contrastive = recipe_clip(scale, tower or "vit")
+        if init_from is not None:
+            contrastive = begun_with(contrastive, init_from)
+        return apply_overrides(contrastive, settings)
+    if model == "prior":
+        return replace(apply_overrides(recipe_prior(scale), settings), vision=vision or "")
+    if model == "parti":
+        return replace(apply_overrides(recipe_parti(scale), settings), vision=vision or "")
+    if model == "vlm-smollm":
+        return replace(apply_overrides(recipe_smollm(scale), settings), vision=vision or "")
+    chosen = recipe_vlm(scale, "discrete" if family == "discrete" else "continuous")
+    if data is not None:  # the stages are made for the kinds of question that scenes have
+        chosen = replace(chosen, stages=())
+    return replace(apply_overrides(chosen, settings), vision=vision or "")

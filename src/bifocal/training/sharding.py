@@ -1,0 +1,362 @@
+"""Weights, gradients and moments spread over ranks (FSDP2), for models that one device cannot hold with all of them.
+
+Every layer's weights lie in pieces on the ranks, are gathered for its forward and its way back in the precision of
+the products, and their gradients are added up in float32 into pieces again. What is small (gains, biases) or must stay
+as it is (embeddings, codebooks) is whole on every rank. Muon needs whole matrices: each belongs to one rank, which
+keeps it and its momentum, gets its whole gradient, steps it, and sends it round.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from bifocal import artifacts, distributed
+from bifocal.config import UserError
+from bifocal.models.precision import float32_names
+from bifocal.training import checkpoint, parallel
+from bifocal.training.optimizer import (
+    MasterOptimizer,
+    OptimizerSettings,
+    adamw_of,
+    as_matrix,
+    muon_of,
+    sorted_out,
+)
+from bifocal.training.saving import TRIAL, Saver
+
+SHARDS = "shards"  # the folder of a checkpoint in which the pieces lie
+
+
+class ShardedOptimizer(MasterOptimizer):
+    """Takes a model apart over the ranks of the group, and steps its pieces."""
+
+    def __init__(
+        self, model: nn.Module, settings: OptimizerSettings, dtype: torch.dtype, parts: Sequence[str] = ("",)
+    ) -> None:
+        if len(parts) > 1:
+            raise UserError(
+                "a model that learns part by part is whole on every rank: leave --train.parallel out"
+            )
+        if not distributed.is_distributed():
+            raise UserError('train.parallel "shard" spreads a model over ranks: start with torchrun')
+        self.settings, self.rates = settings, None
+        self.plain = copy.deepcopy(model).cpu() if distributed.is_main() else None
+        self.model = model
+        device = next(model.parameters()).device
+        self.mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        _spread(model, dtype, self.mesh)
+        self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        # memory of the weights themselves: they are float32, and gathered in the precision of the products
+        self.masters = {name: _local(weight) for name, weight in self.weights.items()}
+        matrices, decayed, plain = sorted_out(self.weights, settings)
+        assert all(isinstance(self.weights[name], DTensor) for name in matrices)
+        largest_first = sorted(matrices, key=lambda name: -self.weights[name].numel())
+        self.owners = {name: place % dist.get_world_size() for place, name in enumerate(largest_first)}
+        self.owned: dict[str, Tensor] = {}
+        for name, owner in self.owners.items():
+            whole = _whole(self.weights[name])
+            if owner == dist.get_rank():
+                self.owned[name] = _laid_out(whole)
+        self.matrices = {name: as_matrix(whole) for name, whole in self.owned.items()}
+        self.parts = dict.fromkeys(self.weights, "")
+        groups = [
+            {name: self.masters[name] for name in names if self.masters[name].numel()}
+            for names in (decayed, plain)
+        ]
+        self.optimizers = [
+            *adamw_of(*groups, settings, self.parts),
+            *muon_of(self.matrices, settings, self.parts),
+        ]
+        self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+
+    @torch.no_grad()
+    def step(
+        self, divisor: float | Tensor, share: float, limit: float = float("inf")
+    ) -> tuple[Tensor, Tensor]:
+        """As ``MasterOptimizer.step``; the pieces' gradients were added up on the way back."""
+        pieces = {name: weight for name, weight in self.weights.items() if isinstance(weight, DTensor)}
+        wholes = {name: weight for name, weight in self.weights.items() if name not in pieces}
+        for weight in pieces.values():
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        summed = parallel.sum_over_ranks(
+            [weight.grad for weight in wholes.values()], [self.masters[name] for name in wholes]
+        )
+        local = [_local(weight.grad) for weight in pieces.values() if weight.grad is not None]
+        here = [gradient for gradient in summed if gradient is not None]
+        torch._foreach_div_([*local, *here], divisor)
+        squares = torch.stack([gradient.square().sum() for gradient in local]).sum()
+        squares = distributed.all_reduce_sum(squares, "the norm of the gradients")
+        norm = (squares + sum(gradient.square().sum() for gradient in here)).sqrt()
+        taken = norm.isfinite() & (norm <= limit)
+        torch._foreach_mul_([*local, *here], (self.settings.clip / norm).clamp(max=1.0))
+        for name, gradient in zip([*pieces, *wholes], [*local, *summed], strict=True):
+            self.masters[name].grad = gradient
+        for name in self.owners:
+            gradient = self.weights[name].grad
+            assert gradient is not None
+            whole = _whole(gradient)
+            if name in self.matrices:
+                self.matrices[name].grad = as_matrix(whole)
+        self.step_all(taken, share)
+        for name in self.owners:
+            self._send_round(name)
+        self.publish()
+        return taken, norm
+
+    def _send_round(self, name: str) -> None:
+        """The whole matrix from the rank that stepped it; everyone keeps its piece."""
+        weight = self.weights[name]
+        whole = (
+            self.owned[name].contiguous()
+            if name in self.owned
+            else torch.empty(weight.shape, device=weight.device)
+        )
+        with distributed.meeting(f"the matrix {name}"):
+            dist.broadcast(whole, src=self.owners[name])
+        self.masters[name].copy_(_local(distribute_tensor(whole, self.mesh, [Shard(0)], src_data_rank=None)))
+
+    @torch.no_grad()
+    def publish(self, names: Sequence[str] | None = None) -> None:
+        """Forget the gradients; the weights are the masters."""
+        for tensor in (*self.weights.values(), *self.masters.values(), *self.matrices.values()):
+            tensor.grad = None
+
+    def adopt(self, names: Any) -> None:
+        """Nothing: what a model changes by itself is whole on every rank, and its master is that very memory."""
+
+    @torch.no_grad()
+    def finish(self) -> nn.Module:
+        """The whole model, in float32, on the first rank; elsewhere the pieces."""
+        wholes = {name: _whole(weight) for name, weight in self.model.named_parameters()}
+        if self.plain is None:
+            return self.model
+        for name, weight in self.plain.named_parameters():
+            weight.copy_(wholes[name])
+        buffers = dict(self.model.named_buffers())
+        for name, buffer in self.plain.named_buffers():
+            buffer.copy_(buffers[name])
+        return self.plain
+
+    def pieces(self) -> dict[str, Tensor]:
+        """What lies in pieces, by name: weights, moments of AdamW, momenta of Muon."""
+        found: dict[str, Tensor] = {}
+        for name, weight in self.weights.items():
+            if not isinstance(weight, DTensor):
+                continue
+            found[f"weight.{name}"] = weight.detach()
+            if name not in self.owners:
+                for key, moment in self._moments(name).items():
+                    found[f"{key}.{name}"] = DTensor.from_local(
+                        moment, self.mesh, [Shard(0)], shape=weight.shape, stride=weight.stride()
+                    )
+        for name, owner in self.owners.items():
+            weight = self.weights[name]
+            rows, columns = weight.shape[0], weight.numel() // weight.shape[0]
+            momentum = torch.zeros(rows, columns, device=weight.device)
+            if name in self.matrices:
+                momentum = self._state(self.matrices[name]).get("momentum_buffer", momentum)
+            found[f"momentum.{name}"] = distribute_tensor(
+                momentum.contiguous(), self.mesh, [Shard(0)], src_data_rank=owner
+            )
+        return found
+
+    def wholes(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What every rank has whole: weights by name, and their moments."""
+        weights = {
+            name: master
+            for name, master in self.masters.items()
+            if not isinstance(self.weights[name], DTensor)
+        }
+        moments = {f"{key}.{name}": moment for name in weights for key, moment in self._moments(name).items()}
+        return weights, moments | {"steps": torch.tensor(self._steps())}
+
+    @torch.no_grad()
+    def take(self, found: checkpoint.Checkpoint) -> None:
+        """Go on from what ``pieces`` and ``wholes`` gave, whatever the number of ranks was."""
+        pieces = self.pieces()
+        dcp.load(pieces, storage_reader=HuggingFaceStorageReader(str(found.path / SHARDS)))
+        weights, _ = self.wholes()
+        for name, weight in weights.items():
+            weight.copy_(found.model_tensors[name])
+            for key, moment in self._moments(name).items():
+                moment.copy_(found.trainer_tensors[f"{key}.{name}"])
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                if "step" in state:
+                    state["step"].fill_(found.trainer_tensors["steps"].item())
+        for name in self.owners:
+            momentum, whole = _whole(pieces[f"momentum.{name}"]), _whole(self.weights[name])
+            if name in self.matrices:
+                self.owned[name].copy_(whole)
+                self._state(self.matrices[name])["momentum_buffer"] = momentum.clone()
+
+    def _state(self, tensor: Tensor) -> dict[str, Any]:
+        optimizer = next(
+            o for o in self.optimizers if any(tensor is t for g in o.param_groups for t in g["params"])
+        )
+        state: dict[str, Any] = optimizer.state[tensor]
+        return state
+
+    def _moments(self, name: str) -> dict[str, Tensor]:
+        """AdamW's moments of a weight, as large as its master; zeros before the first step."""
+        master = self.masters[name]
+        if not master.numel():
+            return {"exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)}
+        state = self._state(master)
+        if not state:
+            state["step"] = torch.zeros((), device=master.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
+        return {key: state[key] for key in ("exp_avg", "exp_avg_sq")}
+
+    def _steps(self) -> float:
+        """How many steps AdamW has taken, the same for every weight, since all have gradients."""
+        steps = [
+            state["step"].item() for o in self.optimizers for state in o.state.values() if "step" in state
+        ]
+        return max(steps, default=0.0)
+
+
+def _spread(model: nn.Module, dtype: torch.dtype, mesh: Any) -> None:
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    kept = float32_names(model)
+    whole: set[nn.Parameter] = set()
+    for name, weight in model.named_parameters():
+        if name in kept or not weight.requires_grad:
+            whole.add(weight)
+            weight.data = weight.data.to(torch.float32 if name in kept else dtype)
+        else:
+            weight.data = weight.data.contiguous()  # channels last cannot be taken apart
+    layers = parallel.blocks(model)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)  # sums, which the count of all ranks divides
+    inside = {id(weight) for layer in layers for weight in layer.parameters()}
+    outside = [
+        name
+        for name, weight in model.named_parameters()
+        if isinstance(weight, DTensor) and id(weight) not in inside
+    ]
+    loss = model.loss
+
+    def loss_of_all(batch: Any) -> tuple[Tensor, int, dict[str, float]]:
+        """A rank whose rows have no picture must still bring gradients of what reads pictures."""
+        total, count, metrics = loss(batch)  # type: ignore[operator]
+        return total + sum(0 * model.get_parameter(name).flatten()[0] for name in outside), count, metrics
+
+    model.loss = loss_of_all  # type: ignore[assignment]
+    register_fsdp_forward_method(model, "loss")
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """A rank's piece, or what is whole on every rank; without history."""
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, DTensor):
+        return tensor.detach()
+    with distributed.meeting("the gathering of a matrix"):
+        return tensor.detach().full_tensor()
+
+
+def _laid_out(whole: Tensor) -> Tensor:
+    """A copy in which a kernel's matrix is a view (``as_matrix``)."""
+    return whole.clone(memory_format=torch.channels_last if whole.ndim == 4 else torch.contiguous_format)
+
+
+class ShardedSaver(Saver):
+    """Checkpoints to which every rank writes its pieces, by torch's distributed checkpoint in safetensors.
+
+    What is whole, and the manifest over everything, comes from the first rank, which publishes the directory when all
+    have written. Training waits.
+    """
+
+    optimizer: ShardedOptimizer
+
+    def trial(self) -> None:
+        """Save once and read it back."""
+        place = self.directory / TRIAL
+        needed = sum(_local(tensor).numel() * 4 for tensor in self.optimizer.pieces().values())
+        everyone = sum(distributed.gather_objects(needed))
+
+        def room(_: Any) -> None:
+            shutil.rmtree(place, ignore_errors=True)
+            what = f"keeping {self.keep} checkpoints and writing the next"
+            artifacts.require_free_space(self.directory, (self.keep + 1) * everyone, what)
+
+        distributed.first_rank_does(room)
+        self._write_together(place, 0, {}, 1, set())
+
+        def read_back(_: Any) -> None:
+            checkpoint.load_step(place / "step-0")
+            shutil.rmtree(place)
+
+        distributed.first_rank_does(read_back)
+
+    @torch.no_grad()
+    def put_back(self, found: checkpoint.Checkpoint) -> None:
+        """Every rank must call it; there may be more or fewer than have saved."""
+        if SHARDS not in found.state:
+            raise UserError(f"checkpoint {found.path} was saved whole: go on without --train.parallel shard")
+        for name, buffer in self.buffers.items():
+            buffer.copy_(found.model_tensors[name])
+        self.optimizer.take(found)
+
+    def save(self, step: int, state: Mapping[str, Any], loss: float | None = None) -> None:
+        """Every rank must call it."""
+        self.note_best(step, loss)
+        self._write_together(self.directory, step, {**state, "best": self.best}, self.keep, self.kept())
+
+    def _write_together(
+        self, directory: Path, step: int, state: Mapping[str, Any], keep: int, also: set[int]
+    ) -> None:
+        beside = directory / f"step-{step}.{SHARDS}.tmp"
+
+        def begin(_: Any) -> None:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+
+        distributed.first_rank_does(begin)
+        writer = HuggingFaceStorageWriter(str(beside), save_distributed=True)
+        try:
+            dcp.save(self.optimizer.pieces(), storage_writer=writer)
+        except CheckpointException as error:
+            raise UserError(f"saving step {step} to '{directory}' failed ({error})") from error
+        weights, moments = self.optimizer.wholes()
+
+        def publish(_: Any) -> None:
+            self._write(
+                directory,
+                step,
+                {**weights, **self.buffers},
+                moments,
+                {**state, SHARDS: True},
+                keep,
+                also,
+                beside,
+            )
+
+        distributed.first_rank_does(publish)

@@ -1,0 +1,157 @@
+"""The forecast of a recipe: what lies on the line of two traces, what ranks share, and what they send."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from bifocal.config import UserError
+from bifocal.data.scenes import WorldSettings
+from bifocal.models.clip import CLIPConfig
+from bifocal.models.language import LanguageConfig
+from bifocal.models.text import TextConfig
+from bifocal.recipes.clip import CLIPRecipe
+from bifocal.recipes.forecast import Forecast, communicated_bytes, forecast, row_of
+from bifocal.recipes.prior import recipe_prior
+from bifocal.recipes.sketches import sketch
+from bifocal.recipes.vlm import VLMRecipe
+from bifocal.recipes.vqvae import VQVAERecipe
+from bifocal.training.machines import SHEETS, Fleet, read_fleet
+from bifocal.training.trace import trace_step
+
+WORLD = WorldSettings(picture_size=tiny.PICTURE_SIZE)
+
+
+@pytest.fixture(scope="module")
+def known() -> Forecast:
+    return forecast(recipe_prior("smoke"), [Fleet(1, "cpu"), Fleet(4, "h100", 2.5)])
+
+
+def test_memory_grows_with_the_batch_and_what_is_between_steps_does_not(known: Forecast) -> None:
+    assert known.elsewhere is not None
+    one, two, three = (known.elsewhere.memory(batch) for batch in (8, 16, 24))
+    assert one["masters"] == two["masters"] and one["optimizer"] == two["optimizer"]
+    assert two["activations"] - one["activations"] == three["activations"] - two["activations"] > 0
+    assert two["peak"] < two["activations"] + sum(
+        two[kind] for kind in ("weights", "masters", "optimizer", "gradients")
+    )
+    assert two["peak"] > two["activations"] + two["weights"] + two["masters"] + two["optimizer"]
+
+
+def test_the_largest_batch_is_the_last_one_that_fits(known: Forecast) -> None:
+    memory = 2.0**30
+    largest = known.here.largest_batch(memory)
+    assert known.here.memory(largest)["peak"] <= 0.9 * memory < known.here.memory(largest + 2)["peak"]
+    assert known.here.largest_batch(1000.0) == 0
+
+
+def test_ranks_share_what_is_sharded_and_no_more(known: Forecast) -> None:
+    whole, part = known.here.memory(16, 4), known.here.memory(16, 4, sharded=True)
+    for kind in ("masters", "optimizer", "gradients"):
+        assert part[kind] == whole[kind] / 4
+    for kind in ("weights", "activations"):
+        assert part[kind] == whole[kind]
+
+
+def test_what_ranks_send_follows_from_the_parameters(known: Forecast) -> None:
+    gradients = 4 * known.parameters
+    assert communicated_bytes(known, 1, sharded=False) == 0
+    assert communicated_bytes(known, 4, sharded=False) == 2 * 3 / 4 * gradients
+    weights = known.here.costs[1].weights
+    assert communicated_bytes(known, 2, sharded=True) == (2 * weights + gradients) / 2
+
+
+def test_a_row_adds_up(known: Forecast) -> None:
+    here, there = known.rows
+    assert here.step == here.compute + here.data and here.communication == 0 and here.cost is None
+    assert there.batch == 4 and there.ranks == 4
+    assert there.step == there.compute + there.communication
+    assert there.communication == there.communicated / SHEETS["h100"].link
+    assert there.total == there.step * 24
+    assert there.cost == pytest.approx(2.5 * 4 * there.total / 3600)
+    assert here.compute == known.calibration.seconds + known.calibration.optimizer_seconds  # type: ignore[union-attr]
+    assert "too small for 32 ranks" in row_of(known, Fleet(32, "h100"), sharded=False).note
+
+
+def test_a_fleet_is_read_or_refused() -> None:
+    assert read_fleet("8xH100@2.50") == Fleet(8, "h100", 2.5)
+    assert read_fleet("cpu") == Fleet(1, "cpu")
+    for text in ("8x", "0xl4", "h100@free", "tpu"):
+        with pytest.raises(UserError, match="--machines"):
+            read_fleet(text)
+
+
+def recipe_of(name: str, data: str) -> Any:
+    text = TextConfig(width=32, layers=1, heads=2, context=24)
+    language = LanguageConfig(width=32, layers=1, heads=2, kv_heads=1, hidden=48, qk_norm=True)
+    moving = replace(tiny.IMAGE_TOKENS.quantizer, update="ema")
+    vlm = VLMRecipe(
+        batch_size=4, row_length=128, text_tokens=300, box_bins=8, data=data, world=WORLD, language=language
+    )
+    recipes = {
+        "vqvae": VQVAERecipe(batch_size=2, data=data, world=WORLD, model=tiny.IMAGE_TOKENS),
+        "vqvae-ema": VQVAERecipe(
+            batch_size=2, data=data, world=WORLD, model=replace(tiny.IMAGE_TOKENS, quantizer=moving)
+        ),
+        "clip": CLIPRecipe(
+            batch_size=6, text_tokens=300, data=data, world=WORLD,
+            model=CLIPConfig(vision=tiny.VISION, text=text, width=16),
+        ),
+        "vlm-continuous": vlm,
+        "vlm-discrete": replace(vlm, family="discrete"),
+    }  # fmt: skip
+    return recipes[name]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny.folder(tmp_path_factory.mktemp("own") / "data"))
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vqvae-ema",
+        "vlm-discrete",
+        pytest.param("vqvae", marks=SLOW),
+        pytest.param("clip", marks=SLOW),
+        pytest.param("vlm-continuous", marks=SLOW),
+    ],
+)
+def test_a_recipe_has_a_sketch_whose_step_can_be_traced(name: str, data: str) -> None:
+    recipe = recipe_of(name, data)
+    planned = sketch(recipe)
+    batch = planned.batch(0, planned.size)
+    cost = trace_step(planned.outline, batch, recipe.train.optimizer, torch.bfloat16)
+    assert cost.flops > 0 and cost.activations > 0 and cost.peak > cost.persistent
+    assert (cost.frozen > cost.weights) == name.startswith("vlm")
+    layers, heads, size, row = 1, 1, 16, 128
+    keys_and_values = 2 * layers * heads * size * row * 2  # in bf16
+    assert planned.cache_bytes(torch.bfloat16) == (keys_and_values if name.startswith("vlm") else 0)
+
+
+def test_the_line_goes_through_what_was_traced(known: Forecast) -> None:
+    line = known.elsewhere
+    assert line is not None
+    assert line.at(line.sizes[0], (3.0, 5.0)) == 3.0
+    assert line.at(line.sizes[1], (3.0, 5.0)) == 5.0
+    assert line.memory(line.sizes[1])["peak"] == line.costs[1].peak
+
+
+def test_memory_of_this_machine_is_that_of_real_steps(known: Forecast) -> None:
+    assert known.elsewhere is not None and known.elsewhere.measured is None
+    if sys.platform != "linux":
+        assert known.here.measured is None
+        return
+    assert known.here.measured is not None
+    sizes, peaks = known.here.measured
+    assert sizes == (2, 4) and min(peaks) > known.here.costs[1].persistent / 2
+    assert known.here.memory(4)["peak"] == pytest.approx(peaks[1])

@@ -1,0 +1,176 @@
+"""The small parts: text as it grows, grammars, keys, schemas that the server trusts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from bifocal import inference
+from bifocal.config import UserError
+from bifocal.data.fitting import Fitting
+from bifocal.generation.writer import Writer
+from bifocal.serving.access import Access
+from bifocal.serving.catalogue import open_all
+from bifocal.serving.conversation import Reader, Shown
+from bifocal.serving.errors import ApiError
+from bifocal.serving.grammar import Grammars
+from bifocal.serving.limits import Limits
+from bifocal.serving.media import Media
+from bifocal.serving.remote import Remote
+from serving_live import data_url, picture_file
+
+WORDS = tiny.tokenizer()
+
+
+def letters(tokens: list[int]) -> str:
+    """One token is one byte of UTF-8."""
+    return bytes(tokens).decode("utf-8", errors="replace").strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "wanted"),
+    [
+        ("an owl", [], "an owl"),
+        ("one STOP two", ["STOP"], "one "),
+        ("one STO", ["STOP"], "one STO"),
+        ("one STOP two", ["two", "STOP"], "one "),
+        ("Grüße, 🦉!", [], "Grüße, 🦉!"),
+        ("drei STOé vier", ["STOé"], "drei "),
+        ("STOP", ["STOP"], ""),
+        ("aaab", ["aab"], "a"),
+        ("one\ntwo", ["\n"], "one"),
+    ],
+)
+def test_text_grows_and_is_never_taken_back(text: str, stops: list[str], wanted: str) -> None:
+    writer = Writer(letters, stops)
+    shown = ""
+    for token in text.encode():
+        shown += writer.add(token)
+        assert wanted.startswith(shown) and "\ufffd" not in shown
+        if writer.stopped:
+            break
+    shown += writer.end()
+    assert shown == wanted == writer.text
+    assert writer.stopped == (wanted != text)
+
+
+def test_half_a_letter_at_the_end_is_shown_as_such() -> None:
+    writer = Writer(letters)
+    assert writer.add("é".encode()[0]) == ""
+    assert writer.end() == "\ufffd"
+
+
+def test_whatever_a_grammar_allows_fits_its_schema() -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "a": {"enum": ["yes", "no"]}, "n": {"type": "integer"},
+            "l": {"type": "array", "items": {"type": "boolean"}},
+        },
+        "required": ["a", "n", "l"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    grammars = Grammars(WORDS.fingerprint_text, WORDS.eos, len(WORDS))
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        constraint, said = grammars.start(schema, Limits()), []
+        for _ in range(400):
+            allowed = constraint.allowed(said).nonzero().flatten().tolist()
+            token = allowed[int(torch.randint(len(allowed), (1,), generator=generator))]
+            if token == WORDS.eos:
+                break
+            said.append(token)
+        about = json.loads(WORDS.decode(said))
+        assert about["a"] in ("yes", "no") and isinstance(about["n"], int) and isinstance(about["l"], list)
+
+
+def test_answers_to_one_schema_do_not_meet() -> None:
+    grammars = Grammars(WORDS.fingerprint_text, WORDS.eos, len(WORDS))
+    schema = {"enum": ["yes", "no"]}
+    one, other = grammars.start(schema, Limits()), grammars.start(schema, Limits())
+    first = one.allowed([]).nonzero().flatten().tolist()[0]
+    one.allowed([first])
+    assert other.allowed([]).any()
+    assert torch.equal(other.allowed([]), grammars.start(schema, Limits()).allowed([]))
+
+
+@pytest.mark.parametrize("name", ["continuous", "discrete", "vqvae", "clip"])
+def test_what_this_library_writes_is_believed(tmp_path: Path, name: str) -> None:
+    models = {
+        "continuous": lambda: tiny.vlm("continuous"),
+        "discrete": lambda: tiny.vlm("discrete"),
+        "vqvae": tiny.vqvae,
+        "clip": lambda: tiny.clip(len(WORDS)),
+    }
+    inference.save(tmp_path, models[name](), None if name == "vqvae" else WORDS)
+    assert list(open_all([tmp_path]).models) == [tmp_path.name]
+
+
+def test_two_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for place in (tmp_path / "a" / "run", tmp_path / "b" / "run"):
+        place.mkdir(parents=True)
+        inference.save(place, tiny.vqvae())
+    models = open_all([tmp_path / "a" / "run", tmp_path / "b" / "run"]).models
+    assert list(models) == ["run", "run-2"] and models["run-2"].name == "run-2"
+
+
+@dataclass(frozen=True)
+class Square:
+    """A model that cuts out the middle."""
+
+    picture_size: int = 32
+    fitting: Fitting = field(default_factory=lambda: Fitting(mode="shortest"))
+
+
+def test_a_thin_picture_is_not_blown_up_before_its_middle_is_cut_out() -> None:
+    reader = Reader(Media(Limits(picture_pixels=100_000)), Limits(picture_pixels=100_000))
+
+    def read(height: int) -> Shown:
+        url = data_url(picture_file(np.zeros((height, 1, 3), np.uint8)))
+        return asyncio.run(reader.picture(url, "image", Square()))
+
+    shown = read(90)  # 32 x 2,880 pixels on the way
+    assert shown.pixels.shape == (32, 32, 3) and (shown.width, shown.height) == (1, 90)
+    with pytest.raises(ApiError, match="image is too long for its 1 pixels"):
+        read(900)
+
+
+@pytest.mark.parametrize("given", [b"", b"Bearer ", b"Bearer", b"bearer x", b"Basic \xd0\xba"])
+def test_a_key_that_no_latin_letters_spell_is_not_an_empty_one(given: bytes) -> None:
+    with pytest.raises(ApiError, match="wants a key"):
+        Access(keys=("ключ",)).check_key("/v1/models", given)
+
+
+def test_a_key_is_taken_in_both_spellings() -> None:
+    access = Access(keys=("schlüssel",))
+    for encoding in ("utf-8", "latin-1"):
+        access.check_key("/v1/models", b"Bearer " + "schlüssel".encode(encoding))
+
+
+@pytest.mark.parametrize("key", ["", " ", " x", "x\n"])
+def test_a_key_that_cannot_be_sent_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match="key must not be empty"):
+        Access(keys=(key,))
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "https://*.example.org", "example.org", "https://example.org/", "null"]
+)
+def test_an_origin_that_is_none_is_refused(origin: str) -> None:
+    with pytest.raises(UserError, match="no origin"):
+        Access(origins=(origin,))
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "*.example.org", "example.org:80", "Example.org", "a..org", ""]
+)
+def test_a_host_to_fetch_from_is_a_whole_name(host: str) -> None:
+    with pytest.raises(UserError, match="no host that pictures can be fetched from"):
+        Remote((host,))

@@ -1,0 +1,79 @@
+"""Runs of every kind on models small enough for every test, and what starts them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tiny
+from bifocal.data.scenes import WorldSettings
+from bifocal.models.clip import CLIPConfig
+from bifocal.models.language import LanguageConfig
+from bifocal.models.text import TextConfig
+from bifocal.recipes.clip import CLIPRecipe, train_clip
+from bifocal.recipes.prior import PriorRecipe, train_prior
+from bifocal.recipes.vlm import TaskWeights, VLMRecipe, train_vlm
+from bifocal.recipes.vqvae import VQVAERecipe, train_vqvae
+from bifocal.training.optimizer import OptimizerSettings
+from bifocal.training.trainer import TrainSettings
+
+STEPS, MIDDLE = 4, 2
+WORLD = WorldSettings(picture_size=tiny.PICTURE_SIZE)
+SETTINGS = TrainSettings(
+    steps=STEPS, log_every=1, validate_every=2, checkpoint_every=MIDDLE,
+    optimizer=OptimizerSettings(kind="muon", warmup_steps=2),
+)  # fmt: skip
+
+
+def toy_vqvae(data: Path) -> VQVAERecipe:
+    return VQVAERecipe(batch_size=2, data=str(data), world=WORLD, model=tiny.IMAGE_TOKENS, train=SETTINGS)
+
+
+def toy_moving_averages(data: Path) -> VQVAERecipe:
+    """A codebook that no gradient moves, some of whose codes restart after every step."""
+    quantizer = replace(tiny.IMAGE_TOKENS.quantizer, update="ema", restart_after=1)
+    return replace(toy_vqvae(data), model=replace(tiny.IMAGE_TOKENS, quantizer=quantizer))
+
+
+def toy_clip(data: Path) -> CLIPRecipe:
+    text = TextConfig(width=32, layers=1, heads=2, context=24)
+    model = CLIPConfig(vision=tiny.VISION, text=text, width=16)
+    return CLIPRecipe(batch_size=6, text_tokens=300, data=str(data), world=WORLD, model=model, train=SETTINGS)
+
+
+def toy_vlm(data: Path, family: str, vision: Path) -> VLMRecipe:
+    return VLMRecipe(
+        family=family, vision=str(vision), batch_size=4, row_length=128, text_tokens=300, box_bins=8,
+        data=str(data), world=WORLD, tasks=TaskWeights(drawing=0.5),
+        language=LanguageConfig(width=32, layers=1, heads=2, kv_heads=1, hidden=48, qk_norm=True),
+        train=SETTINGS,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def toy_prior(data: Path, vision: Path) -> PriorRecipe:
+    language = LanguageConfig(width=32, layers=1, heads=2, kv_heads=2, hidden=48)
+    return PriorRecipe(
+        vision=str(vision), batch_size=4, data=str(data), world=WORLD, language=language, train=SETTINGS
+    )
+
+
+Start = Callable[..., Any]
+
+
+def starts(place: Path, settings: TrainSettings = SETTINGS) -> dict[str, Start]:
+    """What starts each kind of run, given its directory; those with an encoder take it from the runs in ``place``."""
+    data = place / "data"
+
+    def run(train: Callable[..., Any], recipe: Any) -> Start:
+        return lambda out, **more: train(replace(recipe, train=settings), out, **more)
+
+    return {
+        "vqvae": run(train_vqvae, toy_vqvae(data)),
+        "vqvae-ema": run(train_vqvae, toy_moving_averages(data)),
+        "clip": run(train_clip, toy_clip(data)),
+        "vlm-discrete": run(train_vlm, toy_vlm(data, "discrete", place / "vqvae")),
+        "vlm-continuous": run(train_vlm, toy_vlm(data, "continuous", place / "clip")),
+        "prior": run(train_prior, toy_prior(data, place / "vqvae")),
+    }

@@ -1,0 +1,344 @@
+"""What a run survives: steps that cannot be taken, signals, ranks that die or hang, saves that fail."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import Tensor, nn
+
+import tiny
+import toys
+from bifocal import artifacts, distributed
+from bifocal.config import UserError
+from bifocal.recipes.vqvae import train_vqvae
+from bifocal.training import checkpoint, trainer
+from bifocal.training.guards import SETTLING, StepGuard, Stopped
+from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings
+from bifocal.training.trainer import TrainSettings, train
+from ranks import run_on_ranks
+
+
+class Line(nn.Module):
+    """One weight; a batch is what the loss is multiplied by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 2))
+
+    def loss(self, batch: float) -> tuple[Tensor, int, dict[str, float]]:
+        return (self.weight.sum() - 1).square() * batch, 2, {}
+
+
+def toy_run(
+    out: Path, batch_at: Callable[[int], float], steps: int, resume: bool = False, **changes: Any
+) -> Line:
+    model = Line()
+    optimizer = OptimizerSettings(kind="muon", learning_rate=1e-3, warmup_steps=1, clip=1e9)
+    settings = TrainSettings(
+        steps=steps, log_every=1, checkpoint_every=10, dtype="float32", optimizer=optimizer
+    )
+    names = {"names_at": lambda step: [f"sample {step}"]}
+    settings = replace(settings, **changes)
+    train(model, settings, batch_at, out, samples_per_step=1, resume=resume, **names)  # type: ignore[arg-type]
+    return model
+
+
+def rows(out: Path, phase: str) -> list[dict[str, Any]]:
+    return [row for row in artifacts.read_json_lines(out / "log.jsonl") if row["phase"] == phase]
+
+
+# ---------------------------------------------------------------- steps
+
+
+def test_a_spike_is_skipped_with_the_names_of_its_batch(tmp_path: Path) -> None:
+    toy_run(tmp_path, lambda step: 1e4 if step == 30 else 1.0, steps=34)
+    (skipped,) = rows(tmp_path, "skipped")
+    assert (skipped["step"], skipped["batch"]) == (31, ["sample 30"])
+    assert [row["step"] for row in rows(tmp_path, "train")] == [step for step in range(1, 35) if step != 31]
+
+
+def test_without_a_factor_no_step_is_a_spike(tmp_path: Path) -> None:
+    toy_run(tmp_path, lambda step: 1e4 if step == 30 else 1.0, steps=34, spike_factor=0.0)
+    assert rows(tmp_path, "skipped") == []
+
+
+def test_ten_spikes_in_a_row_end_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"10 times as large as usual for 10 steps .* the last at step 40"):
+        toy_run(tmp_path, lambda step: 1e4 if step >= 30 else 1.0, steps=60)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_step_that_is_not_taken_leaves_everything_to_the_bit(kind: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
+    settings = OptimizerSettings(kind=kind, weight_decay=0.1)  # type: ignore[arg-type]
+    optimizer = MasterOptimizer(model, settings, torch.float32)
+
+    def step(scale: float) -> bool:
+        for weight in model.parameters():
+            weight.grad = torch.full_like(weight, scale)
+        return bool(optimizer.step(1.0, 1.0)[0])
+
+    def state() -> list[Tensor]:
+        moments, _ = checkpoint.flatten_all(optimizer.optimizers)
+        return [tensor.clone() for tensor in (*optimizer.masters.values(), *moments.values())]
+
+    assert step(1.0)
+    before = state()
+    for bad in (math.nan, math.inf):
+        assert not step(bad)
+    assert all(torch.equal(one, two) for one, two in zip(before, state(), strict=True))
+    assert step(1.0)
+    assert not all(torch.equal(one, two) for one, two in zip(before, state(), strict=True))
+
+
+def test_what_is_a_spike_does_not_depend_on_when_the_norms_were_read() -> None:
+    """A save reads them at once; otherwise they are read a step later."""
+    eager, late = StepGuard(10.0), StepGuard(10.0)
+    for step in range(SETTLING + 100):
+        list(late.read(step - 1))
+        assert eager.limit(step) == late.limit(step)
+        for guard in (eager, late):
+            guard.note(step, torch.tensor(True), torch.tensor(float(step % 7 + 1)))
+        list(eager.read(step + 1))
+    assert eager.limit(step + 1) < math.inf
+
+
+def test_the_guard_goes_on_where_it_was(tmp_path: Path) -> None:
+    """The spike comes after the resumed run's third step, too early for a guard that has just begun."""
+    spiky = {"batch_at": lambda step: 1e4 if step == 33 else 1.0, "steps": 40}
+    whole = toy_run(tmp_path / "whole", **spiky)  # type: ignore[arg-type]
+    with pytest.raises(ZeroDivisionError):
+        toy_run(tmp_path / "run", lambda step: 1 / (step < 31), 40, asynchronous=False)
+    resumed = toy_run(tmp_path / "run", **spiky, resume=True)  # type: ignore[arg-type]
+    assert [row["step"] for row in rows(tmp_path / "run", "skipped")] == [34]
+    assert torch.equal(whole.weight, resumed.weight)
+
+
+# ---------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_a_run_saves_and_says_so(tmp_path: Path, number: signal.Signals) -> None:
+    def batch_at(step: int) -> float:
+        if step == 4:
+            os.kill(os.getpid(), number)
+        return 1.0
+
+    whole = toy_run(tmp_path / "whole", lambda step: 1.0, 8)
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(Stopped, match=f"{number.name}.* saved at step 5") as stopped:
+        toy_run(tmp_path / "run", batch_at, 8)
+    assert stopped.value.exit_code == 128 + number
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+    note = artifacts.read_json(tmp_path / "run" / trainer.STOPPED)
+    assert note == {"step": 5, "signal": number.name}
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [5]
+    resumed = toy_run(tmp_path / "run", lambda step: 1.0, 8, resume=True)
+    assert torch.equal(whole.weight, resumed.weight)
+    assert not (tmp_path / "run" / trainer.STOPPED).exists()
+
+
+def test_a_run_that_cannot_stop_in_time_ends_anyway(tmp_path: Path) -> None:
+    began = time.monotonic()
+    context = torch.multiprocessing.get_context("forkserver")
+    process = context.Process(target=stop_in_a_step, args=(tmp_path,))
+    process.start()
+    process.join(30)
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 25
+
+
+def stop_in_a_step(out: Path) -> None:
+    """The first batch is made for the dry step; the signal comes with the second."""
+    made: list[int] = []
+
+    def batch_at(step: int) -> float:
+        made.append(step)
+        if len(made) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return 1.0
+
+    toy_run(out, batch_at, 8, stop_seconds=0.3)
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def ranks_of_which_one(out: Path, how: str) -> None:
+    """The second rank dies or hangs in step 3; the first writes down what it is told."""
+
+    def batch_at(step: int) -> float:
+        if step == 2 and distributed.rank() == 1:
+            if how == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
+        return 1.0
+
+    try:
+        model, settings = Line(), TrainSettings(steps=8, dtype="float32", stop_seconds=0.5)
+        train(model, settings, lambda step: Halves(batch_at(step)), out, samples_per_step=2)
+    except UserError as error:
+        (out / "said.txt").write_text(str(error))
+        raise
+
+
+class Halves:
+    """A batch of two rows that are alike."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def part(self, rows: range) -> float:
+        return self.value * len(rows)
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_a_rank_that_does_not_come_ends_the_run(tmp_path: Path, how: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(
+        (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException)
+    ):
+        run_on_ranks(ranks_of_which_one, tmp_path, how, timeout_seconds=2)
+    until = time.monotonic() + 10
+    while not (tmp_path / "said.txt").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    said = (tmp_path / "said.txt").read_text()
+    assert "rank 0 waited in vain in step 3 for the reduction of what counts" in said
+    assert "dead or hanging: 1." in said
+    assert time.monotonic() - began < 40
+
+
+# ---------------------------------------------------------------- saves
+
+
+def test_beside_training_the_same_is_written(tmp_path: Path) -> None:
+    tiny.folder(tmp_path / "data")
+    for name, beside in (("beside", True), ("between", False)):
+        settings = replace(toys.SETTINGS, asynchronous=beside)
+        train_vqvae(replace(toys.toy_moving_averages(tmp_path / "data"), train=settings), tmp_path / name)
+    for step in (toys.MIDDLE, toys.STEPS):
+        for file in ("model.safetensors", "trainer.safetensors"):
+            one, two = (
+                (tmp_path / name / "checkpoints" / f"step-{step}" / file).read_bytes()
+                for name in ("beside", "between")
+            )
+            assert one == two
+
+
+def test_the_newest_the_best_and_every_so_many_are_kept(tmp_path: Path) -> None:
+    model = Line()
+    settings = TrainSettings(
+        steps=9, checkpoint_every=1, validate_every=1, keep_checkpoints=2, keep_every=4, dtype="float32"
+    )
+    losses = iter([5.0, 3.0, 1.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0])
+    train(
+        model, settings, lambda step: 1.0, tmp_path, samples_per_step=1,
+        validation=lambda: {"loss": next(losses)},
+    )  # fmt: skip
+    assert checkpoint.steps(tmp_path / "checkpoints") == [3, 4, 8, 9]
+
+
+def test_a_save_that_fails_is_told_and_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = checkpoint.save_file
+
+    def full(tensors: Any, path: Path, **named: Any) -> None:
+        if "step-4" in str(path):
+            raise OSError(28, "No space left on device")
+        write(tensors, path, **named)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match=r"saving step 4 to .* failed .*No space left.* go on with --resume"):
+        toy_run(tmp_path, lambda step: 1.0, 8, checkpoint_every=2)
+    monkeypatch.undo()
+    assert checkpoint.steps(tmp_path / "checkpoints") == [2]
+    whole = toy_run(tmp_path / "whole", lambda step: 1.0, 8)
+    assert torch.equal(
+        toy_run(tmp_path, lambda step: 1.0, 8, resume=True, checkpoint_every=2).weight, whole.weight
+    )
+
+
+def test_nothing_is_trained_where_nothing_can_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **named: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(checkpoint, "save_file", refuse)
+    with pytest.raises(UserError, match="Read-only file system"):
+        toy_run(tmp_path, lambda step: pytest.fail("a batch was made"), 8)
+
+
+def test_the_dry_step_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.folder(tmp_path / "data")
+    recipe = toys.toy_moving_averages(tmp_path / "data")
+    train_vqvae(recipe, tmp_path / "with")
+    monkeypatch.setattr(trainer, "dry_step", lambda *_: None)
+    train_vqvae(recipe, tmp_path / "without")
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("with", "without"))
+    assert one == two
+
+
+def test_alarms_of_a_resumed_run_know_what_was_logged(tmp_path: Path) -> None:
+    heard: list[int] = []
+
+    def watch(step: int, figures: Any) -> list[str]:
+        heard.append(step)
+        return []
+
+    settings = TrainSettings(steps=4, log_every=1, checkpoint_every=2, dtype="float32")
+    for steps, resume in ((2, False), (4, True)):
+        heard.clear()
+        train(
+            Line(), replace(settings, steps=steps), lambda step: 1.0, tmp_path, samples_per_step=1,
+            watch=watch, resume=resume,
+        )  # fmt: skip
+    assert heard == [1, 2, 3, 4]
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def spoil(data: Path, count: int) -> list[str]:
+    """Cut some pictures short; their names."""
+    files = sorted(data.glob("*.png"))[:count]
+    for file in files:
+        file.write_bytes(file.read_bytes()[:40])
+    return [file.name for file in files]
+
+
+def test_a_few_corrupt_pictures_are_passed_over_counted_and_noted(tmp_path: Path) -> None:
+    tiny.folder(tmp_path / "data", pictures=200)
+    (name,) = spoil(tmp_path / "data", 1)
+    settings = replace(toys.SETTINGS, steps=2, dtype="float32")
+    starts = toys.starts(tmp_path, settings)
+    recipe = replace(toys.toy_vqvae(tmp_path / "data"), batch_size=200, train=settings)
+    starts["vqvae"] = lambda out, **more: train_vqvae(recipe, out, **more)
+    for kind in ("vqvae", "clip", "vlm-continuous", "prior"):
+        starts[kind](tmp_path / kind)
+        if kind != "clip":  # the others see every picture
+            noted = [row["key"] for row in artifacts.read_json_lines(tmp_path / kind / "spoilt.jsonl")]
+            assert noted == [name]
+    starts["vqvae"](tmp_path / "again")
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("vqvae", "again"))
+    assert one == two
+
+
+def test_more_than_one_in_a_hundred_end_the_run(tmp_path: Path) -> None:
+    tiny.folder(tmp_path / "data", pictures=60)
+    spoil(tmp_path / "data", 60)
+    with pytest.raises(UserError, match=r"1 of 60 pictures cannot be read, which is more than 1%"):
+        train_vqvae(toys.toy_vqvae(tmp_path / "data"), tmp_path / "run")
