@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import tyro
 
+from bifocal.config import fingerprint
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.scenes.prompt_set import PromptSet
 from bifocal.evaluation import text_to_image
-from bifocal.evaluation.text_to_image import Candidates
+from bifocal.evaluation.easel import Candidates
 from bifocal.inference import CLIP, VLM, Parti, load
 from bifocal.recipes.sources import world_of
 
@@ -29,6 +30,10 @@ class Scheduled:
 
     def __init__(self, parti: Parti, schedule: Literal["constant", "linear"]) -> None:
         self.parti, self.name, self.schedule = parti, parti.name, schedule
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint([self.parti.fingerprint, self.schedule])
 
     def draw_batch(self, prompts: Any, **options: Any) -> Any:
         return self.parti.draw_batch(prompts, schedule=self.schedule, **options)

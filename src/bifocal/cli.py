@@ -274,7 +274,8 @@ def evaluate(
     from bifocal.commands.drawings import DrawingOptions
     from bifocal.commands.evaluate import evaluate_command
     from bifocal.distributed import is_main, joined
-    from bifocal.evaluation.results import Stamp, print_table, results_text
+    from bifocal.evaluation.results import Stamp, results_text
+    from bifocal.evaluation.tables import print_table
 
     about: list[Stamp] = []
     with joined():
@@ -337,7 +338,8 @@ def score(
         json_output: print rows as JSON and nothing else.
     """
     from bifocal.commands.score import ScoreSettings, score_command
-    from bifocal.evaluation.results import print_table, results_text
+    from bifocal.evaluation.results import results_text
+    from bifocal.evaluation.tables import print_table
 
     settings = ScoreSettings(split=split, model=model, dialect=dialect, tokenizer=tokenizer, also=also)
     rows = score_command(predictions, task, annotations, settings)
@@ -367,7 +369,7 @@ def compare(
         data: the folders that the pictures of the page are in, where they are no scenes.
         json_output: print JSON and nothing else.
     """
-    from bifocal.commands.evaluate import compare_command
+    from bifocal.commands.compare import compare_command
     from bifocal.evaluation.compare import print_comparison
 
     result = compare_command(run_a, run_b, page=page, data=data)
@@ -830,13 +832,12 @@ def data_check(
         folders: with samples.jsonl and pictures.
         json_output: print the findings as JSON and nothing else.
     """
-    from bifocal.commands.inspect import check_data, report_lines
+    from bifocal.commands.inspect import check_data, report_lines, verdict
 
     report = check_data(folders)
     print(json.dumps(report.to_json()) if json_output else "\n".join(report_lines(report)))
-    if report.survivors < report.samples:
-        lost = report.samples - report.survivors
-        raise config.UserError(f"{lost} of {report.samples} samples are not fit to be trained on or scored")
+    if why := verdict(report):
+        raise config.UserError(why)
 
 
 def data_show(

@@ -492,6 +492,24 @@ def test_check_says_what_survives_and_ends_with_status_2_where_something_does_no
     assert told["findings"][0]["kind"] == "picture"
 
 
+def test_check_tells_samples_that_leak_from_those_that_are_lost(run, tmp_path):
+    train, test = (
+        tiny.folder(tmp_path / name, pictures=count) for name, count in (("train", 3), ("test", 1))
+    )
+    ended = run("data", "check", train, test)
+    assert ended.status == 2
+    assert ended.err.splitlines()[-1] == (
+        "bifocal: 4 of 16 samples are about pictures of another split: keep each picture in one"
+    )
+    assert "16 of 16 samples survive" in ended.out and "captioning-0.png" in ended.out
+    assert "but what is learnt from one cannot be scored on the other" in ended.out
+    (train / "2.png").unlink()
+    both = run("data", "check", train, test, "--json")
+    told = json.loads(both.out)
+    assert (told["samples"], told["survivors"], told["leaked"]) == (16, 12, 4)
+    assert "4 of 16 samples are not fit to be trained on or scored, and 4 of 16" in both.err
+
+
 def test_check_needs_folders(run, tmp_path):
     assert "There is no directory" in one_sentence(run("data", "check", tmp_path / "nowhere"))
     assert "at least one folder" in one_sentence(run("data", "check"))

@@ -13,7 +13,9 @@ from PIL import Image
 import tiny
 from bifocal import evaluation, inference
 from bifocal.cli import main
-from bifocal.commands.evaluate import compare_command, dataset_of, evaluate_command, predictions_of
+from bifocal.commands.compare import compare_command, predictions_of
+from bifocal.commands.evaluate import evaluate_command
+from bifocal.commands.evaluation_sets import dataset_of
 from bifocal.config import UserError
 from bifocal.data.sample import Message, Picture, Sample, write_samples
 from bifocal.evaluation.results import Row, read_predictions
@@ -176,7 +178,7 @@ def test_pages_of_one_run_and_of_two(
 def test_a_linear_probe_of_scenes_learns_from_training_scenes(
     clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import bifocal.commands.evaluate as module
+    import bifocal.commands.evaluation_sets as module
     from bifocal.data.scenes import World, WorldSettings
 
     monkeypatch.setattr(module, "TAUGHT", 40)
@@ -284,13 +286,25 @@ def test_the_split_of_a_folder_is_that_of_its_samples(clip: Path, tmp_path: Path
         (("--count", "0"), "--count must be at least 1, got 0"),
         (("--count", "-3"), "--count must be at least 1, got -3"),
         (("--split", "dev"), "there is no split 'dev' of the scenes; choose from train"),
+        (("--checker", "."), "--checker is for text-to-image, and the task is zero-shot"),
+        (("--features", "."), "--features is for reconstruction and text-to-image, and the task is"),
+        (("--prior", "."), "--prior is for reconstruction, and the task is zero-shot"),
+        (("--task", "text-to-image"), "text-to-image needs --checker RUN"),
     ],
 )
 def test_what_asks_for_nothing_is_refused(
     clip: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
 ) -> None:
-    assert main(["evaluate", str(clip), "--task", "zero-shot", *words]) == 2
+    task = () if "--task" in words else ("--task", "zero-shot")
+    assert main(["evaluate", str(clip), *task, *words]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_checker_that_answers_nothing_is_refused(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "vqvae").mkdir()
+    inference.save(tmp_path / "vqvae", tiny.vqvae())
+    with pytest.raises(UserError, match=r"--checker .*vqvae is a vqvae, and questions are for a VLM"):
+        evaluate_command(clip, "text-to-image", checker=tmp_path / "vqvae")
 
 
 # ------------------------------------------------------------ stamps
@@ -319,6 +333,54 @@ def test_scores_are_stamped_with_model_and_data(
     assert other["model_fingerprint"] == stamp["model_fingerprint"]
     assert other["data_fingerprint"] != stamp["data_fingerprint"]
     assert other["answers_fingerprint"] != stamp["answers_fingerprint"]
+
+
+def test_what_two_scores_are_about_stands_beside_their_comparison(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = classes(tmp_path / "one" / "test", 0)
+    other = tmp_path / "elsewhere" / "clip"  # of the same name, and with the folder in another place
+    shutil.copytree(clip, other)
+    copy = tmp_path / "copied" / "test"
+    shutil.copytree(data, copy, copy_function=shutil.copyfile)  # as it is on another machine: at another time
+    for run, folder in ((clip, data), (other, classes(tmp_path / "other" / "test", 50)), (other, copy)):
+        evaluate_command(run, "zero-shot", data=str(folder), blank=False)
+    page = tmp_path / "page.html"
+    words = ["compare", str(clip), str(other), "--page", str(page), "--data", str(data)]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["notes"] == []
+    a, b = told["about"]
+    assert (a.pop("side"), b.pop("side")) == ("a", "b")
+    assert a == b  # the same model, data and right answers
+    assert (a["model"], a["task"], a["split"], a["samples"]) == ("clip", "zero-shot", "test/test", 4)
+    assert a["model_fingerprint"] == inference.load(clip).fingerprint
+    text = page.read_text()
+    assert "What was asked of whom" in text and "clip (A)" in text and a["data_fingerprint"][:12] in text
+
+
+def test_what_makes_two_scores_unlike_beside_the_model_is_said(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = tmp_path / "second"
+    shutil.copytree(clip, second)
+    data = classes(tmp_path / "data", 0)
+    evaluate_command(clip, "zero-shot", data=str(data), blank=False)
+    (tmp_path / "names.txt").write_text("eagle\ncat\n")
+    (tmp_path / "names.json").write_text(json.dumps({"owl": "eagle", "cat": "cat"}))
+    evaluate_command(
+        second, "zero-shot", data=str(data), blank=False, classes=tmp_path / "names.json", templates="name"
+    )
+    assert main(["compare", str(clip), str(second)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "zero-shot on data/test: clip and second were judged by other right answers: evaluate both again"
+        in said
+    )
+    (clip / "predictions" / "clip" / "data" / "zero-shot.test.about.json").unlink()  # of an earlier version
+    assert main(["compare", str(clip), str(second), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [stamp["side"] for stamp in told["about"]] == ["b"] and told["notes"] == []
 
 
 # ------------------------------------------------------------ captions by the official tokenizer
@@ -351,7 +413,7 @@ def test_captions_can_be_scored_on_the_official_tokens(
             ("zero-shot", "--tokenizer", "ptb"),
             "--tokenizer and --also are for captions, and the task is zero-shot",
         ),
-        (("captioning", "--also", "METEOR"), "METEOR are scored on the PTB tokens: add --tokenizer ptb"),
+        (("captioning", "--also", "METEOR"), "METEOR is scored on the PTB tokens: add --tokenizer ptb"),
         (("captioning", "--tokenizer", "ptb"), "the PTB tokenizer is a Java program, and there is no java"),
     ],
 )

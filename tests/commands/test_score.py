@@ -110,7 +110,7 @@ def test_gqa_with_and_without_its_choices(score, tmp_path, capsys):
     assert got["validity"] is None and got["plausibility"] is None
     main(["score", str(files["results"]), "--task", "gqa", "--annotations", str(files["questions"])])
     captured = capsys.readouterr()
-    assert "validity is not computed: give GQA's file of choices" in captured.err
+    assert "validity is not computed: give GQA's file of choices with the questions" in captured.err
     assert "not computed" in captured.out
 
 
@@ -131,6 +131,7 @@ def test_nlvr2_from_its_csv(score, tmp_path):
 def test_refcoco_by_split(score, tmp_path):
     files = published.refcoco(tmp_path)
     rows = score(files["results"], "grounding", files["refs"], files["instances"])
+    assert {(row.metric, row.variant) for row in rows} == {("Acc@0.5", "official"), ("mean_iou", "")}
     by_split = {row.split: row.value for row in rows if row.metric == "Acc@0.5"}
     assert by_split == {"val": 0.5}  # nothing was said about testA
     everything = [json.loads(line) for line in files["results"].read_text().splitlines()]
@@ -238,7 +239,7 @@ def test_captions_on_the_official_tokens_equal_the_official_scripts(score, tmp_p
     ("options", "says"),
     [
         (("--tokenizer", "ptb"), "the PTB tokenizer is a Java program, and there is no java"),
-        (("--also", "METEOR"), "METEOR are scored on the PTB tokens: add --tokenizer ptb"),
+        (("--also", "METEOR"), "METEOR is scored on the PTB tokens: add --tokenizer ptb"),
     ],
 )
 def test_what_java_needs_is_said_in_one_sentence(tmp_path, capsys, monkeypatch, options, says):
@@ -424,6 +425,7 @@ def test_a_broken_file_is_one_sentence_with_file_and_line(tmp_path, capsys, writ
     [
         (("--split", "test"), "There is no split test in"),
         (("--tokenizer", "ptb"), "--tokenizer and --also are for captions, and the task is vqa"),
+        (("--dialect", "qwen-vl"), "--dialect is for boxes in words, and the task is vqa"),
         (("--task", "clevr"), "is not of the format clevr, which is CLEVR's questions"),
     ],
 )

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ import tiny
 from bifocal import inference
 from bifocal.commands.evaluate import evaluate_command
 from bifocal.config import UserError
+from bifocal.data.fingerprints import asked_fingerprint
 from bifocal.data.folder import FolderDataset
 from bifocal.evaluation import evaluate
-from bifocal.evaluation.answers import data_fingerprint
-from bifocal.evaluation.results import Row, notes, print_table, read_predictions, results_text
-from evaluation.fakes import FakeDataset, FakeVLM
+from bifocal.evaluation.results import Row, notes, read_predictions, results_text
+from bifocal.evaluation.tables import print_table
+from evaluation.fakes import FakeClip, FakeDataset, FakeDrawer, FakeVLM
 from ranks import run_on_ranks
 
 BATCH = 8
@@ -158,15 +160,15 @@ def test_answers_to_something_else_are_refused_or_replaced_and_never_mixed(tmp_p
 def test_a_picture_that_changed_changes_the_data_and_another_right_answer_does_not(tmp_path):
     data = tiny.folder(tmp_path / "data", pictures=3)
     samples = data / "samples.jsonl"
-    before, text = data_fingerprint(FolderDataset(data, "vqa")), samples.read_text()
+    before, text = asked_fingerprint(FolderDataset(data, "vqa")), samples.read_text()
     samples.write_text(text.replace('"text": "2"', '"text": "two"'))
     assert FolderDataset(data, "vqa").samples[2].answer_text == "two"
-    assert data_fingerprint(FolderDataset(data, "vqa")) == before
+    assert asked_fingerprint(FolderDataset(data, "vqa")) == before
     samples.write_text(text.replace("which number?", "which one?"))
-    assert data_fingerprint(FolderDataset(data, "vqa")) != before
+    assert asked_fingerprint(FolderDataset(data, "vqa")) != before
     samples.write_text(text)
     (data / "1.png").write_bytes((data / "0.png").read_bytes())
-    assert data_fingerprint(FolderDataset(data, "vqa")) != before
+    assert asked_fingerprint(FolderDataset(data, "vqa")) != before
 
 
 def test_a_model_is_known_by_its_weights_and_its_precision(vlm):
@@ -264,9 +266,93 @@ def _evaluate_on_ranks(vlm: Path, data: Path, place: Path, alone: list[dict[str,
     """On each of two ranks; one launch checks all, since a launch takes seconds."""
     for name in ("shared", "begun"):
         assert [row.to_json() for row in evaluated(vlm, data, place / name)] == alone
-    with pytest.raises(UserError, match="The task text-to-image is for one process: start it without torch"):
-        dataset = FakeDataset("text-to-image", 1)
-        evaluate(FakeVLM("vlm", 1.0, dataset.shapes), dataset, "text-to-image")
+    rows = drawn(FakeDataset("text-to-image", 30), place / "drawn-shared")
+    assert rows == drawn(FakeDataset("text-to-image", 30), None)
+    dataset = FakeDataset("zero-shot", 1)
+    with pytest.raises(UserError, match="The task zero-shot is for one process: start it without torch"):
+        evaluate(FakeClip(1.0, dataset), dataset, "zero-shot")
+
+
+# ------------------------------------------------------------ drawings
+
+
+class Painter(FakeDrawer):
+    """Stops the process, as a person would, before the batch of this number; cannot draw some prompts."""
+
+    def __init__(self, dataset: FakeDataset, dies_at: int = 10**9, cannot: str = "?") -> None:
+        super().__init__("painter", 0.7, dataset.shapes)
+        self.dies_at, self.cannot = dies_at, cannot
+        self.drawn: list[str] = []
+
+    def draw_batch(self, prompts, **options):
+        if len(self.drawn) >= self.dies_at * BATCH:
+            raise KeyboardInterrupt
+        if any(self.cannot in prompt for prompt in prompts):
+            raise RuntimeError("no memory")
+        self.drawn += prompts
+        return super().draw_batch(prompts, **options)
+
+
+def drawn(dataset: FakeDataset, directory: Path | None, **painter: Any) -> list[Row]:
+    checker = FakeVLM("checker", 1.0, dataset.shapes)
+    return evaluate(
+        Painter(dataset, **painter),
+        dataset,
+        "text-to-image",
+        directory=directory,
+        checker=checker,
+        batch_size=BATCH,
+    )
+
+
+def test_drawing_that_was_stopped_goes_on_and_draws_nothing_twice(tmp_path, capsys):
+    dataset = FakeDataset("text-to-image", 30)
+    through = drawn(dataset, tmp_path / "through")
+    with pytest.raises(KeyboardInterrupt):
+        drawn(dataset, tmp_path / "stopped", dies_at=2)
+    painter = Painter(dataset)
+    rows = evaluate(
+        painter,
+        dataset,
+        "text-to-image",
+        directory=tmp_path / "stopped",
+        checker=FakeVLM("checker", 1.0, dataset.shapes),
+        batch_size=BATCH,
+    )
+    assert rows == through and len(painter.drawn) == 30 - 2 * BATCH
+    assert "bifocal: 16 of the 30 drawings of painter were made before\n" in capsys.readouterr().err
+    kept = [place / "predictions/painter/text-to-image.test.jsonl" for place in sorted(tmp_path.iterdir())]
+    assert kept[0].read_bytes() == kept[1].read_bytes()
+
+
+def test_another_checker_or_prompt_is_another_evaluation(tmp_path):
+    dataset = FakeDataset("text-to-image", 30)
+    with pytest.raises(KeyboardInterrupt):
+        drawn(dataset, tmp_path, dies_at=2)
+    with pytest.raises(UserError, match="they are of another model"):
+        evaluate(
+            Painter(dataset),
+            dataset,
+            "text-to-image",
+            directory=tmp_path,
+            checker=FakeVLM("other", 1.0, dataset.shapes),
+            batch_size=BATCH,
+        )
+    first = dataset.samples[0]
+    dataset.samples = [replace(first, references=("a moon",)), *dataset.samples[1:]]
+    with pytest.raises(UserError, match="they are to other questions"):
+        drawn(dataset, tmp_path)
+
+
+def test_a_drawing_that_fails_is_counted_apart_and_made_again(tmp_path):
+    dataset = FakeDataset("text-to-image", 30)
+    through = {row.metric: row for row in drawn(dataset, tmp_path / "through")}
+    word = dataset.samples[3].references[0]
+    rows = {row.metric: row for row in drawn(dataset, tmp_path / "failing", cannot=word)}
+    assert rows["objects_found"].failed == BATCH and rows["objects_found"].value is None
+    predictions = read_predictions(tmp_path / "failing/predictions/painter/text-to-image.test.jsonl")
+    assert {p["failure"] for p in predictions if p.get("failed")} == {"RuntimeError: no memory"}
+    assert {row.metric: row for row in drawn(dataset, tmp_path / "failing")} == through
 
 
 # ------------------------------------------------------------ failures

@@ -11,9 +11,9 @@ from bifocal.evaluation.compare import (
     compare,
     compare_models,
     compare_task,
-    load_predictions,
     print_comparison,
 )
+from bifocal.evaluation.kept import load_predictions
 from evaluation.fakes import FakeDataset, FakeVLM, read_caption
 
 

@@ -10,19 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import tiny
 from bifocal import inference
+from bifocal.commands.compare import compare_command
 from bifocal.commands.drawings import DrawingOptions
-from bifocal.commands.evaluate import compare_command, evaluate_command
+from bifocal.commands.evaluate import evaluate_command
 from bifocal.config import UserError
 from bifocal.data.scenes import World, WorldSettings
 from bifocal.data.scenes.prompt_set import CHALLENGES, PromptSet
 from bifocal.evaluation import evaluate, text_to_image
 from bifocal.evaluation.clip_checker import CLIPChecker
-from bifocal.evaluation.text_to_image import Candidates
+from bifocal.evaluation.drawing_page import drawing_page
+from bifocal.evaluation.easel import Candidates, agrees, question_about
+from bifocal.evaluation.results import read_predictions
+from evaluation.fakes import Eyes
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,7 @@ class Artist:
             s.question: prompts.picture(s.pictures[0]) for s in prompts.samples if s.slice in challenges
         }
         self.options: list[dict[str, Any]] = []
+        self.fingerprint = f"artist {sorted(self.true)}"
 
     def draw_batch(self, texts: Sequence[str], **options: Any) -> list[Image.Image]:
         self.options.append(options)
@@ -50,14 +54,14 @@ class Artist:
 class Knowing:
     """Answers what is true of the pictures of the prompts, and "no" about any other picture."""
 
-    name = "knowing"
+    name = fingerprint = "knowing"
 
     def __init__(self, prompts: PromptSet) -> None:
         self.truth: dict[tuple[bytes, str], str] = {}
         for sample in prompts.samples:
             picture, facts = prompts.picture(sample.pictures[0]).tobytes(), sample.facts or {}
             for name in facts["objects"]:
-                self.truth[picture, text_to_image.question_about(prompts, name)] = "Yes."
+                self.truth[picture, question_about(prompts, name)] = "Yes."
             for asked in facts["questions"]:
                 # of size and tilt both are told, also where the prompt tells but one
                 more = " upright" if asked["kind"] == "look" and " " not in asked["answer"] else ""
@@ -98,25 +102,9 @@ def test_scores_are_of_the_drawings_and_fall_where_those_are_wrong(prompts: Prom
 
 def test_a_prompt_that_tells_the_size_alone_is_right_with_any_tilt() -> None:
     item = {"kind": "look", "answer": "small"}
-    assert text_to_image._agrees("Small tilted.", item) and not text_to_image._agrees("large tilted", item)
-    assert not text_to_image._agrees("small", {"kind": "look", "answer": "small tilted"})
-    assert not text_to_image._agrees("top left", {"kind": "position", "answer": "left"})
-
-
-class Eyes:
-    """A CLIP whose space is the mean colour of a picture; every text is white."""
-
-    name = "eyes"
-
-    def embed_images(self, pictures: Sequence[Any]) -> torch.Tensor:
-        means = np.stack([np.asarray(picture).mean(axis=(0, 1)) for picture in pictures]) + 1.0
-        return torch.nn.functional.normalize(torch.from_numpy(means).float(), dim=1)
-
-    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        return torch.full((len(texts), 3), 3**-0.5)
-
-    def similarities(self, pictures: Sequence[Any], labels: Sequence[str]) -> torch.Tensor:
-        return torch.arange(len(labels), 0, -1.0).expand(len(pictures), -1)
+    assert agrees("Small tilted.", item) and not agrees("large tilted", item)
+    assert not agrees("small", {"kind": "look", "answer": "small tilted"})
+    assert not agrees("top left", {"kind": "position", "answer": "left"})
 
 
 def test_the_clip_score_and_the_distance_of_features_need_a_clip(prompts: PromptSet) -> None:
@@ -147,16 +135,108 @@ def test_of_several_candidates_the_one_is_taken_that_the_clip_likes_best(prompts
     assert len(kept) == len(prompts) and all((picture == 255).all() for picture in kept)
 
 
+class Scribbler(Artist):
+    """Draws by the seed alone, another picture for every candidate; stops the process before the batch it dies at."""
+
+    def __init__(self, prompts: PromptSet, dies_at: int = 10**9) -> None:
+        super().__init__(prompts, [])
+        self.dies_at = dies_at
+
+    def draw_batch(self, texts: Sequence[str], *, seed: int = 0, **options: Any) -> list[Image.Image]:
+        if len(self.options) == self.dies_at:
+            raise KeyboardInterrupt
+        self.options.append(options)
+        colours = [np.random.default_rng(seed + row).integers(0, 256, 3) for row in range(len(texts))]
+        return [Image.new("RGB", (64, 64), tuple(colour.tolist())) for colour in colours]
+
+
+class Failing(Knowing):
+    """Can say nothing of requests in which this is asked."""
+
+    def __init__(self, prompts: PromptSet, cannot: str) -> None:
+        super().__init__(prompts)
+        self.cannot = cannot
+
+    def answer_batch(self, requests: Any, **options: Any) -> list[SimpleNamespace]:
+        if any(question == self.cannot for _, question in requests):
+            raise RuntimeError("no memory")
+        return super().answer_batch(requests, **options)
+
+
+def test_candidates_and_features_go_on_where_they_were_stopped(prompts: PromptSet, tmp_path: Path) -> None:
+    def drawn(place: str, judge: str = "eyes", features: str = "eyes", dies_at: int = 10**9) -> Any:
+        return scores(
+            prompts,
+            Scribbler(prompts, dies_at),
+            directory=tmp_path / place,
+            candidates=Candidates(3, Eyes(judge)),
+            features=Eyes(features),
+            batch_size=8,
+        )
+
+    through = drawn("through")
+    for dies_at in (2, 1):  # a second time, too
+        with pytest.raises(KeyboardInterrupt):
+            drawn("stopped", dies_at=dies_at)
+    for other in ({"judge": "others"}, {"features": "others"}):
+        with pytest.raises(UserError, match=r"holds the 24 answers .* given under other settings"):
+            drawn("stopped", **other)
+    assert drawn("stopped") == through
+    kept = [
+        tmp_path / place / "predictions/artist/text-to-image.prompts.jsonl"
+        for place in ("through", "stopped")
+    ]
+    assert kept[0].read_bytes() == kept[1].read_bytes()
+
+
+def test_a_drawing_that_cannot_be_checked_is_counted_apart_and_the_others_stay(
+    prompts: PromptSet, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"features": Eyes(), "batch_size": 8}
+    through = text_to_image.predict(Artist(prompts, []), Knowing(prompts), prompts, **options)
+    cannot = next(q for p in through for q in p["asked"] if q["kind"] == "relation")["question"]
+    checker = Failing(prompts, cannot)
+    path = tmp_path / "predictions/artist/text-to-image.prompts.jsonl"
+    rows = evaluate(
+        Artist(prompts, []), prompts, "text-to-image", checker=checker, directory=tmp_path, **options
+    )
+    said = read_predictions(path)
+    (failed,) = [p for p in said if p.get("failed")]
+    assert failed["failure"] == "RuntimeError: no memory" and failed["slices"][0] == "relation"
+    others = [p for p in said if p is not failed]
+    assert others == [p for p in through if p["id"] != failed["id"]]
+    by_slice = {row.slice: row for row in rows if row.metric == "objects_found"}
+    assert (by_slice["relation"].failed, by_slice["colour"].failed) == (1, 0)
+    page = drawing_page({"artist": (tmp_path, said)}, rows, prompts.picture)
+    assert page.count("failed: RuntimeError: no memory") == 1
+
+
+def test_of_a_slice_that_failed_whole_it_is_said_that_there_is_no_score(prompts: PromptSet) -> None:
+    said = text_to_image.predict(Artist(prompts, []), Knowing(prompts), prompts)
+    broken = [
+        {**{key: p[key] for key in ("id", "pictures", "slice", "slices", "question")}, "failed": True}
+        if p["slice"] == "relation"
+        else p
+        for p in said
+    ]
+    rows = text_to_image.score(broken, model="artist", split="prompts")
+    of_slice = {row.metric: row for row in rows if row.slice == "relation"}
+    assert of_slice["objects_found"].value is None and of_slice["objects_found"].failed == 5
+    assert "counts_found" not in of_slice
+
+
 def test_a_clip_as_the_checker_only_knows_what_is_there(prompts: PromptSet) -> None:
     checker = CLIPChecker(Eyes(), prompts.world.concepts)
     first, last = prompts.world.concepts[0], prompts.world.concepts[-1]
     picture = np.zeros((4, 4, 3), np.uint8)
     said = checker.answer_batch(
-        [([picture], text_to_image.question_about(prompts, c.name)) for c in (first, last)],
+        [([picture], question_about(prompts, c.name)) for c in (first, last)],
         max_new_tokens=4,
         batch_size=8,
     )
     assert [answer.text for answer in said] == ["yes", "no"]
+    assert checker.fingerprint != CLIPChecker(Eyes("others"), prompts.world.concepts).fingerprint
+    assert checker.fingerprint != CLIPChecker(Eyes(), prompts.world.concepts[1:]).fingerprint
     predictions = text_to_image.predict(Artist(prompts, []), checker, prompts)
     assert all(not prediction["asked"] and prediction["present"] for prediction in predictions)
     with pytest.raises(UserError, match="only asked whether a concept of the scenes is there"):

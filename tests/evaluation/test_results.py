@@ -1,11 +1,9 @@
 """Rows of results: their one shape, their files, and what people see of them."""
 
-import io
 import json
 import math
 
 import pytest
-from rich.console import Console
 
 from bifocal.config import UserError
 from bifocal.evaluation import results
@@ -111,10 +109,3 @@ def test_a_broken_prediction_is_named_with_its_line(tmp_path):
 )
 def test_scores_are_written_for_people(metric, value, sign, text):
     assert results.format_value(metric, value, sign=sign) == text
-
-
-def test_the_table_shows_value_interval_baseline_and_blank():
-    out = io.StringIO()
-    results.print_table([_row(baseline=0.25, blank=0.3)], Console(file=out, width=160))
-    for text in ("vqa", "50.0%", "40.0% to 60.0%", "25.0%", "30.0%"):
-        assert text in out.getvalue()

@@ -4,7 +4,8 @@ import pytest
 
 from bifocal.data.scenes import World, WorldSettings
 from bifocal.data.scenes.dataset import SceneDataset
-from bifocal.evaluation import captioning, evaluate, text_to_image, zero_shot
+from bifocal.evaluation import captioning, evaluate, zero_shot
+from bifocal.evaluation.easel import question_about
 from evaluation.fakes import FakeAnswer
 
 
@@ -42,10 +43,7 @@ def test_the_names_to_choose_from_are_all_concepts_of_the_world(world):
 def test_the_checker_is_asked_with_the_concept_s_own_article(world):
     dataset = SceneDataset(world, "test", "text-to-image", 5)
     for concept in world.concepts:
-        assert (
-            text_to_image.question_about(dataset, concept.name)
-            == f"is there {concept.article} {concept.name}?"
-        )
+        assert question_about(dataset, concept.name) == f"is there {concept.article} {concept.name}?"
 
 
 def test_kinds_of_questions_become_slices_and_yes_or_no_is_balanced(world):

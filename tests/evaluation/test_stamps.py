@@ -10,9 +10,10 @@ from bifocal.data.formats.base import make_sample
 from bifocal.data.prompts import WORDINGS, asked
 from bifocal.data.sample import Box
 from bifocal.evaluation import evaluate
+from bifocal.evaluation.easel import Candidates
 from bifocal.evaluation.results import Stamp
 from bifocal.evaluation.stamps import answers_fingerprint, prompt_of
-from evaluation.fakes import FakeDataset, FakeVLM
+from evaluation.fakes import Eyes, FakeDataset, FakeDrawer, FakeVLM
 
 
 def stamp(accuracy: float = 0.8, count: int = 6, **options: object) -> Stamp:
@@ -32,6 +33,20 @@ def test_an_answering_model_is_stamped_with_all_that_decides_its_answers():
     assert stamp() == stamp()
     assert stamp(0.7)["model_fingerprint"] != own["model_fingerprint"]
     assert stamp(count=7)["data_fingerprint"] != own["data_fingerprint"]
+
+
+def test_drawings_are_stamped_with_how_they_were_drawn():
+    dataset = FakeDataset("text-to-image", 4)
+    about: list[Stamp] = []
+    drawer, checker = (FakeDrawer(name, 1.0, dataset.shapes) for name in ("drawer", "checker"))
+    judge = Candidates(4, Eyes())
+    for options in ({}, {"guidance": 3.0, "seed": 7}, {"candidates": judge}):
+        evaluate(drawer, dataset, "text-to-image", checker=checker, about=about, **options)
+    own, other, best = about
+    assert own["decoding"] == {"guidance": 1.0, "seed": 0, "batch_size": 32}
+    assert other["decoding"] == own["decoding"] | {"guidance": 3.0, "seed": 7}
+    assert best["decoding"] == own["decoding"] | {"candidates": 4, "judge": "eyes"}
+    assert (own["model_fingerprint"], own["prompt"]) == ("drawer 1.0", "{}")
 
 
 def test_what_is_right_has_a_fingerprint_of_its_own():

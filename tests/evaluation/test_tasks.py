@@ -20,6 +20,7 @@ from bifocal.evaluation import (
     zero_shot,
 )
 from bifocal.evaluation.asking import BLANK_VALUE, ask_all
+from bifocal.evaluation.easel import question_about
 from bifocal.evaluation.results import Row, read_predictions
 from evaluation.fakes import (
     FakeAnswer,
@@ -468,8 +469,8 @@ def test_a_checker_that_says_yes_to_everything_is_exposed():
 
 def test_the_question_has_the_right_article():
     dataset = FakeDataset("text-to-image", 1)
-    assert text_to_image.question_about(dataset, "owl") == "is there an owl?"
-    assert text_to_image.question_about(dataset, "cat") == "is there a cat?"
+    assert question_about(dataset, "owl") == "is there an owl?"
+    assert question_about(dataset, "cat") == "is there a cat?"
 
 
 # ------------------------------------------------------------ all together
@@ -481,6 +482,7 @@ def test_evaluate_keeps_predictions_and_scoring_them_again_gives_the_same_rows(t
     rows = evaluate(model, dataset, "grounding", directory=tmp_path, name="renamed")
     folder = tmp_path / "predictions" / "renamed"
     assert sorted(path.name for path in folder.iterdir()) == [
+        "grounding.test.about.json",
         "grounding.test.answers",
         "grounding.test.blank.answers",
         "grounding.test.blank.jsonl",

@@ -20,9 +20,10 @@ from bifocal.data.scenes import World, WorldSettings
 from bifocal.data.scenes.prompt_set import PromptSet, is_prompt
 from bifocal.evaluation.clip_checker import CLIPChecker
 from bifocal.evaluation.drawing_page import Side, drawing_page
+from bifocal.evaluation.easel import Candidates
 from bifocal.evaluation.report_samples import PictureOf
-from bifocal.evaluation.results import Prediction, Row
-from bifocal.evaluation.text_to_image import TASK, Candidates
+from bifocal.evaluation.results import Prediction, Row, Stamp
+from bifocal.evaluation.text_to_image import TASK
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,7 @@ class DrawingOptions:
                 "--candidates N draws N pictures of each prompt, of which the CLIP of --rerank takes one: give both"
             )
 
-    def asked(
-        self, dataset: Dataset, checker: Path | None, features: Path | None, *, device: str, dtype: str
-    ) -> dict[str, Any]:
+    def asked(self, dataset: Dataset, checker: Path | None, *, device: str, dtype: str) -> dict[str, Any]:
         """What ``text_to_image.predict`` takes: the checker above all."""
         if checker is None:
             raise UserError(
@@ -65,8 +64,6 @@ class DrawingOptions:
             options["checker"] = CLIPChecker(loaded, world.concepts)
         elif not isinstance(loaded, inference.VLM):
             raise UserError(f"--checker {checker} is a {loaded.kind}, and questions are for a VLM")
-        if features is not None:
-            options["features"] = open_features(features, device=device, dtype=dtype)
         if self.rerank is not None:
             options["candidates"] = Candidates(
                 self.candidates, open_clip(self.rerank, device=device, dtype=dtype)
@@ -94,10 +91,16 @@ def prompt_set(split: str | None, data: str | None, count: int | None, world: Wo
 
 
 def write_drawing_page(
-    path: Path, sides: Mapping[str, Side], rows: Sequence[Row], picture: PictureOf, *, scores: str = ""
+    path: Path,
+    sides: Mapping[str, Side],
+    rows: Sequence[Row],
+    picture: PictureOf,
+    *,
+    scores: str = "",
+    about: Sequence[Stamp] = (),
 ) -> None:
     """Write the page of the drawings of one model, or of two of the same prompts."""
-    atomic_write_text(path, drawing_page(sides, rows, picture, scores=scores))
+    atomic_write_text(path, drawing_page(sides, rows, picture, scores=scores, about=about))
     print(f"wrote {path}", file=sys.stderr)
 
 

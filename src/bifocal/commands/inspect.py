@@ -21,6 +21,8 @@ from bifocal.training.progress import counted
 # ------------------------------------------------------------ check
 
 _IDS = 5  # that a line of the report names
+# What a kind of finding means for its samples, where that is not plain.
+_COSTS = {"leak": "; each split is sound, but what is learnt from one cannot be scored on the other"}
 
 
 def check_data(directories: Sequence[Path]) -> Report:
@@ -31,18 +33,34 @@ def check_data(directories: Sequence[Path]) -> Report:
         return examine(directories, update)
 
 
+def verdict(report: Report) -> str | None:
+    """Why the folders are not fit as they are, in one sentence; None where they are."""
+    reasons = []
+    if lost := report.samples - report.survivors:
+        reasons.append(f"{lost} of {report.samples} samples are not fit to be trained on or scored")
+    if report.leaked:
+        reasons.append(
+            f"{report.leaked} of {report.samples} samples are about pictures of another split: keep each picture in one"
+        )
+    return ", and ".join(reasons) or None
+
+
 def report_lines(report: Report) -> list[str]:
     """The report for people: how many survive, then each kind of finding with its sentences."""
     lines = [
         f"{report.survivors} of {report.samples} samples survive; they are about {report.pictures} pictures"
     ]
+    if report.leaked:
+        lines.append(f"{report.leaked} of {report.samples} samples are about pictures of another split")
     for kind, title in KINDS.items():
         some = [finding for finding in report.findings if finding.kind == kind]
         if not some:
             continue
         ids = list(dict.fromkeys(identity for finding in some for identity in finding.ids))
         shown = ", ".join(ids[:_IDS]) + (", ..." if len(ids) > _IDS else "")
-        costs = "" if any(finding.fatal for finding in some) else "; no sample is lost by it"
+        costs = (
+            "" if any(finding.fatal for finding in some) else _COSTS.get(kind, "; no sample is lost by it")
+        )
         lines.append(f"\n{title}: {len(some)}" + (f" (ids {shown}){costs}" if ids else costs))
         lines += [f"  {finding.message}" for finding in some]
     return lines

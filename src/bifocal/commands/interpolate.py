@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bifocal import artifacts, evaluation, inference
-from bifocal.commands.evaluate import dataset_of
+from bifocal.commands.evaluation_sets import dataset_of
 from bifocal.config import UserError
 from bifocal.data.foreign_text import ForeignTokenizer
 from bifocal.data.sample import Dataset

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from PIL import Image
-from rich.console import Console
 
 from bifocal import artifacts, inference
-from bifocal.commands.evaluate import COUNTS, evaluate_command
+from bifocal.commands.evaluate import evaluate_command
+from bifocal.commands.evaluation_sets import COUNTS
 from bifocal.commands.figures import vqvae_figures
 from bifocal.config import UserError
 from bifocal.data.scenes import World, WorldSettings
@@ -168,7 +167,6 @@ def with_interval(row: Row) -> str:
 
 def conclude(out: Path, rows: list[Row], report: Path, world: World, times: dict[str, float]) -> None:
     """Print the comparison, where the report is, and what to try next."""
-    console = Console() if sys.stdout.isatty() else Console(width=140)
     for row in rows:
         if (row.model, row.metric) in SHOWN and row.split == "test" and row.slice == "all":
             print(f"{row.model:<13} {metric_title(row.metric):<28} {with_interval(row)}")
@@ -178,7 +176,6 @@ def conclude(out: Path, rows: list[Row], report: Path, world: World, times: dict
     ]
     print_comparison(
         replace(comparison, differences=tuple(headlines), only_a=(), only_b=()),
-        console,
         every_slice=False,
         title="CLIP against VQ-VAE, on scenes neither saw",
     )

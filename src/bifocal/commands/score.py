@@ -25,9 +25,9 @@ _SHOWN = 3  # ids that a message names
 
 # What to do about a metric that has no value.
 _MISSING = {
-    "consistency": "it needs answers to all questions that the balanced ones entail",
-    "validity": "give GQA's file of choices among the --annotations",
-    "plausibility": "give GQA's file of choices among the --annotations",
+    "consistency": "it needs answers to all questions that the balanced ones entail, and some of those right",
+    "validity": "give GQA's file of choices with the questions, as they are scored or imported",
+    "plausibility": "give GQA's file of choices with the questions, as they are scored or imported",
     "distribution": "the questions have no groups",
 }
 
@@ -82,6 +82,8 @@ def score_command(
         raise UserError(
             f"There are questions without an answer in {annotations[0]}, so nothing can be scored by it."
         )
+    if settings.dialect != ScoreSettings.dialect and (form.task or task) != grounding.TASK:
+        raise UserError(f"--dialect is for boxes in words, and the task is {form.task or task}")
     assert form.answers is not None
     given = form.answers(predictions, DIALECTS[settings.dialect])
     where = ", ".join(str(path) for path in annotations)
@@ -95,7 +97,7 @@ def score_command(
             model=settings.model or predictions.stem,
             split=split or settings.split or annotations[0].stem,
         )
-    _say_what_is_missing(rows)
+    say_what_is_missing(rows)
     return rows
 
 
@@ -180,8 +182,10 @@ def caption_options(task: str, tokenizer: Tokenizer, also: Sequence[Also]) -> di
     return {}
 
 
-def _say_what_is_missing(rows: Sequence[Row]) -> None:
-    for metric in dict.fromkeys(row.metric for row in rows if row.value is None and row.n == 0):
+def say_what_is_missing(rows: Sequence[Row]) -> None:
+    """Say of each metric that has no value, though nothing failed, what it lacks."""
+    missing = (row for row in rows if row.value is None and row.n == 0 and not row.failed)
+    for metric in dict.fromkeys(row.metric for row in missing):
         print(
             f"bifocal: {metric} is not computed: {_MISSING.get(metric, 'nothing counts for it')}",
             file=sys.stderr,

@@ -1,7 +1,9 @@
 """What is wrong with a folder of samples, all of it at once: how many samples survive, and why the others do not.
 
 Training stops at the first thing that is wrong; here everything is looked at, every line and every picture. A
-``Finding`` with ``fatal`` costs its samples; the others are worth a look.
+``Finding`` with ``fatal`` costs its samples; the others are worth a look. A picture of one split that is in another
+spoils no sample: either split is sound by itself, and it is for the user to say in which one the picture stays. But a
+score on such splits means nothing, so those samples are counted apart.
 """
 
 from __future__ import annotations
@@ -50,10 +52,14 @@ class Finding:
 
 @dataclass
 class Report:
-    """How many samples there are and survive, how many pictures, and everything found."""
+    """How many samples there are and survive, how many leak, how many pictures there are, and everything found.
+
+    Samples leak that are about a picture which an earlier split has too, or one that looks like it.
+    """
 
     samples: int = 0
     survivors: int = 0
+    leaked: int = 0
     pictures: int = 0
     findings: list[Finding] = field(default_factory=list)
 
@@ -66,6 +72,7 @@ class Report:
         return {
             "samples": self.samples,
             "survivors": self.survivors,
+            "leaked": self.leaked,
             "pictures": self.pictures,
             "findings": found,
         }
@@ -124,6 +131,7 @@ def examine(directories: Sequence[str | Path], progress: Progress | None = None)
     """
     report = Report()
     lost: set[str] = set()  # lines of samples that do not survive
+    leaked: set[str] = set()  # lines of samples whose picture an earlier split has too
     placed: list[_Placed] = []
     for directory in directories:
         placed += _samples(Path(directory), report, lost)
@@ -136,6 +144,8 @@ def examine(directories: Sequence[str | Path], progress: Progress | None = None)
         report.findings.append(Finding(kind, f"{some[0].where}{more}: {what}.", ids, fatal))
         if fatal:
             lost.update(one.where for one in some)
+        if kind == "leak":
+            leaked.update(one.where for one in some)
 
     answered = {one.folder for one in placed if one.sample.answer}
     waiting = [one for one in placed if one.folder not in answered]
@@ -147,6 +157,7 @@ def examine(directories: Sequence[str | Path], progress: Progress | None = None)
     _pictures(placed, report, found, progress)
     report.findings.sort(key=lambda finding: list(KINDS).index(finding.kind))
     report.survivors = sum(one.where not in lost for one in placed)
+    report.leaked = len(leaked)
     return report
 
 
@@ -271,7 +282,7 @@ def _likeness(
         if len(names) > 1:
             first = shown[path][0].split
             later = [one for one in shown[path] if one.split != first]
-            found("leak", later, f"the picture {path} is in {first} too")
+            found("leak", later, f"the picture {path} is in {first} too", fatal=False)
     looks = [look for _, look in seen]
     for pairs, kind, how in (
         (equal_pairs(looks), "duplicate", "is the same as"),
@@ -282,6 +293,6 @@ def _likeness(
             leaks = [some for some in shown[copy] if some.split not in splits[earlier]]
             what = f"the picture {copy} {how} {earlier}"
             if leaks:
-                found("leak", leaks, f"{what} of {shown[earlier][0].split}")
+                found("leak", leaks, f"{what} of {shown[earlier][0].split}", fatal=False)
             else:
                 found(kind, shown[copy], what, fatal=False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 
 from bifocal.config import UserError, fingerprint
 from bifocal.data.files import read_bytes
+from bifocal.data.fingerprints import data_fingerprint
 from bifocal.data.pictures import read_picture
 from bifocal.data.sample import Sample, read_samples
 from bifocal.data.shards import SHARDS, Shards
@@ -94,18 +93,17 @@ class FolderDataset:
         """What changes when the picture does (see ``PictureFiles.stamp``)."""
         return self.files.stamp(key)
 
+    def mark(self, key: str) -> tuple[int]:
+        """The number of bytes of a picture, which a copy has too."""
+        return (self.files.size(key),)
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that is said in the samples, and of the names and sizes of their pictures.
 
         It is that of the packed folder too, and of a copy of either: no times are part of it.
         """
-        digest = hashlib.sha256()
-        for sample in self.samples:
-            digest.update(json.dumps(sample.to_json()).encode("ascii"))
-        for key in dict.fromkeys(key for sample in self.samples for key in sample.pictures):
-            digest.update(json.dumps([key, self.files.size(key)]).encode("ascii"))
-        return digest.hexdigest()
+        return data_fingerprint(self.samples, self.mark)
 
     def _check(self) -> None:
         ids: set[str] = set()

@@ -153,7 +153,11 @@ class Dataset(Protocol):
         ...
 
     def stamp(self, key: str) -> Sequence[int | str]:
-        """What changes when the picture does, without looking at its pixels."""
+        """What changes when the picture does, without looking at its pixels: also what is so on this machine alone."""
+        ...
+
+    def mark(self, key: str) -> Sequence[int | str]:
+        """What tells a picture from another of its name wherever it lies, without looking at its pixels."""
         ...
 
 

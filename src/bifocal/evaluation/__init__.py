@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from bifocal import distributed
+from bifocal.artifacts import atomic_write_json
 from bifocal.config import UserError
 from bifocal.data.sample import Dataset
 from bifocal.evaluation import (
@@ -27,13 +28,14 @@ from bifocal.evaluation import (
     vqa,
     zero_shot,
 )
-from bifocal.evaluation.asking import Progress
+from bifocal.evaluation.batches import Progress
 from bifocal.evaluation.results import (
     Prediction,
     Row,
     Stamp,
     answers_path,
     prediction_path,
+    stamp_path,
     write_predictions,
 )
 from bifocal.evaluation.stamps import stamp_of
@@ -59,8 +61,10 @@ KINDS: dict[str, tuple[str, ...]] = (
     | dict.fromkeys(("zero-shot", "retrieval", "linear-probe"), ("clip",))
     | dict.fromkeys(("captioning", "vqa", "grounding", "reasoning"), ("vlm",))
 )
-# Tasks that put questions to a model, whose answers are kept as they are given and shared by ranks.
+# Tasks that put questions to a model.
 ASKING = ("captioning", "vqa", "grounding", "reasoning")
+# Tasks whose answers, or drawings, are kept as they are given and shared by ranks.
+KEPT = (*ASKING, "text-to-image")
 # Where a blank picture makes no sense, or is asked about while predicting.
 WITHOUT_BLANK = ("reconstruction", "linear-probe", "text-to-image")
 
@@ -85,14 +89,14 @@ def evaluate(
 
     ``name`` is what the model is called in rows and files (by default its own name); ``options`` go to the
     task's ``predict``: text-to-image needs ``checker``; ``scoring`` goes to its ``score``. What is about a folder lies
-    in a ``place`` of its own. The stamp of the scores is added to ``about``. The answers to questions are kept under
-    ``directory`` from the moment they are given, and an evaluation that was killed goes on from them; ``restart``
-    throws them away. Answers to a benchmark's questions are also written as it wants them handed in (see
-    ``submission``), unless they are not to ``submit``; where the right ones are not published that is all, and there
-    are no rows.
-    Several ranks share the questions; each has all rows at the end, and the first one writes. Raises UserError for an
-    unknown task, or one that is not for this kind of model or not for several ranks, and for questions without an
-    answer that nobody could score.
+    in a ``place`` of its own. The stamp of the scores is kept beside the predictions and added to ``about``. Answers
+    and drawings are kept under ``directory`` from the moment they are given, and an evaluation that was killed goes on
+    from them; ``restart`` throws them away. Answers to a benchmark's questions are also written as it wants them handed
+    in (see ``submission``), unless they are not to ``submit``; where the right ones are not published that is all, and
+    there are no rows.
+    Several ranks share questions and prompts; each has all rows at the end, and the first one writes. Raises UserError
+    for an unknown task, or one that is not for this kind of model or not for several ranks, and for questions without
+    an answer that nobody could score.
     """
     if task not in TASKS:
         raise UserError(f"There is no task {task!r}; there are {', '.join(TASKS)}.")
@@ -102,17 +106,18 @@ def evaluate(
         raise UserError(
             f"The task {task} is for a model of kind {wanted}, and {model.name} is of kind {kind}."
         )
-    if task not in ASKING and distributed.world_size() > 1:
+    if task not in KEPT and distributed.world_size() > 1:
         raise UserError(f"The task {task} is for one process: start it without torchrun.")
     module = TASKS[task]
     name = name or model.name
     where: dict[bool, dict[str, Any]] = {False: {}, True: {}}
-    if task in ASKING and directory is not None:
+    if task in KEPT and directory is not None:
         for is_blank in where:
             kept = answers_path(directory, name, task, dataset.split, place=place, blank=is_blank)
             where[is_blank] = {"keep": kept, "restart": restart}
     asked: list[Mapping[str, Any]] = []
-    if task in ASKING and about is not None:
+    stamped = directory is not None or about is not None
+    if task in KEPT and stamped:
         where[False]["note"] = asked.append
     unanswered = sum(not sample.answer for sample in dataset.samples) if task in ASKING else 0
     if unanswered:
@@ -127,21 +132,23 @@ def evaluate(
             raise UserError(
                 "Text-to-image needs a checker: a model that answers questions about the drawings."
             )
-        predictions = module.predict(model, checker, dataset, progress=progress, **options)
+        predictions = module.predict(model, checker, dataset, progress=progress, **where[False], **options)
     else:
         predictions = module.predict(model, dataset, progress=progress, **where[False], **options)
     without: list[Prediction] | None = None
     if blank and task not in WITHOUT_BLANK:
         without = module.predict(model, dataset, blank=True, progress=progress, **where[True], **options)
+    stamp = stamp_of(model, dataset, task, name, asked[0] if asked else None) if stamped else {}
     if directory is not None and distributed.is_main():
         path = functools.partial(prediction_path, directory, name, task, dataset.split, place=place)
         write_predictions(path(), predictions)
         if without is not None:
             write_predictions(path(blank=True), without)
+        atomic_write_json(stamp_path(directory, name, task, dataset.split, place=place), stamp)
         if submit:
             write_submission(directory, name, task, dataset.split, predictions, place=place)
     if about is not None:
-        about.append(stamp_of(model, dataset, task, name, asked[0] if asked else None))
+        about.append(stamp)
     rows: list[Row] = module.score(
         predictions, model=name, split=dataset.split, blank=without, **(scoring or {})
     )

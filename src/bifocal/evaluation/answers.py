@@ -1,9 +1,4 @@
-"""Answers kept as they are given, one batch a line, so that an evaluation that was killed goes on where it was.
-
-A batch is asked as a whole, and in reduced precision the company that a question is asked in can decide the last bit of
-its answer. So the batches are the same however often an evaluation is interrupted and however many ranks share it, and
-a batch that is not whole in the file is asked again as a whole: the result is that of a run without interruption.
-"""
+"""Answers kept as they are given, one batch a line, so that an evaluation that was killed goes on where it was."""
 
 from __future__ import annotations
 
@@ -14,10 +9,9 @@ from typing import Any
 
 from bifocal import distributed
 from bifocal.artifacts import append_json_line, cut_half_line, read_json_lines
-from bifocal.config import UserError, fingerprint
-from bifocal.data.sample import Dataset
+from bifocal.config import UserError
 
-# One answer, JSON-able: "id", and "text", "boxes", "finish_reason", or, where there is none, "failure" (the reason).
+# One answer, JSON-able: "id", and what its task keeps of it, or, where there is none, "failure" (the reason).
 Given = dict[str, Any]
 
 # What of an earlier evaluation is no longer so, in the words of a message.
@@ -26,17 +20,6 @@ _CHANGED = {
     "data": "to other questions or about other pictures",
     "settings": "given under other settings",
 }
-
-
-def data_fingerprint(dataset: Dataset) -> str:
-    """Names everything about a data set that decides the answers: ids, questions, pictures; not what is right."""
-    keys = dict.fromkeys(key for sample in dataset.samples for key in sample.pictures)
-    return fingerprint(
-        {
-            "samples": [[sample.id, sample.question, list(sample.pictures)] for sample in dataset.samples],
-            "pictures": [[key, *dataset.stamp(key)] for key in keys],
-        }
-    )
 
 
 def is_whole(answers: Sequence[Given] | None) -> bool:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, Unpack
 
 import numpy as np
 
-from bifocal import distributed
 from bifocal.config import UserError
+from bifocal.data.fingerprints import asked_fingerprint
 from bifocal.data.sample import Dataset, Sample
-from bifocal.evaluation.answers import AnswerStore, Given, data_fingerprint, is_whole
+from bifocal.evaluation.answers import Given
+from bifocal.evaluation.batches import Progress, go_through, reason_of
 from bifocal.evaluation.kinds import slices_of
 from bifocal.evaluation.results import Prediction
-
-Progress = Callable[[int, int], None]  # (samples done, samples in all)
 
 # A blank picture is uniform, in about the mean colour of the default data's backgrounds.
 BLANK_VALUE = 235
@@ -53,24 +51,6 @@ def look_up(dataset: Dataset, key: str, *, blank: bool = False) -> np.ndarray:
     """The picture of a data set, or a blank one of the same shape: (H,W,3) uint8."""
     picture = dataset.picture(key)
     return np.full_like(picture, BLANK_VALUE) if blank else picture
-
-
-def plan(samples: Sequence[Sample], size: int) -> list[list[int]]:
-    """Positions of samples, ``size`` at a time, those with equally many pictures together to save padding."""
-    order = sorted(
-        range(len(samples)), key=lambda i: len(samples[i].pictures)
-    )  # stable: neighbours stay neighbours
-    return [order[start : start + size] for start in range(0, len(order), size)]
-
-
-def batches(samples: Sequence[Sample], size: int, progress: Progress | None) -> Iterator[list[int]]:
-    """The batches of ``plan`` one after the other, with progress."""
-    done = 0
-    for chosen in plan(samples, size):
-        yield chosen
-        done += len(chosen)
-        if progress is not None:
-            progress(done, len(samples))
 
 
 class Asking(TypedDict, total=False):
@@ -115,41 +95,24 @@ def ask_all(
                 f"Sample {sample.id} of {dataset.name} is not one question and one answer, "
                 "which is all that evaluation can judge."
             )
-    numbered = plan(samples, batch_size)
-    store = None
-    given: dict[int, list[Given]] = {}
+    about = None
     if keep is not None or note is not None:
         settings = {"blank": blank, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
-        about = {"model": model.fingerprint, "data": data_fingerprint(dataset), "settings": settings}
-    if note is not None:
+        about = {"model": model.fingerprint, "data": asked_fingerprint(dataset), "settings": settings}
+    if note is not None and about is not None:
         note(about)
-    if keep is not None:
-        store = AnswerStore(keep, about, len(numbered), restart=restart)
-        given = dict(store.given)
-    waiting = [number for number in range(len(numbered)) if not is_whole(given.get(number))]
-    before = len(samples) - sum(len(numbered[number]) for number in waiting)
-    if before and distributed.is_main():
-        what = (
-            f"{before} of the {len(samples)} answers of {model.name}{' to blank pictures' if blank else ''}"
-        )
-        print(f"bifocal: {what} were given before", file=sys.stderr)
     asker = Asker(model, dataset, blank=blank, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    mine: dict[int, list[Given]] = {}
-    done = 0
-    for number in waiting[distributed.rank() :: distributed.world_size()]:
-        mine[number] = asker.ask([samples[i] for i in numbered[number]], given.get(number))
-        if store is not None:
-            store.keep(number, mine[number])
-        done += len(mine[number])
-        if progress is not None:
-            progress(min(len(samples), before + done * distributed.world_size()), len(samples))
-    for share in distributed.gather_objects(mine):
-        given.update(share)
-    predictions: list[Prediction] = [{} for _ in samples]
-    for number, chosen in enumerate(numbered):
-        for position, answer in zip(chosen, given[number], strict=True):
-            predictions[position] = _prediction(samples[position], answer)
-    return predictions
+    answers = go_through(
+        samples,
+        batch_size,
+        lambda chosen, before: asker.ask([samples[i] for i in chosen], before),
+        what=f"answers of {model.name}{' to blank pictures' if blank else ''} were given",
+        about=about,
+        keep=keep,
+        restart=restart,
+        progress=progress,
+    )
+    return [_prediction(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
 
 
 def ask_and_judge(
@@ -196,7 +159,7 @@ class Asker:
         try:
             (answer,) = self._answers([sample])
         except Exception as error:
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            reason = reason_of(error)
             self._in_a_row += 1
             if self._in_a_row == MOST_IN_A_ROW:
                 raise UserError(

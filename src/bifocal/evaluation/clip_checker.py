@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from bifocal.config import UserError
+from bifocal.config import UserError, fingerprint
 from bifocal.data.scenes.scene import Concept
 from bifocal.data.scenes.words import a
 
@@ -20,6 +20,9 @@ class Comparing(Protocol):
     """What is needed of a CLIP."""
 
     name: str
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def similarities(self, pictures: Sequence[np.ndarray], labels: Sequence[str]) -> torch.Tensor: ...
 
@@ -42,6 +45,11 @@ class CLIPChecker:
         self.clip, self.name = clip, clip.name
         self.names = [concept.name for concept in concepts]
         self.asked = {f"is there {a(concept)}?": place for place, concept in enumerate(concepts)}
+
+    @property
+    def fingerprint(self) -> str:
+        """Names all that decides what it says: the CLIP, and among what it looks for a thing."""
+        return fingerprint([self.clip.fingerprint, self.names, MOST])
 
     def answer_batch(
         self, requests: Sequence[tuple[Sequence[np.ndarray], str]], *, max_new_tokens: int, batch_size: int

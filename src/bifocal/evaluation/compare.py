@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from bifocal.config import UserError
-from bifocal.evaluation import (
-    captioning,
-    grounding,
-    reasoning,
-    reconstruction,
-    retrieval,
-    text_to_image,
-    vqa,
-    zero_shot,
-)
+from bifocal.evaluation.kept import MEASURING, Predictions, Stamps, load_predictions, load_stamps
 from bifocal.evaluation.results import (
     HELD_BACK,
     Prediction,
+    Stamp,
     format_interval,
     format_value,
     metric_title,
     number,
-    read_predictions,
+    prediction_folder,
 )
 from bifocal.evaluation.scoring import (
     Measure,
-    Measuring,
     did_answer,
     groups_of,
     is_withheld,
@@ -42,24 +32,7 @@ from bifocal.evaluation.scoring import (
     slices,
 )
 from bifocal.evaluation.statistics import mcnemar, paired_corpus_bootstrap
-
-MEASURING: Mapping[str, Measuring] = MappingProxyType(
-    {
-        module.TASK: module.measure
-        for module in (
-            reconstruction,
-            zero_shot,
-            retrieval,
-            captioning,
-            vqa,
-            grounding,
-            reasoning,
-            text_to_image,
-        )
-    }
-)
-
-Predictions = Mapping[tuple[str, str], Sequence[Prediction]]  # (task, split) -> the predictions of one model
+from bifocal.evaluation.tables import add_words, print_whole, ruled, wide_console
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +75,9 @@ class Difference:
 class Comparison:
     """All differences between two models, and what only one of them was evaluated on ("task on split").
 
-    ``notes`` are sentences about what is withheld, and why.
+    ``notes`` are sentences about what is withheld, and why, and about what makes the two unlike. ``about`` are the
+    stamps of what is compared (see ``stamps``), each with its ``side``, "a" or "b"; predictions of an earlier version
+    have none.
     """
 
     a: str
@@ -111,6 +86,7 @@ class Comparison:
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    about: tuple[Stamp, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as plain dictionaries and lists."""
@@ -207,76 +183,66 @@ def _difference(
     )
 
 
-def compare(a: Predictions, b: Predictions, *, name_a: str, name_b: str) -> Comparison:
-    """Compare two models on everything that both were evaluated on."""
+def compare(
+    a: Predictions,
+    b: Predictions,
+    *,
+    name_a: str,
+    name_b: str,
+    stamps: tuple[Stamps, Stamps] = ({}, {}),
+) -> Comparison:
+    """Compare two models on everything that both were evaluated on; ``stamps`` are what is known of either."""
     shared = [key for key in a if key in b]
     differences = [row for key in shared for row in compare_task(*key, a[key], b[key])]
     notes = [note for key in shared for note in failure_notes(*key, ((name_a, a[key]), (name_b, b[key])))]
+    notes += [note for key in shared for note in unlike_notes(*key, (name_a, name_b), stamps)]
+    about = [
+        {"side": side, **some[key], "task": key[0], "split": key[1]}
+        for key in shared
+        for side, some in zip("ab", stamps, strict=True)
+        if key in some
+    ]
     only_a, only_b = (
         tuple(f"{task} on {split}" for task, split in mine if (task, split) not in other)
         for mine, other in ((a, b), (b, a))
     )
-    return Comparison(name_a, name_b, tuple(differences), only_a, only_b, tuple(notes))
+    return Comparison(name_a, name_b, tuple(differences), only_a, only_b, tuple(notes), tuple(about))
 
 
-def prediction_files(directory: str | Path) -> dict[tuple[str, str], Path]:
-    """The files of one model's predictions, by task and split; those on blank pictures are left out.
-
-    Those about a folder lie in a place of their own, which stands before the split: "PLACE/SPLIT".
-    """
-    root = Path(directory)
-    found = {}
-    for path in sorted([*root.glob("*.jsonl"), *root.glob("*/*.jsonl")]):
-        task, *rest = path.name.removesuffix(".jsonl").split(".")
-        if task in MEASURING and len(rest) == 1:
-            found[task, (path.parent.relative_to(root) / rest[0]).as_posix()] = path
-    return found
+# What of two stamps should be the same, and what is said where it is not.
+_UNLIKE = {
+    "data_fingerprint": "the pictures that {a} and {b} were shown have the same names and are not the same files",
+    "answers_fingerprint": "{a} and {b} were judged by other right answers: evaluate both again",
+    "decoding": "{a} and {b} were not decoded alike: {of_a} and {of_b}",
+}
 
 
-def aligned(a: Predictions, b: Predictions) -> Predictions:
-    """``b`` with the predictions about a folder under the keys of ``a``, where they are about the same samples.
-
-    The same folder may be called otherwise there: it was moved, or one of two folders of one name came first.
-    """
-    partners = {key: _partner(key, a, b) for key in a}
-    found = {key: b[partner] for key, partner in partners.items() if partner is not None}
-    taken = {*found, *partners.values()}
-    return {**found, **{key: some for key, some in b.items() if key not in taken}}
-
-
-def _partner(key: tuple[str, str], a: Predictions, b: Predictions) -> tuple[str, str] | None:
-    """Where ``b`` has the samples that ``a`` has under a key: under the same, if not elsewhere."""
-    about = _about(a[key])
-    others = [other for other in b if other[0] == key[0] and "/" in other[1]] if "/" in key[1] else []
-    same = [other for other in (key, *others) if other in b and _about(b[other]) == about]
-    return [*same, *([key] if key in b else []), None][0]
+def unlike_notes(
+    task: str, split: str, names: tuple[str, str], stamps: tuple[Stamps, Stamps]
+) -> Iterator[str]:
+    """A sentence about each thing beside the model that is not the same for two models on the same samples."""
+    one, other = (some.get((task, split)) for some in stamps)
+    if one is None or other is None:
+        return
+    for key, sentence in _UNLIKE.items():
+        if one[key] != other[key]:
+            said = {"a": names[0], "b": names[1], "of_a": spelt(one[key]), "of_b": spelt(other[key])}
+            yield f"{task} on {split}: {sentence.format(**said)}"
 
 
-def _about(predictions: Sequence[Prediction]) -> set[tuple[object, ...]]:
-    return {(p["id"], p.get("question"), tuple(p.get("pictures", ()))) for p in predictions}
-
-
-def load_predictions(directory: str | Path) -> dict[tuple[str, str], list[Prediction]]:
-    """All predictions of one model in its folder, by task and split (see ``prediction_files``).
-
-    Raises UserError if there are none.
-    """
-    found = {key: read_predictions(path) for key, path in prediction_files(directory).items()}
-    if not found:
-        raise UserError(
-            f"There are no predictions in {directory}; run `bifocal evaluate` with this model first."
-        )
-    # in the order of the tasks, the test split before the harder ones
-    order = {task: place for place, task in enumerate(MEASURING)}
-    return dict(sorted(found.items(), key=lambda item: (order[item[0][0]], item[0][1] != "test", item[0][1])))
+def spelt(value: Any) -> str:
+    """A part of a stamp for people: settings with their names."""
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{key} {part if isinstance(part, str) else f'{part:g}'}" for key, part in value.items())
 
 
 def compare_models(directory: str | Path, model_a: str, model_b: str) -> Comparison:
     """Compare two models whose predictions lie in one directory (DIRECTORY/predictions/MODEL/...)."""
-    root = Path(directory) / "predictions"
-    return compare(
-        load_predictions(root / model_a), load_predictions(root / model_b), name_a=model_a, name_b=model_b
-    )
+    folders = [prediction_folder(directory, model) for model in (model_a, model_b)]
+    a, b = (load_predictions(folder) for folder in folders)
+    stamps = load_stamps(folders[0]), load_stamps(folders[1])
+    return compare(a, b, name_a=model_a, name_b=model_b, stamps=stamps)
 
 
 def format_p(p: float | None) -> str:
@@ -292,27 +258,30 @@ def print_comparison(
     title: str | None = None,
 ) -> None:
     """Print the differences; one whose interval leaves out zero is green (A better) or yellow (B)."""
-    console = console or Console()
-    name = title or f"{comparison.a} against {comparison.b}"
-    table = Table(title=name, title_justify="left", header_style="bold")
-    for column in ("task", "split", "slice", "metric"):
-        table.add_column(column)
-    for column in (comparison.a, comparison.b, "difference", "95% interval", "p", "n"):
-        table.add_column(column, justify="right")
+    console = console or wide_console()
+    shown = [row for row in comparison.differences if row.slice == "all" or every_slice]
     read_twice = {(r.task, r.metric) for r in comparison.differences if r.variant == "sane"}
+    titles = [
+        metric_title(row.metric) + (f", {row.variant}" if (row.task, row.metric) in read_twice else "")
+        for row in shown
+    ]
+    table = ruled(title or f"{comparison.a} against {comparison.b}")
+    for column in ("task", "split", "slice"):
+        add_words(table, column, [getattr(row, column) for row in shown])
+    add_words(table, "metric", titles)
+    for column in (comparison.a, comparison.b, "difference", "95% interval", "p", "n"):
+        table.add_column(column, justify="right", no_wrap=True)
     previous: tuple[str, str] | None = None
-    for row in comparison.differences:
-        if row.slice != "all" and not every_slice:
-            continue
+    for row, name in zip(shown, titles, strict=True):
         block = (row.task, row.split)
         if previous is not None and block != previous:
             table.add_section()
         style = "" if not row.clear else "green" if (row.difference or 0) > 0 else "yellow"
         difference = format_value(row.metric, row.difference, sign=True)
         table.add_row(
-            *(block if block != previous else ("", "")),
-            row.slice,
-            metric_title(row.metric) + (f", {row.variant}" if (row.task, row.metric) in read_twice else ""),
+            *(map(escape, block) if block != previous else ("", "")),
+            escape(row.slice),
+            escape(name),
             format_value(row.metric, row.a),
             format_value(row.metric, row.b),
             f"[{style}]{difference}[/]" if style else difference,
@@ -321,9 +290,9 @@ def print_comparison(
             str(row.n),
         )
         previous = block
-    console.print(table)
+    print_whole(table, console)
     for owner, only in ((comparison.a, comparison.only_a), (comparison.b, comparison.only_b)):
         if only:
-            console.print(f"Only {owner} was evaluated on {', '.join(only)}.")
+            console.print(f"Only {owner} was evaluated on {', '.join(only)}.", markup=False, highlight=False)
     for note in comparison.notes:
         console.print(note, markup=False, highlight=False)

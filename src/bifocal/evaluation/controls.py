@@ -46,6 +46,10 @@ class ShuffledPictures:
         """What changes when the picture shown for this key does."""
         return [self._others[key], *self._dataset.stamp(self._others[key])]
 
+    def mark(self, key: str) -> Sequence[int | str]:
+        """What tells the picture shown for this key from another of its name."""
+        return [self._others[key], *self._dataset.mark(self._others[key])]
+
 
 def as_shuffled(rows: Sequence[Row]) -> list[Row]:
     """Scores with shuffled pictures, told from the others by their variant; baseline and blank are not repeated."""

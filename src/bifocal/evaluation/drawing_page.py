@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bifocal.evaluation.report import result_table
+from bifocal.evaluation.report import about_table, result_table
 from bifocal.evaluation.report_samples import PictureOf
-from bifocal.evaluation.results import Prediction, Row
+from bifocal.evaluation.results import Prediction, Row, Stamp
 from bifocal.evaluation.scoring import parts_of, same_samples
 from bifocal.pages import Section, escape, page, picture_html
 
@@ -15,16 +15,24 @@ Side = tuple[Path, Sequence[Prediction]]  # where a model's drawings lie, and wh
 
 
 def drawing_page(
-    sides: Mapping[str, Side], rows: Sequence[Row], picture: PictureOf, *, scores: str = ""
+    sides: Mapping[str, Side],
+    rows: Sequence[Row],
+    picture: PictureOf,
+    *,
+    scores: str = "",
+    about: Sequence[Stamp] = (),
 ) -> str:
     """The contact sheet as HTML: what each prompt asks for is marked found or not in every model's drawing.
 
-    All sides are about the same prompts. ``scores`` is finished HTML in the place of the table of ``rows``.
+    All sides are about the same prompts. ``scores`` is finished HTML in the place of the table of ``rows``; ``about``
+    are the stamps of the scores.
     """
     sections = [
         Section("scores", "Scores", scores or result_table(rows, name="scores-table")),
         Section("drawings", "Drawings", drawing_sheet(sides, picture)),
     ]
+    if about:
+        sections.insert(1, Section("about", "What was asked of whom", about_table(about)))
     lead = "Drawings beside a true picture of each prompt; ✓ and ✗ are what the checker says of them."
     return page(f"{' against '.join(sides)}: drawings", sections, lead=f'<p class="lead">{escape(lead)}</p>')
 
@@ -70,6 +78,8 @@ def _card(said: Mapping[str, tuple[Path, Prediction]], first: Prediction, pictur
 
 
 def _marks(prediction: Prediction) -> str:
+    if prediction.get("failed"):
+        return f'<span class="muted">failed: {escape(prediction["failure"])}</span>'
     told = [(each["name"], each["drawn"]) for each in prediction["present"]]
     for each in prediction.get("asked", ()):
         told.append((f"{each['kind']}: {each['answer']}", each["drawn"]))

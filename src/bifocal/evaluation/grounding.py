@@ -11,6 +11,7 @@ from bifocal.config import UserError
 from bifocal.data.boxes import iou
 from bifocal.data.sample import Dataset, Sample
 from bifocal.evaluation.asking import Answering, Asking, ask_and_judge
+from bifocal.evaluation.benchmarks import OFFICIAL
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.evaluation.scoring import Measure, mean_measure, score_rows
 
@@ -79,15 +80,25 @@ def constant_overlaps(boxes: np.ndarray) -> np.ndarray:
 
 
 def measure(predictions: Sequence[Prediction]) -> list[Measure]:
-    """Acc@0.5 and mean IoU; the baseline answers each flavour of expression with its best constant box."""
+    """Acc@0.5 and mean IoU; the baseline answers each flavour of expression with its best constant box.
+
+    On RefCOCO, RefCOCO+ and RefCOCOg the accuracy is the ``official`` one, of boxes in pixels of the original picture.
+    """
     overlaps = np.array([overlap(p) for p in predictions])
     constant = np.zeros(len(predictions))
     names = np.array([p["slice"] for p in predictions])
     boxes = np.array([p["true_boxes"][0] for p in predictions], dtype=np.float64)  # (n,4)
     for name in set(names.tolist()):
         constant[names == name] = constant_overlaps(boxes[names == name])
+    benchmarks = {p.get("facts", {}).get("benchmark") for p in predictions}
     return [
-        mean_measure("Acc@0.5", overlaps >= THRESHOLD, baseline=constant >= THRESHOLD, right_or_wrong=True),
+        mean_measure(
+            "Acc@0.5",
+            overlaps >= THRESHOLD,
+            baseline=constant >= THRESHOLD,
+            variant=OFFICIAL if benchmarks == {"refcoco"} else "",
+            right_or_wrong=True,
+        ),
         mean_measure("mean_iou", overlaps, baseline=constant),
     ]
 

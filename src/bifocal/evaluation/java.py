@@ -30,7 +30,8 @@ Tokenizer = Literal["simple", "ptb"]
 def require(tokenizer: Tokenizer, also: Sequence[Also]) -> None:
     """Raise UserError unless captions can be scored on these tokens and by these scores too."""
     if also and tokenizer != "ptb":
-        raise UserError(f"{' and '.join(also)} are scored on the PTB tokens: add --tokenizer ptb")
+        are = "is" if len(also) == 1 else "are"
+        raise UserError(f"{' and '.join(also)} {are} scored on the PTB tokens: add --tokenizer ptb")
     for what in (*(["the PTB tokenizer"] if tokenizer == "ptb" else []), *also):
         _class_of(what)
 

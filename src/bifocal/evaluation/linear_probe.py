@@ -11,7 +11,8 @@ import numpy as np
 
 from bifocal.config import UserError
 from bifocal.data.sample import Dataset
-from bifocal.evaluation.asking import Progress, look_up, right_answers
+from bifocal.evaluation.asking import look_up, right_answers
+from bifocal.evaluation.batches import Progress
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.evaluation.scoring import Measure, mean_measure, score_rows
 from bifocal.evaluation.statistics import with_count

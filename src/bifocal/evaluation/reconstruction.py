@@ -11,7 +11,7 @@ import torch
 from bifocal.config import UserError
 from bifocal.data.pictures import resize_whole, to_pictures, to_tensor
 from bifocal.data.sample import Dataset
-from bifocal.evaluation.asking import Progress
+from bifocal.evaluation.batches import Progress
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.evaluation.scoring import Measure, mean_measure, score_rows
 from bifocal.evaluation.statistics import with_count

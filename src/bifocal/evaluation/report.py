@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bifocal.artifacts import atomic_write_text, read_json, read_json_lines
-from bifocal.evaluation.compare import Comparison, Difference, compare, format_p, load_predictions
+from bifocal.evaluation.compare import Comparison, Difference, compare, format_p, spelt
 from bifocal.evaluation.goals import CONTINUOUS, DISCRETE, QUICKSTART_GOALS, Goal, find_row, judge
+from bifocal.evaluation.kept import load_predictions, load_stamps
 from bifocal.evaluation.report_plots import Log, confusion_matrix, curves, keys, scale_top, score_line
 from bifocal.evaluation.report_samples import FAMILIES, PictureOf, drawing_cards, sample_cards
 from bifocal.evaluation.results import (
@@ -20,6 +21,7 @@ from bifocal.evaluation.results import (
     format_interval,
     format_value,
     metric_title,
+    prediction_folder,
     read_about,
     read_results,
 )
@@ -86,7 +88,8 @@ def gather(directory: Path) -> Findings:
         for model in (CONTINUOUS, DISCRETE)
     ]
     if all(sides):
-        found.comparison = compare(*sides, name_a=CONTINUOUS, name_b=DISCRETE)
+        of_a, of_b = (load_stamps(prediction_folder(directory, model)) for model in (CONTINUOUS, DISCRETE))
+        found.comparison = compare(*sides, name_a=CONTINUOUS, name_b=DISCRETE, stamps=(of_a, of_b))
     return found
 
 
@@ -406,13 +409,12 @@ def about_table(about: Sequence[Stamp]) -> str:
     body = []
     for stamp in about:
         prints = [stamp[f"{name}_fingerprint"] for name in ("model", "data", "answers")]
-        decoding = ", ".join(f"{key} {value:g}" for key, value in (stamp["decoding"] or {}).items())
         body.append(
             [
                 *(escape(stamp[key]) for key in ("model", "task", "split", "data")),
                 f"{stamp['samples']:,}",
                 escape(stamp["prompt"] or "–"),
-                escape(decoding or "–"),
+                escape(spelt(stamp["decoding"] or {}) or "–"),
                 *(f"<code>{escape(str(print_ or '–')[:12])}</code>" for print_ in prints),
             ]
         )

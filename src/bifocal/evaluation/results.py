@@ -10,10 +10,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
 from bifocal.artifacts import atomic_write_text, read_json, read_json_lines
 from bifocal.config import UserError
 
@@ -301,6 +297,11 @@ def prediction_path(
     return prediction_folder(directory, model) / place / name
 
 
+def stamp_path(directory: str | Path, model: str, task: str, split: str, *, place: str = "") -> Path:
+    """Where the stamp of predictions lies, beside them: TASK.SPLIT.about.json."""
+    return prediction_path(directory, model, task, split, place=place).with_suffix(".about.json")
+
+
 def answers_path(
     directory: str | Path, model: str, task: str, split: str, *, place: str = "", blank: bool = False
 ) -> Path:
@@ -321,59 +322,3 @@ def read_predictions(path: str | Path) -> list[Prediction]:
         if not isinstance(prediction, dict) or "id" not in prediction:
             raise UserError(f"'{path}', entry {position}, is not a prediction: it has no id.")
     return predictions
-
-
-# ------------------------------------------------------------ tables
-
-
-def print_table(rows: Sequence[Row], console: Console | None = None, *, title: str = "Results") -> None:
-    """Print rows as a table. What is the same in all of them stands in the title, what is in none is left out."""
-    kept_back = withheld(rows)
-    shown = [_cells(row, row.key[:4] in kept_back) for row in rows]
-    names = [column for column in _NAMING if len({cells[column] for cells in shown}) > 1]
-    shared = [cells[column] for cells in shown[:1] for column in _NAMING if column not in names]
-    title = ", ".join([title, *(text for text in shared if text and text not in title)])
-    numbers = [column for column in _NUMBERS if any(cells[column] not in ("–", "0") for cells in shown)]
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for column in (*names, "slice", "metric"):
-        table.add_column(column, min_width=10)
-    for column in numbers:  # a name may break, a number may not
-        table.add_column(column, justify="right", no_wrap=True)
-    previous: tuple[str, ...] = ()
-    for row, cells in zip(rows, shown, strict=True):
-        block = (row.model, row.task, row.split)
-        if previous and block != previous:
-            table.add_section()
-        if block == previous:  # named once for each block
-            cells |= dict.fromkeys(("model", "task", "split"), "")
-        table.add_row(*(cells[column] for column in (*names, "slice", "metric", *numbers)))
-        previous = block
-    console = console or Console()
-    console.print(table)
-    for note in notes(rows):
-        console.print(note, markup=False, highlight=False)
-
-
-_NAMING = ("model", "task", "split", "variant")
-_NUMBERS = ("value", "95% interval", "baseline", "blank", "n", "unparsed", "failed")
-
-
-def _cells(row: Row, kept_back: bool) -> dict[str, str]:
-    value = format_value(row.metric, row.value)
-    if row.value is None:
-        value = "withheld" if kept_back else "not computed" if row.n == 0 else value
-    return {
-        "model": row.model,
-        "task": row.task,
-        "split": row.split,
-        "slice": row.slice,
-        "metric": metric_title(row.metric),
-        "variant": row.variant,
-        "value": value,
-        "95% interval": format_interval(row.metric, row.low, row.high),
-        "baseline": format_value(row.metric, row.baseline),
-        "blank": format_value(row.metric, row.blank),
-        "n": str(row.n),
-        "unparsed": "–" if row.unparsed is None else str(row.unparsed),
-        "failed": str(row.failed) if row.failed else "–",
-    }

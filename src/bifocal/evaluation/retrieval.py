@@ -9,7 +9,8 @@ import numpy as np
 
 from bifocal.config import UserError
 from bifocal.data.sample import Dataset
-from bifocal.evaluation.asking import Progress, batches, look_up, right_answers
+from bifocal.evaluation.asking import look_up, right_answers
+from bifocal.evaluation.batches import Progress, batches
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.evaluation.scoring import Measure, mean_measure, score_rows
 from bifocal.measures import chance_recall, ranks

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bifocal.evaluation.asking import Progress
-from bifocal.evaluation.compare import MEASURING, Predictions
+from bifocal.evaluation.batches import Progress
+from bifocal.evaluation.kept import MEASURING, Predictions
 from bifocal.evaluation.report_samples import PictureOf
 from bifocal.evaluation.results import Prediction
 from bifocal.evaluation.scoring import parts_of, same_samples

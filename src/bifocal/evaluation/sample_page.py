@@ -12,8 +12,9 @@ from importlib.resources import files
 from typing import Any
 
 from bifocal.config import UserError
-from bifocal.evaluation.asking import Progress
-from bifocal.evaluation.compare import Comparison, Difference, Predictions, format_p
+from bifocal.evaluation.batches import Progress
+from bifocal.evaluation.compare import Comparison, Difference, format_p
+from bifocal.evaluation.kept import Predictions
 from bifocal.evaluation.report import about_table, result_table
 from bifocal.evaluation.report_samples import PictureOf
 from bifocal.evaluation.results import Row, Stamp, format_interval, format_value, metric_title
@@ -21,6 +22,8 @@ from bifocal.evaluation.sample_data import sample_data, thumbnails
 from bifocal.pages import Section, escape, page, table
 
 MOST_BYTES = 24_000_000
+# Tasks whose answers can be looked through.
+PAGED = ("captioning", "vqa", "grounding", "reasoning", "zero-shot", "retrieval")
 
 # ------------------------------------------------------------ pages
 
@@ -61,6 +64,9 @@ def comparison_page(
     title = f"{names[0]} against {names[1]}"
     lead = f'<p class="lead">{escape(_about(shared))}</p>'
     sections = [Section("scores", "Differences", differences_table(comparison, names))]
+    if comparison.about:
+        about = about_sides(comparison, names)
+        sections.append(Section("about", "What was asked of whom", about_table(about)))
     sides = {names[0]: shared, names[1]: {key: b[key] for key in shared}}
     return _page(title, lead, sections, sides, picture, most_bytes, progress)
 
@@ -69,6 +75,12 @@ def told_apart(comparison: Comparison) -> tuple[str, str]:
     """The names of the two models, with letters where they are the same."""
     names = (comparison.a, comparison.b)
     return names if names[0] != names[1] else (f"{names[0]} (A)", f"{names[1]} (B)")
+
+
+def about_sides(comparison: Comparison, names: tuple[str, str]) -> list[Stamp]:
+    """The stamps of what is compared, each under the name of its side."""
+    called = dict(zip("ab", names, strict=True))
+    return [{**stamp, "model": called[stamp["side"]]} for stamp in comparison.about]
 
 
 def _about(predictions: Predictions) -> str:

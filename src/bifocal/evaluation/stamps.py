@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bifocal.config import fingerprint
+from bifocal.data.fingerprints import questions_fingerprint
 from bifocal.data.prompts import WORDINGS, inside
 from bifocal.data.sample import Dataset, Sample
-from bifocal.evaluation.answers import data_fingerprint
+from bifocal.evaluation import text_to_image
 from bifocal.evaluation.asking import right_answers
 from bifocal.evaluation.results import Stamp
+
+# Of what a model was asked under: what decides what it says.
+_DECODING = ("temperature", "guidance", "candidates", "judge", "seed", "max_new_tokens", "batch_size")
 
 
 def stamp_of(
@@ -18,21 +22,22 @@ def stamp_of(
 ) -> Stamp:
     """The stamp of the scores of a model, called ``name``, on a data set.
 
-    ``asked`` is what ``asking.ask_all`` says of itself, None for tasks that ask nothing: those have neither a prompt
-    nor a decoding (what a CLIP is asked stands in the variant of its scores).
+    ``asked`` is what ``asking.ask_all`` says of itself, or the drawing of prompts; None for tasks that ask nothing:
+    those have neither a prompt nor a decoding (what a CLIP is asked stands in the variant of its scores).
     """
     decoding = None
     if asked is not None:
-        settings = asked["settings"]
-        decoding = {"temperature": 0.0, **{key: settings[key] for key in ("max_new_tokens", "batch_size")}}
+        greedy = {} if task == text_to_image.TASK else {"temperature": 0.0}
+        settings = {**greedy, **asked["settings"]}
+        decoding = {key: settings[key] for key in _DECODING if key in settings}
     return {
         "model": name,
         "task": task,
         "split": dataset.split,
-        "model_fingerprint": asked["model"] if asked is not None else getattr(model, "fingerprint", None),
+        "model_fingerprint": getattr(model, "fingerprint", None),
         "data": dataset.name,
         "samples": len(dataset.samples),
-        "data_fingerprint": asked["data"] if asked is not None else data_fingerprint(dataset),
+        "data_fingerprint": questions_fingerprint(dataset),
         "answers_fingerprint": answers_fingerprint(dataset.samples),
         "prompt": None if asked is None else prompt_of(task, dataset.samples),
         "decoding": decoding,
@@ -40,7 +45,7 @@ def stamp_of(
 
 
 def answers_fingerprint(samples: Sequence[Sample]) -> str:
-    """Names what is right: the answers, references and boxes of all samples, which ``data_fingerprint`` leaves out."""
+    """Names what is right: answers, references and boxes of all samples, which ``questions_fingerprint`` leaves out."""
     return fingerprint(
         [
             [sample.id, right_answers(sample), [[float(edge) for edge in box] for box in sample.boxes]]
@@ -51,6 +56,8 @@ def answers_fingerprint(samples: Sequence[Sample]) -> str:
 
 def prompt_of(task: str, samples: Sequence[Sample]) -> str | None:
     """The words that all are asked in, with ``{}`` for what differs; None where everyone is asked in its own."""
+    if task == text_to_image.TASK:  # drawn by the prompt alone
+        return "{}"
     questions = {sample.question for sample in samples}
     wording = WORDINGS[task][0] if task in WORDINGS else None
     if wording is not None and all(inside(wording, question) is not None for question in questions):

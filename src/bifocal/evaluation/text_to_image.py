@@ -9,82 +9,26 @@ between drawings and true pictures.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 
-from bifocal.config import UserError
-from bifocal.data.pictures import resize_whole, to_pictures, to_tensor
+from bifocal.config import UserError, fingerprint
+from bifocal.data.fingerprints import asked_fingerprint
 from bifocal.data.sample import Dataset, Sample
-from bifocal.data.scenes.nouns import article_for
-from bifocal.evaluation.asking import Answering, Progress, batches, look_up, right_answers
+from bifocal.evaluation.answers import Given
+from bifocal.evaluation.asking import Answering, right_answers
+from bifocal.evaluation.batches import Progress, go_through
+from bifocal.evaluation.easel import KINDS, Candidates, Drawing, Easel, Embedding, Save, defaults_of
+from bifocal.evaluation.kinds import slices_of
 from bifocal.evaluation.reconstruction import frechet
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.evaluation.scoring import Measure, mean_measure, score_rows
-from bifocal.generation.rerank import best_first
-from bifocal.measures import normalize_answer
 
 TASK = "text-to-image"
-# What a prompt says beside its objects, by the kind of question that tells, with what the scores are called.
-KINDS = {
-    "count": "counts",
-    "colour": "colours",
-    "position": "positions",
-    "look": "looks",
-    "relation": "relations",
-    "negation": "negations",
-}
-
-
-class Drawing(Protocol):
-    """What this task needs of a model that draws."""
-
-    name: str
-
-    def draw_batch(self, prompts: Sequence[str], **options: Any) -> Sequence[Image.Image]: ...
-
-
-class Embedding(Protocol):
-    """What the CLIP score, the Fréchet distance and the choice among candidates need."""
-
-    name: str
-
-    def embed_images(self, pictures: Sequence[Any]) -> torch.Tensor: ...
-    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor: ...
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Several drawings of a prompt, of which the one that fits best by a CLIP is taken (as Yu et al. 2022 do)."""
-
-    count: int
-    judge: Embedding
-
-
-Save = Callable[
-    [str, Image.Image], str
-]  # (sample id, drawing) -> where it was kept, to stand in the prediction
-
-
-def question_about(dataset: Dataset, name: str) -> str:
-    """ "is there an owl?", with the article of the data set's own concepts, as the checker was taught it."""
-    world = getattr(dataset, "world", None)
-    concepts = {concept.name: concept for concept in world.concepts} if world is not None else {}
-    article = concepts[name].article if name in concepts else article_for(name)
-    return f"is there {article} {name}?"
-
-
-def absent_objects(sample: Sample, names: Sequence[str]) -> list[str]:
-    """As many names that the prompt lacks as it has, picked at random by the sample's id alone."""
-    present = set((sample.facts or {})["objects"])
-    others = [name for name in names if name not in present]
-    rng = np.random.default_rng(zlib.crc32(sample.id.encode()))
-    return [others[i] for i in rng.permutation(len(others))[: len(present)]]
 
 
 def predict(
@@ -99,140 +43,97 @@ def predict(
     features: Embedding | None = None,
     seed: int = 0,
     save: Save | None = None,
+    keep: Path | None = None,
+    restart: bool = False,
+    note: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> list[Prediction]:
     """Draw every prompt and ask the checker about the drawing, the true picture and a blank one.
 
     ``present`` and ``absent`` list what was asked for and as much that was not: {"name", "drawn", "true",
     "blank"}, each whether the checker says it is there; ``asked`` lists the further ``questions`` of the sample's facts
     with "kind", "question" and "answer" and whether each picture gets the right answer. Where the drawer has a
-    ``vqvae``, "decoded" is the true picture through it. Raises UserError for a sample whose facts do not list
-    its objects.
+    ``vqvae``, "decoded" is the true picture through it. Where any of it failed there are ``failed`` and, as
+    ``failure``, the reason.
+
+    What was said is kept under ``keep`` as soon as it is said, and ``restart`` and ``note`` are as in
+    ``asking.Asking``; ranks share the prompts. Raises UserError for a sample whose facts do not list its objects, and
+    for a model that cannot draw.
     """
     options: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
-    for sample in dataset.samples:
+    samples = dataset.samples
+    for sample in samples:
         if not (sample.facts or {}).get("objects") or not sample.pictures:
             raise UserError(
-                f"Sample {sample.id} of {dataset.name} has no true picture with a list of its objects."
+                f"Sample {sample.id} of {dataset.name} has no true picture with a list of its objects, by which a "
+                'drawing of it is judged: pictures, and "facts": {"objects": {NAME: COUNT}}.'
             )
-    names = sorted({name for sample in dataset.samples for name in (sample.facts or {})["objects"]})
-    known: Sequence[str] | None = getattr(checker, "kinds", None)  # of questions; a VLM takes any
-    predictions: list[Prediction] = [{} for _ in dataset.samples]
-    for chosen in batches(dataset.samples, batch_size, progress):
-        samples = [dataset.samples[i] for i in chosen]
-        prompts = [right_answers(sample)[0] for sample in samples]
-        # no two batches draw alike
-        drawings = _drawn(drawer, prompts, candidates, seed=seed + chosen[0], **options)
-        true = [look_up(dataset, sample.pictures[0]) for sample in samples]
-        shown = {
-            "drawn": [np.asarray(drawing.convert("RGB")) for drawing in drawings],
-            "true": true,
-            "blank": [look_up(dataset, sample.pictures[0], blank=True) for sample in samples],
-            **_decoded(drawer, true),
+    about = None
+    if keep is not None or note is not None:
+        about = {
+            "model": fingerprint([drawer.fingerprint, checker.fingerprint]),
+            "data": fingerprint([asked_fingerprint(dataset), [_decides(sample) for sample in samples]]),
+            "settings": {**defaults_of(drawer), **options, "seed": seed, "batch_size": batch_size}
+            | _clips(candidates, features),
         }
-        asked = [
-            [item for item in _asked_of(sample, dataset, names) if known is None or item["kind"] in known]
-            for sample in samples
-        ]
-        requests = [
-            ([pictures[row]], item["question"])
-            for row, items in enumerate(asked)
-            for item in items
-            for pictures in shown.values()
-        ]
-        answers = iter(checker.answer_batch(requests, max_new_tokens=4, batch_size=batch_size))
-        for items in asked:
-            for item in items:
-                for which in shown:
-                    item[which] = _agrees(next(answers).text, item)
-        embedded = _embedded(features, shown, prompts) if features is not None else [{} for _ in samples]
-        for row, (position, sample, drawing) in enumerate(zip(chosen, samples, drawings, strict=True)):
-            facts = sample.facts or {}
-            predictions[position] = {
-                "id": sample.id,
-                "pictures": list(sample.pictures),
-                "slice": sample.slice,
-                **({"slices": list(facts["slices"])} if "slices" in facts else {}),
-                "question": prompts[row],
-                "drawing": save(sample.id, drawing) if save is not None else None,
-                "checker": checker.name,
-                **{
-                    kind: [
-                        {"name": item["name"], **{which: item[which] for which in shown}}
-                        for item in asked[row]
-                        if item["kind"] == kind
-                    ]
-                    for kind in ("present", "absent")
-                },
-                "asked": [item for item in asked[row] if item["kind"] in KINDS],
-                **embedded[row],
-            }
-    return predictions
+    if note is not None and about is not None:
+        note(about)
+    easel = Easel(
+        drawer,
+        checker,
+        dataset,
+        options=options,
+        seed=seed,
+        batch_size=batch_size,
+        save=save,
+        candidates=candidates,
+        features=features,
+    )
+    given = go_through(
+        samples,
+        batch_size,
+        lambda chosen, before: easel.draw_and_check(chosen),
+        what=f"drawings of {drawer.name} were made",
+        about=about,
+        keep=keep,
+        restart=restart,
+        progress=progress,
+    )
+    return [_prediction(sample, one) for sample, one in zip(samples, given, strict=True)]
 
 
-def _drawn(
-    drawer: Drawing, prompts: Sequence[str], candidates: Candidates | None, **options: Any
-) -> Sequence[Image.Image]:
-    """One drawing of each prompt, the best of its candidates where there are several."""
-    if candidates is None:
-        return drawer.draw_batch(prompts, **options)
-    several = [prompt for prompt in prompts for _ in range(candidates.count)]
-    pictures = drawer.draw_batch(several, **options)
-    best = best_first(candidates.judge, pictures, prompts)[:, 0].tolist()
-    return [pictures[row * candidates.count + place] for row, place in enumerate(best)]
-
-
-def _decoded(drawer: Drawing, true: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """The true pictures as the drawer's tokenizer gives them back; nothing where it has none."""
-    vqvae = getattr(drawer, "vqvae", None)
-    if vqvae is None:
-        return {}
-    images = to_tensor([resize_whole(picture, vqvae.picture_size) for picture in true])
-    return {"decoded": list(to_pictures(vqvae.decode(vqvae.encode(images)).cpu()))}
-
-
-def _asked_of(sample: Sample, dataset: Dataset, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Every question about a sample: its objects, as many others, and what else the prompt says."""
+def _decides(sample: Sample) -> list[Any]:
+    """What of a sample decides what is drawn and asked, beside its question and its pictures."""
     facts = sample.facts or {}
-    items: list[dict[str, Any]] = []
-    for kind, some in (("present", list(facts["objects"])), ("absent", absent_objects(sample, names))):
-        items += [
-            {"kind": kind, "name": name, "question": question_about(dataset, name), "answer": "yes"}
-            for name in some
-        ]
-    return items + [dict(item) for item in facts.get("questions", ())]
-
-
-def _agrees(said: str, item: dict[str, Any]) -> bool:
-    """Whether an answer says it: "yes", or, of a place, a colour, a number, a thing, or a look, what is told of it."""
-    answer = normalize_answer(said)
-    if item["kind"] in ("present", "absent"):
-        return answer.startswith(item["answer"])
-    wanted = normalize_answer(item["answer"])
-    # a prompt may tell the size alone, and is asked about size and tilt together
-    return set(wanted.split()) <= set(answer.split()) if item["kind"] == "look" else answer == wanted
-
-
-def _embedded(
-    features: Embedding, shown: dict[str, list[np.ndarray]], prompts: Sequence[str]
-) -> list[dict[str, Any]]:
-    """What a CLIP says of drawing, true and blank picture, and how near drawing and truth are to the prompt."""
-    texts = features.embed_texts(prompts)
-    vectors = {which: features.embed_images(shown[which]) for which in ("drawn", "true", "blank")}
-    near = {which: (vectors[which] * texts).sum(dim=1).tolist() for which in ("drawn", "true")}
-    # against the prompt of another drawing
-    other = (vectors["drawn"] * texts.roll(1, dims=0)).sum(dim=1).tolist()
     return [
-        {
-            "features": features.name,
-            "clip_drawn": near["drawn"][row],
-            "clip_true": near["true"][row],
-            "clip_other": other[row],
-            "original_features": vectors["true"][row].tolist(),
-            "decoded_features": vectors["drawn"][row].tolist(),
-            "flat_features": vectors["blank"][row].tolist(),
-        }
-        for row in range(len(prompts))
+        right_answers(sample)[0],
+        facts["objects"],
+        [dict(question) for question in facts.get("questions", ())],
     ]
+
+
+def _clips(candidates: Candidates | None, features: Embedding | None) -> dict[str, Any]:
+    """The settings that say which CLIP took which drawing, and which one looked at it."""
+    settings: dict[str, Any] = {}
+    if candidates is not None:
+        settings = {
+            "candidates": candidates.count,
+            "judge": candidates.judge.name,
+            "judge_fingerprint": candidates.judge.fingerprint,
+        }
+    return settings if features is None else {**settings, "features_fingerprint": features.fingerprint}
+
+
+def _prediction(sample: Sample, given: Given) -> Prediction:
+    prediction: Prediction = {
+        "id": sample.id,
+        "pictures": list(sample.pictures),
+        "slice": sample.slice,
+        "question": right_answers(sample)[0],
+    }
+    slices = slices_of(sample)
+    if slices != [sample.slice]:
+        prediction["slices"] = slices
+    return prediction | ({"failed": True} if "failure" in given else {}) | given
 
 
 def _share(predictions: Sequence[Prediction], kind: str, which: str) -> np.ndarray:
@@ -333,4 +234,10 @@ def score(
         )
     rows = score_rows(TASK, measure, predictions, model=model, split=split, blank=_on_blank(predictions))
     about_clip = ("clip_score", "clip_score_true", "frechet")
-    return [replace(row, blank=None) if row.metric in about_clip else row for row in rows if row.n]
+    # of a slice that failed whole it is still said of the objects, which every prompt has, that there is no score
+    of_kinds = {name for plural in KINDS.values() for name, _ in _scores_of(plural, decoded=True)}
+    return [
+        replace(row, blank=None) if row.metric in about_clip else row
+        for row in rows
+        if row.n or row.metric not in of_kinds
+    ]

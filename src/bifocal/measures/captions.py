@@ -122,7 +122,8 @@ class CiderD:
 
     ``references[i]`` are the captions of picture i. Clipped counts, Gaussian length penalty with sigma 6,
     times 10, mean over n-grams of 1..4 and over references; a caption's length is counted in bigrams, as
-    ``pycocoevalcap`` does. With one picture every IDF is zero and so is the score.
+    ``pycocoevalcap`` does. With one picture every IDF is zero and so is the score. Where no reference has a word the
+    official script raises an error, and the score here is zero.
 
     Legend: P pictures, R references, E pairs of a reference and an n-gram in it.
     """

@@ -146,6 +146,10 @@ class SceneDataset:
         """What changes when the picture does: the key says all of it in one world."""
         return self.world.fingerprint, key
 
+    def mark(self, key: str) -> tuple[str, str]:
+        """The same: a world is drawn alike on every machine."""
+        return self.stamp(key)
+
     def _balanced(self, draws: Mapping[str, Draw], count: int) -> list[Sample]:
         """Samples of every kind in turn, each the draw whose answer is needed most, or none if all are too frequent."""
         kinds = list(draws)
