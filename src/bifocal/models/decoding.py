@@ -21,7 +21,7 @@ from bifocal.models.language import DecoderLayer, LanguageModel
 
 Product = Callable[[Tensor], Tensor]
 INT8_ROWS = 2  # up to so many, torch's int8 product is the faster one (benchmarks/decode.py)
-INT8_STEP = 16  # torch's int8 product reads so many inputs at a time, and beyond the end of others
+INT8_STRIDE = 16  # and it reads whole strides of so many inputs, whether they are there or not
 
 
 def product(*layers: nn.Module) -> Product:
@@ -69,7 +69,7 @@ class _Int8Product:
         self.expanded: Product | None = None
 
     def __call__(self, x_BK: Tensor) -> Tensor:
-        if len(x_BK) <= INT8_ROWS and x_BK.shape[1] % INT8_STEP == 0:
+        if len(x_BK) <= INT8_ROWS and x_BK.shape[1] % INT8_STRIDE == 0:
             return torch._weight_int8pack_mm(x_BK, self.weight, self.scale)
         if self.expanded is None:
             whole = self.weight.to(self.scale.dtype) * self.scale[:, None]
