@@ -88,6 +88,16 @@ def test_the_changes_and_the_new_rows_learn_and_nothing_else_does(tied: bool) ->
         assert not torch.equal(model.state_dict()[name][NEW], kept[name][NEW])
 
 
+def test_a_change_that_is_frozen_counts_unless_it_is_nothing_yet() -> None:
+    base = nn.Linear(32, 24, bias=False)
+    layer = LoRALinear(base, LoRASettings(rank=3)).requires_grad_(False)
+    x = torch.randn(5, 32)
+    assert torch.equal(layer(x), base(x))
+    layer.lora_b.normal_()
+    torch.testing.assert_close(layer(x), layer.merged()(x), rtol=1e-5, atol=1e-5)
+    assert (layer(x) - base(x)).abs().max() > 0.1
+
+
 def test_a_change_has_its_rank() -> None:
     base = nn.Linear(32, 24, bias=False)
     layer = LoRALinear(base, LoRASettings(rank=3, alpha=12.0))

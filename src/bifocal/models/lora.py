@@ -52,8 +52,11 @@ class LoRALinear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_a, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        change = F.linear(F.linear(x, self.lora_a), self.lora_b * self.scale)
-        return F.linear(x, self.weight, self.bias) + change
+        frozen = F.linear(x, self.weight, self.bias)
+        # a stage before it first learns should not pay for what is still nothing
+        if not self.lora_b.requires_grad and not self.lora_b.any():
+            return frozen
+        return frozen + F.linear(F.linear(x, self.lora_a), self.lora_b * self.scale)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
