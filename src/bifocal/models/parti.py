@@ -203,8 +203,9 @@ class PartiModel(nn.Module):
     def read(self, tokens_BT: Tensor, dropped_B: Tensor) -> Memory:
         """(B, T) token ids, padded, and which of the texts are dropped, (B,) bool -> what the decoder attends to."""
         padding = self.config.text.padding
+        assert padding is not None
         states_BTD = self.text_model.states(tokens_BT)
-        seen_BT = tokens_BT != padding
+        seen_BT = tokens_BT.ne(padding)
         first_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device) == 0
         empty = self.empty_embedding.weight.to(states_BTD.dtype)
         states_BTD = torch.where(dropped_B[:, None, None], empty, states_BTD)
