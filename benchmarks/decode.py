@@ -98,6 +98,19 @@ def theirs(model: VLM) -> Any:
     return made.to(torch.bfloat16).eval()
 
 
+@torch.inference_mode()
+def likeness(model: VLM, judge: Any) -> float:
+    """The smallest cosine of the two models' logits over a random text: that they are the same model, in bf16."""
+    tokens = torch.randint(
+        model.config.language.vocabulary, (1, 16), generator=torch.Generator().manual_seed(2)
+    )
+    causal = torch.full((16, 16), float("-inf")).triu(1)
+    language = model.language_model
+    own = language.lm_head(language(language.embed_tokens(tokens), torch.arange(16)[None], causal))
+    cosines = torch.nn.functional.cosine_similarity(own.float(), judge(tokens).logits.float(), dim=-1)
+    return cosines.min().item()
+
+
 def say_with_theirs(model: Any, *, compiled: bool) -> Say:
     """Greedy decoding with transformers."""
     from transformers import CompileConfig
@@ -185,12 +198,8 @@ def main(
     )
     for batch in batches:
         asked = torch.randint(SMOLLM2.vocabulary, (batch, prompt), generator=torch.Generator().manual_seed(1))
-        said = {setting.name: setting.say(asked, min(tokens, 8)) for setting in settings}
-        for setting in settings[2:]:
-            same = (said[setting.name] == said["bifocal bf16"]).int().cumprod(dim=1).sum(dim=1).float().mean()
-            print(
-                f"  {setting.name}: the first {same:.1f} of {min(tokens, 8)} tokens are bifocal's, on average"
-            )
+        for setting in settings:  # what is made once is made before the clock runs
+            setting.say(asked, min(tokens, 4))
         speeds: dict[str, list[float]] = {setting.name: [] for setting in settings}
         reads = []
         for _ in range(rounds):

@@ -346,6 +346,7 @@ def ask(
             'give at least one picture and a question, as in: bifocal ask RUN owl.png "what is this?"'
         )
     pictures, question = [Path(word) for word in words[:-1]], words[-1]
+    aloud = explain is None and url is None and not json_output and sys.stdout.isatty()
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     if explain is not None:
         from bifocal.commands.explain import write_explanation
@@ -365,13 +366,19 @@ def ask(
 
         answer = ask_server(url, run.name, pictures, question, **sampling)
     else:
+        from bifocal.commands.ask import answer_aloud
+
         model = _open_vlm(run, "questions are", device=device, dtype=dtype)
-        answer = model.answer(pictures, question, **sampling)
+        if aloud:
+            answer = answer_aloud(model, pictures, question, **sampling)
+        else:
+            answer = model.answer(pictures, question, **sampling)
     if json_output:
         about = {"text": answer.text, "boxes": answer.boxes, "finish_reason": answer.finish_reason}
         print(json.dumps({**about, "logprobs": answer.logprobs}))
     else:
-        print(answer.text)
+        if not aloud:
+            print(answer.text)
         for box in answer.boxes:
             print("box " + " ".join(f"{side:.3f}" for side in box))
 

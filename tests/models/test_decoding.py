@@ -45,11 +45,12 @@ def _through(decoder: LanguageModel, tokens: Tensor, cache: KeyValueCache | None
     return decoder.lm_head(decoder(embedded, torch.arange(len(tokens))[None], causal, cache))[0]
 
 
-def stepped(decoder: LanguageModel) -> tuple[Tensor, Tensor]:
-    """(3, V) logits of the last token of each row, by the step and by the decoder."""
+def stepped(decoder: LanguageModel, rows: int = len(LENGTHS)) -> tuple[Tensor, Tensor]:
+    """(rows, V) logits of the last token of each row, by the step and by the decoder."""
     sequences, cache = filled(decoder)
+    sequences = sequences[:rows]
     last = torch.stack([tokens[-1] for tokens in sequences])
-    got = DecodingStep(decoder)(decoder.embed_tokens(last), LENGTHS, cache)
+    got = DecodingStep(decoder)(decoder.embed_tokens(last), LENGTHS[:rows], cache)
     return got, torch.stack([_through(decoder, tokens)[-1] for tokens in sequences]).float()
 
 
@@ -125,12 +126,13 @@ def test_int8_is_not_trained() -> None:
         _through(decoder, torch.randint(50, (4,)))
 
 
+@pytest.mark.parametrize("rows", [1, INT8_ROWS, INT8_ROWS + 1])
 @torch.no_grad()
-def test_int8_says_nearly_what_the_weights_said() -> None:
+def test_int8_says_nearly_what_the_weights_said(rows: int) -> None:
     decoder = model().bfloat16()
     exact = copy.deepcopy(decoder)
     to_int8(decoder)
-    got, own = stepped(decoder)
+    got, own = stepped(decoder, rows)
     assert torch.nn.functional.cosine_similarity(got, own).min() > 0.999
     tokens = torch.randint(50, (8,))
     apart = torch.nn.functional.cosine_similarity(_through(decoder, tokens), _through(exact, tokens))

@@ -9,118 +9,26 @@ The sequences that decode stand in the first rows of the cache, so that a step r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Collection
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bifocal.config import UserError
-from bifocal.generation.prompt import Prompt, common_prefix, embed_prompt, position_keys
+from bifocal.generation.prompt import Prompt, embed_prompt, position_keys
+from bifocal.generation.rows import CacheRows, Lane
 from bifocal.generation.sampling import Choice, Sampling, choose
+from bifocal.generation.sequence import Allow, Drawing, Event, Sequence
 from bifocal.models.blocks import RowWriter
 from bifocal.models.decoding import decoding_step
 from bifocal.models.vlm import VLM
 
-LEAST_REUSED = 8  # fewer positions are computed again faster than they are found and copied
-
-Allow = Callable[[list[int]], Tensor]  # the tokens said so far -> (V,) bool, which may come next
+__all__ = ["Drawing", "Event", "NoFreeSlot", "Sequence", "Slots"]
 
 
 class NoFreeSlot(ValueError):
     """All slots are taken: one is free again when a sequence ends."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How pictures may stand in what is said: behind ``begin`` exactly ``count`` of the ``codes``, then ``end``.
-
-    No code stands elsewhere. With ``guidance`` other than 1 codes are chosen by u + s (c - u), where u are the logits
-    behind the ``empty`` prompt, which ends in ``begin`` (classifier-free guidance, Ho & Salimans 2022).
-    """
-
-    begin: int
-    end: int
-    codes: range
-    count: int
-    guidance: float = 1.0
-    empty: Prompt | None = None
-
-    def __post_init__(self) -> None:
-        if self.guidance != 1.0 and self.empty is None:
-            raise ValueError(f"guidance {self.guidance} needs the empty prompt to guide away from")
-
-
-@dataclass(frozen=True)
-class Event:
-    """One token of a sequence, its log-probability at temperature 1 among the allowed ones, and the likeliest ones.
-
-    A stop token comes with ``finished`` "stop" and belongs to no text; so does the token of an ``error``, which is what
-    an ``allow`` raised. "length" comes with the last token that was asked for.
-    """
-
-    sequence: Sequence
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-    finished: Literal["stop", "length", "error"] | None = None
-    error: ValueError | None = None
-
-
-@dataclass(eq=False)
-class Lane:
-    """A sequence's way through one row of the cache: what it begins with, and the token that is fed next."""
-
-    row: int
-    prompt: Prompt
-    keys: list[Hashable]
-    encoded: Tensor | None = None
-    embedded: Tensor | None = None
-    first: int = 0  # the position of the first of ``embedded``
-    token: int = -1
-    logits: Tensor | None = None  # (V,) of the next token, until it is chosen
-
-
-@dataclass(eq=False)
-class Row:
-    """What a row of the cache holds, position by position, and whose it is."""
-
-    keys: list[Hashable] = field(default_factory=list)
-    lane: Lane | None = None
-    used: int = 0
-
-
-@dataclass(eq=False)
-class Sequence:
-    """A prompt and what was said so far. ``cached`` positions of the prompt were not computed again."""
-
-    prompt: Prompt
-    sampling: Sampling
-    stop: frozenset[int]
-    allow: Allow | None
-    allowed: Tensor | None  # (V,) bool: what ``allow`` may choose from
-    drawing: Drawing | None
-    top: int
-    lane: Lane
-    unguided: Lane | None
-    generator: torch.Generator
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    tops: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
-    codes: int | None = None  # of the picture that is being drawn; None outside of one
-    cached: int = 0
-    finished: Literal["stop", "length", "error", "cancelled"] | None = None
-
-    @property
-    def in_codes(self) -> bool:
-        """Whether the next token is a code of a picture."""
-        return self.codes is not None and self.drawing is not None and self.codes < self.drawing.count
-
-    @property
-    def choice(self) -> Choice:
-        """How the next token is chosen."""
-        return self.sampling.images if self.in_codes else self.sampling
 
 
 class Slots:
@@ -130,21 +38,19 @@ class Slots:
     def __init__(self, model: VLM, slots: int, length: int, *, reuse: bool = True) -> None:
         if slots < 1 or length < 1:
             raise ValueError(f"a pool has at least 1 slot of 1 position, got {slots} of {length}")
-        self.model, self.length, self.reuse = model, length, reuse
+        self.model, self.length, self.slots = model, length, slots
         self.device = model.language_model.norm.weight.device
         self.vocabulary = model.language_model.config.vocabulary
         self.cache = model.language_model.new_cache(slots, length)
         self.decode = decoding_step(model.language_model)
-        self.rows = [Row() for _ in range(slots)]
-        self.decoding = 0  # so many of the first rows hold lanes whose prompt is through
+        self.rows = CacheRows(self.cache, slots, reuse=reuse)
         self.waiting: list[Lane] = []
         self.sequences: list[Sequence] = []
-        self.clock = 0
 
     @property
     def free(self) -> int:
         """How many slots are free."""
-        return sum(row.lane is None for row in self.rows)
+        return self.rows.free
 
     @property
     def busy(self) -> bool:
@@ -179,13 +85,13 @@ class Slots:
         if not prompt.tokens:
             raise ValueError("a prompt has at least one token")
         if self.free < 1 + guided:
-            raise NoFreeSlot(f"{1 + guided} of {len(self.rows)} slots are needed and {self.free} are free")
+            raise NoFreeSlot(f"{1 + guided} of {self.slots} slots are needed and {self.free} are free")
         keys = position_keys(self.model, prompt, encoded)
         unguided = None
-        lane = self._take(Lane(-1, prompt, keys, encoded))
+        lane = self.rows.take(Lane(prompt, keys, encoded))
         if guided:
             assert drawing is not None and drawing.empty is not None
-            unguided = self._take(Lane(-1, drawing.empty, list(drawing.empty.tokens)))
+            unguided = self.rows.take(Lane(drawing.empty, list(drawing.empty.tokens)))
         static = allow if isinstance(allow, Tensor) else None
         if drawing is not None:
             static = static.clone() if static is not None else self._mask(True)
@@ -222,58 +128,17 @@ class Slots:
         if sequence.finished is None:
             self._end(sequence, "cancelled")
 
-    # ------------------------------------------------------------ rows
-
     def _mask(self, value: bool) -> Tensor:
         return torch.full((self.vocabulary,), value, device=self.device)
-
-    def _take(self, lane: Lane) -> Lane:
-        """Give a lane the free row whose content it continues, or else the one that was not used for longest."""
-        free = [index for index, row in enumerate(self.rows) if row.lane is None]
-        best = min(free, key=lambda index: self.rows[index].used)
-        for index in free:
-            held = self.rows[index].keys
-            if held and self.reuse and common_prefix(lane.keys, held, LEAST_REUSED) == len(held):
-                best = index
-        lane.row = best
-        self.rows[best].lane = lane
-        return lane
-
-    def _swap(self, one: int, other: int) -> None:
-        if one == other:
-            return
-        rows = self.rows
-        length = max(len(rows[one].keys), len(rows[other].keys))
-        if length:
-            self.cache.swap(one, other, length)
-        rows[one], rows[other] = rows[other], rows[one]
-        for index in (one, other):
-            lane = rows[index].lane
-            if lane is not None:
-                lane.row = index
-
-    def _enter(self, lane: Lane) -> None:
-        """The lane decodes from now on."""
-        self._swap(lane.row, self.decoding)
-        self.decoding += 1
-
-    def _leave(self, lane: Lane) -> None:
-        """The lane does not decode any more, or did not yet; it keeps its row."""
-        lane.logits = None
-        if lane in self.waiting:
-            self.waiting.remove(lane)
-        if lane.row < self.decoding:
-            self.decoding -= 1
-            self._swap(lane.row, self.decoding)
 
     def _end(self, sequence: Sequence, why: Literal["stop", "length", "error", "cancelled"]) -> None:
         sequence.finished = why
         self.sequences.remove(sequence)
+        if sequence.lane in self.waiting:
+            self.waiting.remove(sequence.lane)
         for lane in (sequence.lane, sequence.unguided):
             if lane is not None:
-                self._leave(lane)
-                self.clock += 1
-                self.rows[lane.row].lane, self.rows[lane.row].used = None, self.clock
+                self.rows.release(lane)
 
     # ------------------------------------------------------------ prompts
 
@@ -284,39 +149,28 @@ class Slots:
             for lane in self.waiting:
                 if left is not None and left <= 0:
                     break
-                if lane.embedded is None and not self._adopt(lane, [other for other, _ in group]):
+                if lane.embedded is None and not self._begin(lane, [other for other, _ in group]):
                     continue
-                count = len(lane.keys) - len(self.rows[lane.row].keys)
+                count = len(lane.keys) - len(self.rows.held(lane))
                 count = count if left is None else min(count, left)
                 group.append((lane, count))
                 left = None if left is None else left - count
             self._run(group)
 
-    def _adopt(self, lane: Lane, ahead: list[Lane]) -> bool:
-        """Begin a prompt with what is cached of it; False if more of it will be, once those ahead are through."""
-        wanted = lane.keys[:-1]  # the last position is computed in any case: its logits are needed
-        found = [0] * len(self.rows)
-        if self.reuse:
-            found = [common_prefix(wanted, row.keys, LEAST_REUSED) for row in self.rows]
-            best = max(range(len(found)), key=found.__getitem__)
-            coming = max((common_prefix(wanted, other.keys, LEAST_REUSED) for other in ahead), default=0)
-            if coming >= found[best] + LEAST_REUSED:
-                return False
-            if found[best] > found[lane.row]:
-                self.cache.copy(best, lane.row, found[lane.row], found[best])
-                found[lane.row] = found[best]
-        have = found[lane.row]
-        self.rows[lane.row].keys = lane.keys[:have]
-        lane.embedded, lane.first = embed_prompt(self.model, lane.prompt, lane.encoded, have)
+    def _begin(self, lane: Lane, ahead: list[Lane]) -> bool:
+        """Begin a prompt with what is cached of it; False if it is better to wait for those ahead."""
+        if not self.rows.adopt(lane, ahead):
+            return False
+        cached = len(self.rows.held(lane))
+        lane.embedded, lane.first = embed_prompt(self.model, lane.prompt, lane.encoded, cached)
         for sequence in self.sequences:
             if sequence.lane is lane:
-                sequence.cached = have
+                sequence.cached = cached
         return True
 
     def _run(self, group: list[tuple[Lane, int]]) -> None:
         """The next ``count`` positions of each prompt, together; those that are through then decode."""
-        rows = [self.rows[lane.row] for lane, _ in group]
-        counts, starts = [count for _, count in group], [len(row.keys) for row in rows]
+        counts, starts = [count for _, count in group], [len(self.rows.held(lane)) for lane, _ in group]
         writer = RowWriter(self.cache, [lane.row for lane, _ in group], starts, counts)
         tokens = max(counts)
         pieces = []
@@ -332,9 +186,10 @@ class Slots:
         language = self.model.language_model
         hidden_RTD = language(torch.stack(pieces), positions_RT, bias[:, None], writer)
         through = []
-        for index, ((lane, count), row) in enumerate(zip(group, rows, strict=True)):
-            row.keys += lane.keys[starts[index] : starts[index] + count]
-            if len(row.keys) == len(lane.keys):
+        for index, (lane, count) in enumerate(group):
+            held = self.rows.held(lane)
+            held += lane.keys[starts[index] : starts[index] + count]
+            if len(held) == len(lane.keys):
                 through.append((index, count - 1, lane))
         if not through:
             return
@@ -345,7 +200,7 @@ class Slots:
             lane.embedded, lane.logits = None, logits_V
             if lane in self.waiting:
                 self.waiting.remove(lane)
-            self._enter(lane)
+            self.rows.enter(lane)
 
     def _begin_unguided(self) -> None:
         """Beside each sequence that begins to draw with guidance, the empty prompt."""
@@ -353,7 +208,7 @@ class Slots:
         for sequence in self.sequences:
             lane = sequence.unguided
             if lane is not None and sequence.codes == 0 and sequence.lane.logits is not None:
-                self.rows[lane.row].keys = []
+                self.rows.held(lane).clear()
                 lane.embedded, lane.first = embed_prompt(self.model, lane.prompt, None, 0)
                 group.append((lane, len(lane.keys)))
         if group:
@@ -363,9 +218,9 @@ class Slots:
 
     def _feed(self) -> None:
         """The token chosen last of every lane that decodes, in one step."""
-        if not self.decoding:
+        rows = self.rows.rows[: self.rows.decoding]
+        if not rows:
             return
-        rows = self.rows[: self.decoding]
         lanes = [row.lane for row in rows if row.lane is not None]
         tokens = torch.tensor([lane.token for lane in lanes], device=self.device)
         x_BD = self.model.language_model.embed_tokens(tokens)
@@ -394,11 +249,11 @@ class Slots:
             logits = torch.stack([self._logits(ready[index]) for index in members])
             masks = [allowed[index] for index in members]
             if masks[0] is not None and all(mask is masks[0] for mask in masks):
-                logits = logits.masked_fill(~masks[0], float("-inf"))
+                logits.masked_fill_(~masks[0], float("-inf"))
             elif any(mask is not None for mask in masks):
                 anything = self._mask(True)
                 mask = torch.stack([anything if mask is None else mask for mask in masks])
-                logits = logits.masked_fill_(~mask, float("-inf"))
+                logits.masked_fill_(~mask, float("-inf"))
             some = [ready[index] for index in members]
             chosen, logprobs = choose(logits, choice, [sequence.generator for sequence in some])
             tops = self._top(logits, [sequence.top for sequence in some])
@@ -484,5 +339,5 @@ class Slots:
                 sequence.unguided.token = token
                 sequence.unguided.logits = None
                 if not sequence.in_codes:
-                    self._leave(sequence.unguided)
+                    self.rows.leave(sequence.unguided)
         return Event(sequence, token, logprob, top)

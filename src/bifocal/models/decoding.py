@@ -25,7 +25,9 @@ INT8_ROWS = 2  # up to so many, torch's int8 product is the faster one (benchmar
 
 def product(*layers: nn.Module) -> Product:
     """(B, K) -> (B, N): what linear layers say of one input, side by side, from weights laid out for few rows."""
-    plain = [layer for layer in layers if type(layer) is nn.Linear and layer.bias is None]
+    # exactly linear: an adapter on one is more than its weight
+    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    plain = [layer for layer in linear if type(layer) is nn.Linear and layer.bias is None]
     if len(plain) == len(layers):
         weight = torch.cat([layer.weight.detach() for layer in plain])
         if _packable(weight):
@@ -85,7 +87,12 @@ def norm_of(norm: RMSNorm) -> Product:
         return norm
     width, doubled = len(weight), torch.cat([weight, weight])
     shape, eps = (2 * width,), norm.eps
-    return lambda x: F.layer_norm(torch.cat([x, -x], dim=-1), shape, doubled, None, eps)[:, :width]
+
+    def normed(x_BD: Tensor) -> Tensor:
+        both = F.layer_norm(torch.cat([x_BD, -x_BD], dim=-1), shape, doubled, None, eps)
+        return both[:, :width].contiguous()  # the int8 product takes nothing else
+
+    return normed
 
 
 @dataclass(frozen=True)
