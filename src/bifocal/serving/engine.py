@@ -14,8 +14,9 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from bifocal.generation.slots import Event, Slots
-from bifocal.generation.slots import Sequence as Decoding
+from bifocal.generation.sequence import Event
+from bifocal.generation.sequence import Sequence as Decoding
+from bifocal.generation.slots import Slots
 from bifocal.inference import VLM
 from bifocal.serving.catalogue import Catalogue, Served
 from bifocal.serving.errors import ApiError, refused

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from bifocal.generation.prompt import Prompt
 from bifocal.generation.sampling import Sampling
-from bifocal.generation.slots import Event, Slots
-from bifocal.generation.slots import Sequence as Decoding
+from bifocal.generation.sequence import Event
+from bifocal.generation.sequence import Sequence as Decoding
+from bifocal.generation.slots import Slots
 from bifocal.generation.telling import Likely, Telling, token_text
 from bifocal.inference import VLM
 from bifocal.serving.catalogue import Served
