@@ -109,7 +109,7 @@ def test_a_folder_draws_favoured_slices_first(tmp_path: Path) -> None:
 
 def test_stages_survive_the_file_that_a_recipe_is_written_to() -> None:
     recipe = recipe_vlm("quickstart")
-    assert recipe.stages == scene_stages(0.4, 0.85)
+    assert recipe.stages == scene_stages(0.35, 0.7)
     written = json.loads(json.dumps(config.to_dict(recipe)))
     assert config.from_dict(VLMRecipe, written) == recipe
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_pieces
+from torch.distributed.checkpoint.state_dict_saver import save as save_pieces
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
@@ -197,7 +198,7 @@ class ShardedOptimizer(MasterOptimizer):
     def take(self, found: checkpoint.Checkpoint) -> None:
         """Go on from what ``pieces`` and ``wholes`` gave, whatever the number of ranks was."""
         pieces = self.pieces()
-        dcp.load(pieces, storage_reader=HuggingFaceStorageReader(str(found.path / SHARDS)))
+        load_pieces(pieces, storage_reader=HuggingFaceStorageReader(str(found.path / SHARDS)))
         weights, _ = self.wholes()
         for name, weight in weights.items():
             weight.copy_(found.model_tensors[name])
@@ -285,7 +286,8 @@ def _whole(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor.detach()
     with distributed.meeting("the gathering of a matrix"):
-        return tensor.detach().full_tensor()
+        whole: Tensor = tensor.full_tensor().detach()
+        return whole
 
 
 class ShardedSaver(Saver):
@@ -343,7 +345,7 @@ class ShardedSaver(Saver):
         distributed.first_rank_does(begin)
         writer = HuggingFaceStorageWriter(str(beside), save_distributed=True)
         try:
-            dcp.save(self.optimizer.pieces(), storage_writer=writer)
+            save_pieces(self.optimizer.pieces(), storage_writer=writer)
         except CheckpointException as error:
             raise UserError(f"saving step {step} to '{directory}' failed ({error})") from error
         weights, moments = self.optimizer.wholes()
