@@ -36,14 +36,14 @@ def tries(place: Path, kills: int, every: int) -> Sequence[Callable[[], faults.T
     return [
         lambda: faults.killed_at_random(world, faults.KINDS, kills),
         lambda: faults.killed_in_writes(world, ["vqvae-ema", "vlm-continuous"], writes),
-        lambda: faults.asked_to_stop(world, faults.KINDS, workers=False),
-        lambda: faults.asked_to_stop(world, ["vqvae-ema", "vlm-continuous"], workers=True),
+        lambda: faults.not_a_number(world),
+        lambda: faults.disk_full(world, faults.KINDS),
+        lambda: faults.clock_goes_back(world, faults.KINDS),
         lambda: faults.rank_lost(place / "ranks"),
         lambda: faults.byte_flipped(world, faults.KINDS),
-        lambda: faults.disk_full(world, faults.KINDS),
-        lambda: faults.not_a_number(world),
+        lambda: faults.asked_to_stop(world, faults.KINDS, workers=False),
+        lambda: faults.asked_to_stop(world, ["vqvae-ema", "vlm-continuous"], workers=True),
         lambda: faults.corrupt_pictures(place / "corrupt"),
-        lambda: faults.clock_goes_back(world, faults.KINDS),
     ]
 
 
