@@ -67,11 +67,12 @@ def main(page: tyro.conf.Positional[Path], kills: int = 20, every: int = 1, seco
                 break
             one = attempt()
             rows.append(f"| {one.fault} | {one.tried} | {int(one.survived)} |")
-            print(f"{time.monotonic() - began:5.0f} s  {rows[-1]}", flush=True)
-    where = f"Python {platform.python_version()}, torch {torch.__version__}, {platform.system()}"
-    table = "\n".join(rows) + f"\n\n{where}; {time.monotonic() - began:.0f} s in all."
-    head, tail = text.split(BEGIN)[0], text.split(END)[1]
-    page.write_text(f"{head}{BEGIN}\n{table}\n{END}{tail}", encoding="utf-8")
+            seconds_so_far = time.monotonic() - began
+            print(f"{seconds_so_far:5.0f} s  {rows[-1]}", flush=True)
+            where = f"Python {platform.python_version()}, torch {torch.__version__}, {platform.system()}"
+            table = "\n".join(rows) + f"\n\n{where}; {seconds_so_far:.0f} s in all."
+            head, tail = text.split(BEGIN)[0], text.split(END)[1]
+            page.write_text(f"{head}{BEGIN}\n\n{table}\n\n{END}{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":
