@@ -36,14 +36,14 @@ def tries(place: Path, kills: int, every: int) -> Sequence[Callable[[], faults.T
     return [
         lambda: faults.killed_at_random(world, faults.KINDS, kills),
         lambda: faults.killed_in_writes(world, ["vqvae-ema", "vlm-continuous"], writes),
-        lambda: faults.asked_to_stop(world, faults.KINDS, workers=False),
-        lambda: faults.asked_to_stop(world, ["vqvae-ema", "vlm-continuous"], workers=True),
+        lambda: faults.not_a_number(world),
+        lambda: faults.disk_full(world, faults.KINDS),
+        lambda: faults.clock_goes_back(world, faults.KINDS),
         lambda: faults.rank_lost(place / "ranks"),
         lambda: faults.byte_flipped(world, faults.KINDS),
-        lambda: faults.disk_full(world, faults.KINDS),
-        lambda: faults.not_a_number(world),
+        lambda: faults.asked_to_stop(world, faults.KINDS, workers=False),
+        lambda: faults.asked_to_stop(world, ["vqvae-ema", "vlm-continuous"], workers=True),
         lambda: faults.corrupt_pictures(place / "corrupt"),
-        lambda: faults.clock_goes_back(world, faults.KINDS),
     ]
 
 
@@ -67,11 +67,12 @@ def main(page: tyro.conf.Positional[Path], kills: int = 20, every: int = 1, seco
                 break
             one = attempt()
             rows.append(f"| {one.fault} | {one.tried} | {int(one.survived)} |")
-            print(f"{time.monotonic() - began:5.0f} s  {rows[-1]}", flush=True)
-    where = f"Python {platform.python_version()}, torch {torch.__version__}, {platform.system()}"
-    table = "\n".join(rows) + f"\n\n{where}; {time.monotonic() - began:.0f} s in all."
-    head, tail = text.split(BEGIN)[0], text.split(END)[1]
-    page.write_text(f"{head}{BEGIN}\n{table}\n{END}{tail}", encoding="utf-8")
+            seconds_so_far = time.monotonic() - began
+            print(f"{seconds_so_far:5.0f} s  {rows[-1]}", flush=True)
+            where = f"Python {platform.python_version()}, torch {torch.__version__}, {platform.system()}"
+            table = "\n".join(rows) + f"\n\n{where}; {seconds_so_far:.0f} s in all."
+            head, tail = text.split(BEGIN)[0], text.split(END)[1]
+            page.write_text(f"{head}{BEGIN}\n\n{table}\n\n{END}{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":
