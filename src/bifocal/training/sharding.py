@@ -134,11 +134,7 @@ class ShardedOptimizer(MasterOptimizer):
 
     @torch.no_grad()
     def publish(self, names: Sequence[str] | None = None) -> None:
-        """Forget the gradients; the weights are the masters, but for pieces that FSDP has moved to pad them."""
-        for name, weight in self.weights.items():
-            piece = _local(weight)
-            if piece.data_ptr() != self.masters[name].data_ptr():
-                piece.copy_(self.masters[name])
+        """Forget the gradients; the weights are the masters."""
         for tensor in (*self.weights.values(), *self.masters.values(), *self.matrices.values()):
             tensor.grad = None
 
@@ -202,9 +198,6 @@ class ShardedOptimizer(MasterOptimizer):
         """Go on from what ``pieces`` and ``wholes`` gave, whatever the number of ranks was."""
         pieces = self.pieces()
         dcp.load(pieces, storage_reader=HuggingFaceStorageReader(str(found.path / SHARDS)))
-        for name, weight in self.weights.items():
-            if isinstance(weight, DTensor):
-                self.masters[name].copy_(_local(weight))
         weights, _ = self.wholes()
         for name, weight in weights.items():
             weight.copy_(found.model_tensors[name])
