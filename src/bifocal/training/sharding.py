@@ -256,10 +256,13 @@ def _spread(model: nn.Module, dtype: torch.dtype, mesh: Any) -> None:
     layers = parallel.blocks(model)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=whole)
+        if hasattr(layer, "of_one"):  # the last layer of a tower that is pooled at one position
+            register_fsdp_forward_method(layer, "of_one")
     fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # sums, which the count of all ranks divides
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
     inside = {id(weight) for layer in layers for weight in layer.parameters()}
     outside = [
         name
