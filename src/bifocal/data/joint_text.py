@@ -56,7 +56,8 @@ class JointTokenizer(ChatTokenizer):
         # as transformers has it: a template that writes the begin token leaves none to be added
         self.begin = [] if words.bos and chat.opening.startswith(words.bos) else before
         named = (words.bos, IMAGE_BEGIN, IMAGE_END, TURN_END)
-        ids = (tokenizer.token_to_id(name) for name in named)
+        # of a token that it has not there is no id; a Llava has no need for those of a Chameleon
+        ids: Any = (tokenizer.token_to_id(name) for name in named)
         self.bos, self.image_begin, self.image_end, self.turn_end = ids
 
     @property
@@ -105,7 +106,7 @@ class JointTokenizer(ChatTokenizer):
                 "template has none for them, or a text is read as image tokens"
             )
         tokens: list[int] = []
-        places = []
+        places: list[tuple[int, int]] = []
         for index in ids:
             if index == self.image:
                 places.append((len(tokens), pictures[len(places)]))

@@ -101,7 +101,7 @@ def chat_template(tokenizer: TextTokenizer, layout: Layout, number_pictures: boo
     turns = {"user": chat.user, "assistant": chat.assistant, "system": chat.system}
 
     def seam(end: int) -> str:
-        lines = []
+        lines: list[str] = []
         for role, around in turns.items():
             lines.append(f"{{%- {'elif' if lines else 'if'} role == '{role}' -%}}")
             if around is None:
