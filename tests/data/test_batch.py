@@ -91,7 +91,7 @@ def test_what_does_not_fit_behind_the_others_is_left_and_counted() -> None:
     both = RowBuilder(TEMPLATE, 99)
     both.add_document([first, last])
     builder = RowBuilder(TEMPLATE, both.arrays()["tokens"].shape[1])
-    middle = question("what is in it?", "owl")
+    middle = question("what is?", "owl")
     assert builder.add_document([first, middle, last]) == 2
     assert len(builder.rows) == 1
 
@@ -99,12 +99,12 @@ def test_what_does_not_fit_behind_the_others_is_left_and_counted() -> None:
 @pytest.mark.parametrize("words", [WORDS, tiny.chat_tokenizer()], ids=["ours", "foreign"])
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_conversation_too_long_for_any_row_is_refused_by_id(words: TextTokenizer, place: int) -> None:
-    samples = [question("what?", "owl"), question("what is in the picture? " * 9, "an owl", "long-7")]
+    samples = [question("what?", "owl"), question("what is in the picture? " * 30, "an owl", "long-7")]
     answer = len(words.encode("an owl")) + 1
     with pytest.raises(
         UserError, match=rf"sample long-7 takes \d+ tokens .* answer of {answer} would be cut off"
     ):
-        RowBuilder(Template(words, 3), 70).add_document(samples[place:])
+        RowBuilder(Template(words, 3), 100).add_document(samples[place:])
 
 
 @pytest.mark.parametrize("words", [WORDS, tiny.chat_tokenizer()], ids=["ours", "foreign"])

@@ -47,7 +47,8 @@ def test_merged_is_unmerged(tied: bool) -> None:
     names = model.state_dict().keys()
     install_lora(model, LoRASettings(rank=3, alpha=6.0), NEW)
     model.double()
-    assert torch.equal(logits(model), before)  # it begins as nothing
+    # it begins as nothing, but that new rows are kept in float32
+    torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-5)
     learn(model)
     learnt = logits(model)
     assert (learnt - before).abs().max() > 0.1
@@ -85,6 +86,16 @@ def test_the_changes_and_the_new_rows_learn_and_nothing_else_does(tied: bool) ->
     for name in tables:
         assert torch.equal(model.state_dict()[name][old], kept[name][old])
         assert not torch.equal(model.state_dict()[name][NEW], kept[name][NEW])
+
+
+def test_a_change_that_is_frozen_counts_unless_it_is_nothing_yet() -> None:
+    base = nn.Linear(32, 24, bias=False)
+    layer = LoRALinear(base, LoRASettings(rank=3)).requires_grad_(False)
+    x = torch.randn(5, 32)
+    assert torch.equal(layer(x), base(x))
+    layer.lora_b.normal_()
+    torch.testing.assert_close(layer(x), layer.merged()(x), rtol=1e-5, atol=1e-5)
+    assert (layer(x) - base(x)).abs().max() > 0.1
 
 
 def test_a_change_has_its_rank() -> None:

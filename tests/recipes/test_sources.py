@@ -5,11 +5,16 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import published
+import tiny
 from bifocal.config import UserError
-from bifocal.data.sample import Message, Picture, Sample, write_samples
+from bifocal.data.batch import RowBuilder, Template
+from bifocal.data.boxes import bins_to_box
+from bifocal.data.sample import Box, Message, Picture, Sample, write_samples
 from bifocal.recipes.sources import FolderSource
 
 
@@ -74,3 +79,26 @@ def test_every_picture_of_a_pair_is_looked_at_in_an_order_that_is_not_the_folder
     orders = [[key[0] for key in epoch] for epoch in epochs]
     assert sorted(orders[0]) == sorted(orders[1]) == [str(n) for n in range(10)]
     assert orders[0] != orders[1] and sorted(orders[0]) not in orders
+
+
+@pytest.mark.parametrize("words", [tiny.tokenizer(), tiny.chat_tokenizer()], ids=["ours", "foreign"])
+@pytest.mark.parametrize("shape", [(40, 160), (160, 40)])
+def test_a_picture_of_any_shape_is_seen_whole_and_its_box_stays_right(tmp_path, words, shape):
+    height, width = shape
+    box = Box(0.5, 0.25, 0.75, 0.5)
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[height // 4 : height // 2, width // 2 : 3 * width // 4] = 255
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    messages = (Message("user", (Picture(0), "where is it?")), Message("assistant", (box,)))
+    write_samples(tmp_path / "samples.jsonl", [Sample("b", "grounding", "all", ("a.png",), messages)])
+    source = FolderSource(tmp_path, 32)
+    seen = source.pixels("a.png").mean(axis=2)
+    inside = np.zeros((32, 32), bool)
+    inside[8:16, 16:24] = True  # the box, of 32 pixels
+    assert seen[9:15, 17:23].min() > 250 and seen[~inside].mean() < 5
+    builder = RowBuilder(Template(words, 4), 128)
+    builder.add_document(source.document("train", 0, random.Random(0), {"grounding": 1.0}))
+    learnt = builder.arrays()["tokens"][0][builder.arrays()["supervised"][0] == 1]
+    bins = [int(token) - words.boxes.start for token in learnt if token in words.boxes]
+    # 8 bins: the middle of one is up to a fourteenth away
+    assert bins_to_box(bins, 8) == pytest.approx(box, abs=1 / 14 + 1e-9)

@@ -83,8 +83,8 @@ class ChatTokenizer(TextTokenizer):
     @property
     def added(self) -> list[int]:
         """The ids of what pictures and boxes need, which the language model was not trained with."""
-        around = {self.tokenizer.token_to_id(name) for name in (IMAGE_BEGIN, IMAGE_END)} - {None}
-        return sorted({self.image, *self.boxes, *(int(index) for index in around)})
+        around = [self.special[name] for name in (IMAGE_BEGIN, IMAGE_END) if name in self.special]
+        return sorted({self.image, *self.boxes, *around})
 
     def opening(self, role: str) -> list[int]:
         """The model's own system message, before a conversation that brings none."""

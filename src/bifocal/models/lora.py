@@ -52,8 +52,11 @@ class LoRALinear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_a, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        change = F.linear(F.linear(x, self.lora_a), self.lora_b * self.scale)
-        return F.linear(x, self.weight, self.bias) + change
+        frozen = F.linear(x, self.weight, self.bias)
+        # a stage before it first learns should not pay for what is still nothing
+        if not self.lora_b.requires_grad and not self.lora_b.any():
+            return frozen
+        return frozen + F.linear(F.linear(x, self.lora_a), self.lora_b * self.scale)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
@@ -72,6 +75,8 @@ class NewRows(nn.Module):
     """
 
     float32_parameters = ("rows",)
+    ids: Tensor
+    place_V: Tensor
 
     def __init__(self, table_VD: Tensor, ids: Sequence[int]) -> None:
         super().__init__()
@@ -80,8 +85,6 @@ class NewRows(nn.Module):
         place_V[list(ids)] = torch.arange(len(ids))
         self.register_buffer("ids", torch.tensor(list(ids)), persistent=False)
         self.register_buffer("place_V", place_V, persistent=False)
-        self.ids: Tensor
-        self.place_V: Tensor
 
     @torch.no_grad()
     def put_into(self, table_VD: Tensor) -> None:
@@ -141,7 +144,7 @@ def merge_lora(model: LanguageModel) -> None:
                 setattr(parent, name, layer.merged())
     embedding, head = model.embed_tokens, model.lm_head
     if isinstance(embedding, GrownEmbedding) and isinstance(head, GrownHead):
-        for part in (embedding, head):
-            part.new.put_into(part.weight)
+        embedding.new.put_into(embedding.weight)
+        head.new.put_into(head.weight)
         (model.embed_tokens,), (model.lm_head,) = embedding.base, head.base
     model.requires_grad_(True)
