@@ -94,6 +94,12 @@ def test_a_finished_run_is_a_llava_that_says_the_same(tmp_path: Path, language: 
     assert {"language_model.lm_head.weight", "language_model.model.layers.1.mlp.up_proj.weight"} <= names
 
 
+def test_a_head_that_is_the_embedding_table_is_written_once(tmp_path: Path) -> None:
+    place = finished(tmp_path / "run", ours(language={"tied": True}))
+    assert "language_model.lm_head.weight" not in load_file(place / "model.safetensors")
+    agree(place, asked(shown=2))
+
+
 def test_a_siglip_tower_stands_in_a_llava_too(tmp_path: Path) -> None:
     agree(finished(tmp_path / "run", ours(vision=SIGLIP.vision, feature_layer=-2)), asked(shown=2))
 
