@@ -19,14 +19,9 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-<<<<<<< HEAD
 import toys
-from bifocal import artifacts
-=======
 from bifocal import artifacts, inference
->>>>>>> llava
 from bifocal.config import UserError
-from bifocal.inference import load_model
 from bifocal.models.precision import float32_names
 from bifocal.recipes.vlm import train_vlm
 from bifocal.recipes.vqvae import train_vqvae
@@ -112,17 +107,11 @@ def test_a_finished_run_holds_what_the_contract_names(trained: dict[str, tuple[P
     assert {"recipe", "data", "environment"} <= state.state.keys()
 
 
-<<<<<<< HEAD
 def test_the_frozen_encoder_leaves_training_as_it_was(trained: dict[str, tuple[Path, toys.Start]]) -> None:
-    before = dict(load_model(trained["vqvae"][0])[0].named_parameters())
-    after = dict(load_model(trained["vlm-discrete"][0])[0].named_parameters())
-=======
-def test_the_frozen_encoder_leaves_training_as_it_was(trained: dict[str, tuple[Path, Start]]) -> None:
     runs = (trained[name][0] for name in ("vqvae", "vlm-discrete"))
     before, after = (inference.load_model(run)[0].state_dict() for run in runs)
     # a finished VLM keeps no account of how its frozen codebook was learnt
     account = {f"quantize.{each}" for each in ("initialised", "idle_steps", "average_counts", "average_sums")}
->>>>>>> llava
     for name, value in before.items():
         if name in account:
             continue

@@ -56,14 +56,8 @@ class JointTokenizer(ChatTokenizer):
         # as transformers has it: a template that writes the begin token leaves none to be added
         self.begin = [] if words.bos and chat.opening.startswith(words.bos) else before
         named = (words.bos, IMAGE_BEGIN, IMAGE_END, TURN_END)
-<<<<<<< HEAD
-        ids = [index for name in named if (index := tokenizer.token_to_id(name)) is not None]
-        if len(ids) < len(named):
-            raise UserError(f"the tokenizer lacks one of {', '.join(named)}")
-=======
         # of a token that it has not there is no id; a Llava has no need for those of a Chameleon
         ids: Any = (tokenizer.token_to_id(name) for name in named)
->>>>>>> llava
         self.bos, self.image_begin, self.image_end, self.turn_end = ids
 
     @property
