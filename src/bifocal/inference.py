@@ -640,7 +640,7 @@ class Partial:
 
 
 class Parti(Loaded):
-    """Draws prompts: a text encoder, an autoregressive decoder over codes, and the VQ-VAE that makes pictures of them."""
+    """Draws prompts: a text encoder, an autoregressive decoder over codes, and the VQ-VAE that shows them."""
 
     kind = "parti"
     model: PartiModel
