@@ -228,7 +228,7 @@ def recipe_parti(scale: str) -> PartiRecipe:
                 optimizer=OptimizerSettings(kind="muon", learning_rate=4e-3, warmup_steps=4),
             ),
         )
-    steps, episodes = {"quickstart": (300, 12_000), "standard": (1350, 45_000)}[scale]
+    steps, episodes = {"quickstart": (300, 12_000), "standard": (1280, 40_000)}[scale]
     return PartiRecipe(
         episodes=episodes,
         train=TrainSettings(
