@@ -47,14 +47,17 @@ def test_the_api_of_the_recipe_answers_as_the_model_does(tmp_path):
     run = tmp_path / "vlm"
     run.mkdir()
     inference.save(run, tiny.vlm("continuous"), tiny.tokenizer())
-    (code,) = re.findall(r"<!-- api -->\n```python\n(.*?)```\n<!-- /api -->", DOCS.read_text(), re.DOTALL)
-    (tmp_path / "api.py").write_text(code)
+    ((command, port),) = re.findall(
+        r"^bifocal (serve runs/vlm --port (\d+))$", DOCS.read_text(), re.MULTILINE
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        free = probe.getsockname()[1]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    words = [sys.executable, str(tmp_path / "api.py"), str(run), str(port)]
-    server = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
+    words = command.replace("runs/vlm", str(run)).replace(port, str(free)).split()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "bifocal", *words], env=environment, stderr=subprocess.DEVNULL
+    )
     try:
         pictures = [as_jpeg(seed) for seed in (0, 1)]
         content: list[dict[str, Any]] = [
@@ -63,7 +66,7 @@ def test_the_api_of_the_recipe_answers_as_the_model_does(tmp_path):
         ]
         content.append({"type": "text", "text": "what is in the picture?"})
         payload = {
-            "model": "bifocal",
+            "model": "vlm",
             "messages": [{"role": "user", "content": content}],
             "temperature": 0,
             "max_tokens": 12,
@@ -71,15 +74,16 @@ def test_the_api_of_the_recipe_answers_as_the_model_does(tmp_path):
         patience = time.monotonic() + 60
         while True:
             try:
-                status, said = posted(port, payload)
+                status, said = posted(free, payload)
                 break
             except OSError:
                 assert server.poll() is None and time.monotonic() < patience
                 time.sleep(0.1)
         expected = inference.load(run).answer(pictures, "what is in the picture?", max_new_tokens=12)
-        assert (status, said["choices"][0]["message"]["content"]) == (200, expected.text)
-        status, said = posted(port, payload | {"messages": []})
-        assert (status, said["error"]["message"]) == (400, "the last message must be the user's")
+        assert status == 200, said
+        assert said["choices"][0]["message"]["content"] == expected.text
+        status, said = posted(free, payload | {"messages": []})
+        assert status == 400 and "messages" in said["error"]["message"]
     finally:
         server.kill()
         server.wait()

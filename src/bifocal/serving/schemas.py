@@ -40,10 +40,13 @@ class TextPart(Strict):
 
 
 class ImageAddress(Strict):
-    """Where a picture is: in the address itself, as base64."""
+    """Where a picture is: in the address itself, as base64.
+
+    A model sees every picture at its own size, whatever ``detail`` is asked for.
+    """
 
     url: str = Field(examples=[PIXEL])
-    detail: Literal["auto"] = "auto"
+    detail: Literal["auto", "low", "high"] = "auto"
 
 
 class ImagePart(Strict):
