@@ -170,7 +170,7 @@ class MasterOptimizer:
         self.matrices = {name: as_matrix(self.masters[name]) for name in matrices}
         groups = [{name: self.masters[name] for name in names} for names in (decayed, plain)]
         self.optimizers = [
-            *adamw_of(*groups, settings, self.parts),
+            *adamw_of(groups[0], groups[1], settings, self.parts),
             *muon_of(self.matrices, settings, self.parts),
         ]
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.device_mesh import init_device_mesh
@@ -81,7 +81,7 @@ class ShardedOptimizer(MasterOptimizer):
             for names in (decayed, plain)
         ]
         self.optimizers = [
-            *adamw_of(*groups, settings, self.parts),
+            *adamw_of(groups[0], groups[1], settings, self.parts),
             *muon_of(self.matrices, settings, self.parts),
         ]
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
@@ -197,7 +197,7 @@ class ShardedOptimizer(MasterOptimizer):
     def take(self, found: checkpoint.Checkpoint) -> None:
         """Go on from what ``pieces`` and ``wholes`` gave, whatever the number of ranks was."""
         pieces = self.pieces()
-        dcp.load(pieces, storage_reader=HuggingFaceStorageReader(str(found.path / SHARDS)))
+        state_dict_loader.load(pieces, storage_reader=HuggingFaceStorageReader(str(found.path / SHARDS)))
         weights, _ = self.wholes()
         for name, weight in weights.items():
             weight.copy_(found.model_tensors[name])
@@ -255,6 +255,8 @@ def _spread(model: nn.Module, dtype: torch.dtype, mesh: Any) -> None:
     layers = parallel.blocks(model)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=whole)
+        if hasattr(layer, "of_one"):  # the last layer of a tower that is asked for one position
+            register_fsdp_forward_method(layer, "of_one")
     fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole)
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -285,7 +287,8 @@ def _whole(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor.detach()
     with distributed.meeting("the gathering of a matrix"):
-        return tensor.detach().full_tensor()
+        whole: Tensor = DTensor.full_tensor(tensor.detach())  # type: ignore[arg-type]
+        return whole
 
 
 class ShardedSaver(Saver):
@@ -343,7 +346,7 @@ class ShardedSaver(Saver):
         distributed.first_rank_does(begin)
         writer = HuggingFaceStorageWriter(str(beside), save_distributed=True)
         try:
-            dcp.save(self.optimizer.pieces(), storage_writer=writer)
+            state_dict_saver.save(self.optimizer.pieces(), storage_writer=writer)
         except CheckpointException as error:
             raise UserError(f"saving step {step} to '{directory}' failed ({error})") from error
         weights, moments = self.optimizer.wholes()
