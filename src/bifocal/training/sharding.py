@@ -252,11 +252,10 @@ def _spread(model: nn.Module, dtype: torch.dtype, mesh: Any) -> None:
                 "train.parallel shard is for models of matrices: kernels lie channels last and cannot be taken apart; "
                 "a model of convolutions is small enough to be whole on every rank"
             )
-    layers = parallel.blocks(model)
+    # ranks gather together, so a layer of its own must be called as often on each
+    layers = [] if getattr(model, "calls_vary", False) else parallel.blocks(model)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=whole)
-        if hasattr(layer, "of_one"):  # the last layer of a tower that is asked for one position
-            register_fsdp_forward_method(layer, "of_one")
     fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole)
     for module in model.modules():
         if isinstance(module, FSDPModule):
