@@ -259,7 +259,9 @@ def _spread(model: nn.Module, dtype: torch.dtype, mesh: Any) -> None:
     fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # sums, which the count of all ranks divides
+            # sums, which the count of all ranks divides; gloo knows no other
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
     inside = {id(weight) for layer in layers for weight in layer.parameters()}
     outside = [
         name
