@@ -143,12 +143,12 @@ def die_at_write(number: int) -> None:
 
 
 def fill_disk_at_save(number: int) -> None:
-    """From the ``number``-th file of tensors on, no file may grow beyond 64 KiB: what a full disk does to a write."""
+    """From the ``number``-th file of tensors on, no file may grow beyond 32 KiB: what a full disk does to a write."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def full(call: int) -> None:
         if call == number:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, hard))
 
     count_calls(full, [(checkpoint, "save_file")])
 
@@ -367,12 +367,11 @@ def fail_in_step(how: str, number: int) -> None:
 def rank_lost(place: Path, ways: Sequence[str] = ("killed", "hanging")) -> Tried:
     """One of two ranks is killed, or hangs: the other says so and ends within seconds; both go on afterwards."""
     tiny.folder(place / "data")
-    run_on_ranks(two_ranks, place, SETTINGS, place / "whole", "")
+    settings = replace(SETTINGS, stop_seconds=5.0)  # of who hangs, and does not answer when asked to stop
+    run_on_ranks(two_ranks, place, settings, place / "whole", "")
     survived = 0
     for how in ways:
         out = place / how
-        # who is left needs a moment to say so, and who hangs does not answer when it is asked to stop
-        settings = replace(SETTINGS, stop_seconds=20.0 if how == "killed" else 1.0)
         began = time.monotonic()
         try:
             run_on_ranks(two_ranks, place, settings, out, how, timeout_seconds=2)
@@ -385,7 +384,7 @@ def rank_lost(place: Path, ways: Sequence[str] = ("killed", "hanging")) -> Tried
         while wanted not in (said := (place / "said-0.txt").read_text()) and time.monotonic() < until:
             time.sleep(0.05)
         named = wanted in said and "dead or hanging: 1." in said
-        run_on_ranks(two_ranks, place, SETTINGS, out, "")
+        run_on_ranks(two_ranks, place, settings, out, "")
         weights = [(run / "model.safetensors").read_bytes() for run in (place / "whole", out)]
         survived += quick and named and weights[0] == weights[1]
     return Tried(f"one of two ranks {' or '.join(ways)}", len(ways), survived)

@@ -127,6 +127,9 @@ class CLIPModel(nn.Module):
     """
 
     float32_parameters = ("logit_scale", "logit_bias")
+    calls_vary = (
+        True  # texts and pictures go through the layers in groups, as many as the rows of a rank make
+    )
 
     def __init__(self, config: CLIPConfig, *, objective: Objective = "softmax", chunk_size: int = 0) -> None:
         super().__init__()

@@ -17,10 +17,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict_loader import load as load_pieces
-from torch.distributed.checkpoint.state_dict_saver import save as save_pieces
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
@@ -77,12 +76,12 @@ class ShardedOptimizer(MasterOptimizer):
             if owner == dist.get_rank():
                 self.matrices[name] = whole.clone()
         self.parts = dict.fromkeys(self.weights, "")
-        decaying, plain_ones = (
+        groups = [
             {name: self.masters[name] for name in names if self.masters[name].numel()}
             for names in (decayed, plain)
-        )
+        ]
         self.optimizers = [
-            *adamw_of(decaying, plain_ones, settings, self.parts),
+            *adamw_of(groups[0], groups[1], settings, self.parts),
             *muon_of(self.matrices, settings, self.parts),
         ]
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
@@ -198,7 +197,7 @@ class ShardedOptimizer(MasterOptimizer):
     def take(self, found: checkpoint.Checkpoint) -> None:
         """Go on from what ``pieces`` and ``wholes`` gave, whatever the number of ranks was."""
         pieces = self.pieces()
-        load_pieces(pieces, storage_reader=HuggingFaceStorageReader(str(found.path / SHARDS)))
+        state_dict_loader.load(pieces, storage_reader=HuggingFaceStorageReader(str(found.path / SHARDS)))
         weights, _ = self.wholes()
         for name, weight in weights.items():
             weight.copy_(found.model_tensors[name])
@@ -253,16 +252,16 @@ def _spread(model: nn.Module, dtype: torch.dtype, mesh: Any) -> None:
                 "train.parallel shard is for models of matrices: kernels lie channels last and cannot be taken apart; "
                 "a model of convolutions is small enough to be whole on every rank"
             )
-    layers = parallel.blocks(model)
+    # ranks gather together, so a layer of its own must be called as often on each
+    layers = [] if getattr(model, "calls_vary", False) else parallel.blocks(model)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=whole)
-        if hasattr(layer, "of_one"):  # the last layer of a tower that is pooled at one position
-            register_fsdp_forward_method(layer, "of_one")
     fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # sums, which the count of all ranks divides
-            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+            # sums, which the count of all ranks divides; gloo knows no other
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
     inside = {id(weight) for layer in layers for weight in layer.parameters()}
     outside = [
         name
@@ -289,7 +288,7 @@ def _whole(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor.detach()
     with distributed.meeting("the gathering of a matrix"):
-        whole: Tensor = tensor.full_tensor().detach()
+        whole: Tensor = DTensor.full_tensor(tensor.detach())  # type: ignore[arg-type]
         return whole
 
 
@@ -348,7 +347,7 @@ class ShardedSaver(Saver):
         distributed.first_rank_does(begin)
         writer = HuggingFaceStorageWriter(str(beside), save_distributed=True)
         try:
-            save_pieces(self.optimizer.pieces(), storage_writer=writer)
+            state_dict_saver.save(self.optimizer.pieces(), storage_writer=writer)
         except CheckpointException as error:
             raise UserError(f"saving step {step} to '{directory}' failed ({error})") from error
         weights, moments = self.optimizer.wholes()

@@ -249,8 +249,9 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.callback(saver.close)
         done = start
-        stack.enter_context(lost_ranks_named(lambda: f"in step {done + 1}"))
+        # outermost, since torchrun asks those who are left to stop while they find out who is lost
         signals = stack.enter_context(Signals(settings.stop_seconds))
+        stack.enter_context(lost_ranks_named(lambda: f"in step {done + 1}"))
         progress = stack.enter_context(Progress(title, total=settings.steps, start=start))
         saver.trial()
         if start < settings.steps:
