@@ -41,7 +41,6 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "data show": data_show,
 }
 
-
 RECIPES = ("train", "plan")  # commands that settings of a recipe are given to
 
 

@@ -1,0 +1,436 @@
+"""A VLM with its words: answers, streams, scores, drawings, explanations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Unpack, overload
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bifocal.config import UserError
+from bifocal.data.batch import Template, encode_prompt
+from bifocal.data.boxes import boxes_from_text
+from bifocal.data.chat import AnyPicture, question_messages, read_messages
+from bifocal.data.pictures import to_pictures
+from bifocal.data.sample import Box, Message
+from bifocal.data.text import TextTokenizer
+from bifocal.generation.decode import Generated, draw_codes, generate
+from bifocal.generation.decode import score as score_continuations
+from bifocal.generation.explain import Word, explain
+from bifocal.generation.prompt import Prompt
+from bifocal.generation.rerank import best_first
+from bifocal.generation.sampling import Sampling
+from bifocal.generation.slots import Drawing, Event, Slots
+from bifocal.generation.telling import AnswerOptions, AnswerSettings, Likely, Telling, Told, likely
+from bifocal.generation.writer import Writer, cut_off
+from bifocal.inference.loaded import Loaded
+from bifocal.inference.parts import CLIP, VQVAE
+from bifocal.models.vlm import VLM as VLMModel
+from bifocal.models.vlm import DiscretePath
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a VLM says: text, the boxes in it (normalised), pictures it drew, why it ended, and how sure it was.
+
+    ``logprobs`` has the log-probability of every token, ``top_logprobs`` the likeliest tokens at each place with
+    theirs, where they were asked for.
+    """
+
+    text: str
+    boxes: tuple[Box, ...] = ()
+    images: tuple[Image.Image, ...] = ()
+    finish_reason: str = "stop"
+    logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[tuple[Likely, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """An answer word by word: where the model looked and what else it might have said.
+
+    ``grid`` is the rows and columns of a picture's positions; ``codes`` (P, h, w) are the image tokens that a discrete
+    model read, and ``seen`` the pictures that its VQ-VAE makes of them.
+    """
+
+    answer: Answer
+    words: tuple[Word, ...]
+    grid: tuple[int, int]
+    codes: Tensor | None = None
+    seen: tuple[Image.Image, ...] = ()
+
+
+class VLM(Loaded):
+    """Answers questions about pictures; the discrete family also draws."""
+
+    kind = "vlm"
+    model: VLMModel
+
+    def __init__(self, model: VLMModel, tokenizer: TextTokenizer, name: str, device: torch.device) -> None:
+        super().__init__(name, device)
+        self.model, self.tokenizer = model, tokenizer
+        self.family, self.fitting = model.config.family, model.config.fitting
+        self.template = Template(tokenizer, model.image_path.positions, model.config.number_pictures)
+        # a foreign language model may embed more ids than its tokenizer has
+        forbidden = torch.ones(model.config.language.vocabulary, dtype=torch.bool)
+        forbidden[: len(tokenizer)] = False
+        forbidden[tokenizer.never_said] = True
+        self.forbidden = forbidden.to(device)
+
+    @property
+    def picture_size(self) -> int:
+        """Side of the pictures that the image path takes."""
+        config = self.model.config
+        return config.vqvae.picture_size if self.family == "discrete" else config.vision.picture_size
+
+    @property
+    def vqvae(self) -> VQVAE:
+        """The tokenizer of a discrete VLM."""
+        if not isinstance(self.model.image_path, DiscretePath):
+            raise UserError(
+                f"{self.name} is a continuous VLM: its pictures are CLIP features, it has no VQ-VAE"
+            )
+        return VQVAE(self.model.image_path.vqmodel, f"{self.name}/vqvae", self.device)
+
+    @overload
+    def answer(
+        self,
+        pictures: AnyPicture | Sequence[AnyPicture],
+        question: str,
+        *,
+        n: None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> Answer: ...
+
+    @overload
+    def answer(
+        self,
+        pictures: AnyPicture | Sequence[AnyPicture],
+        question: str,
+        *,
+        n: int,
+        **options: Unpack[AnswerOptions],
+    ) -> list[Answer]: ...
+
+    def answer(
+        self,
+        pictures: AnyPicture | Sequence[AnyPicture],
+        question: str,
+        *,
+        n: int | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> Answer | list[Answer]:
+        """Answer a question about one or several pictures; ``options`` are the fields of ``AnswerSettings``.
+
+        With ``n`` there is a list of so many answers, the i-th of which is the one of ``seed`` + i.
+        """
+        several = [pictures] if isinstance(pictures, AnyPicture) else list(pictures)
+        request = (several, question_messages(len(several), question))
+        return self._answers(request, n, AnswerSettings(**options))
+
+    def answer_batch(
+        self,
+        requests: Sequence[tuple[Sequence[AnyPicture], str]],
+        *,
+        max_new_tokens: int = 64,
+        batch_size: int = 64,
+    ) -> list[Answer]:
+        """Greedy answers to many (pictures, question) requests, those of similar length together."""
+        asked = [(pictures, question_messages(len(pictures), question)) for pictures, question in requests]
+        return self._batched(asked, AnswerSettings(max_new_tokens=max_new_tokens), batch_size)
+
+    @overload
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, n: None = None, **options: Unpack[AnswerOptions]
+    ) -> Answer: ...
+
+    @overload
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, n: int, **options: Unpack[AnswerOptions]
+    ) -> list[Answer]: ...
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, n: int | None = None, **options: Unpack[AnswerOptions]
+    ) -> Answer | list[Answer]:
+        """Answer OpenAI-style messages; a picture is {"type": "image", "image": PICTURE} or a data ``image_url``.
+
+        ``n`` and ``options`` are as in ``answer``.
+        """
+        return self._answers(read_messages(messages), n, AnswerSettings(**options))
+
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, Any]]],
+        *,
+        batch_size: int = 64,
+        **options: Unpack[AnswerOptions],
+    ) -> list[Answer]:
+        """Answers to many conversations as ``chat`` takes them, those of similar length together."""
+        asked = [read_messages(messages) for messages in conversations]
+        return self._batched(asked, AnswerSettings(**options), batch_size)
+
+    def stream(
+        self, messages: Sequence[Mapping[str, Any]], **options: Unpack[AnswerOptions]
+    ) -> Iterator[Told]:
+        """The answer of ``chat`` as it grows: at every token what is sure by then. The last one says why it ends."""
+        settings = AnswerSettings(**options)
+        drawing = self._drawing_in(settings)
+        pictures, turns = read_messages(messages)
+        prompt, sampling = self.prompt(turns), settings.sampling(self.model.image_path.positions)
+        slots = Slots(self.model, 2, len(prompt.tokens) + sampling.max_new_tokens)
+        slots.start(
+            prompt,
+            self.encode(pictures),
+            sampling,
+            stop=[self.tokenizer.eos],
+            allow=~self.forbidden,
+            drawing=drawing,
+            top=settings.top_logprobs,
+        )
+        telling = Telling(self, settings.stop, self.model.image_path.positions)
+        while slots.busy:
+            for event in slots.step():
+                told = telling.take(event)
+                yield told
+                if told.finish_reason is not None:
+                    return
+
+    @torch.inference_mode()
+    def explain(
+        self,
+        pictures: AnyPicture | Sequence[AnyPicture],
+        question: str,
+        *,
+        max_new_tokens: int = 64,
+        top: int = 5,
+    ) -> Explanation:
+        """The most likely answer, as ``answer`` gives it, with where it was looked for, and ``top`` choices a token."""
+        several = [pictures] if isinstance(pictures, AnyPicture) else list(pictures)
+        messages = question_messages(len(several), question)
+        prompt, encoded = self.prompt(messages), self.encode(several)
+        generated = generate(
+            self.model,
+            [prompt],
+            encoded,
+            stop=self.tokenizer.eos,
+            forbidden=self.forbidden,
+            sampling=Sampling(max_new_tokens=max_new_tokens),
+        )[0]
+        words = explain(
+            self.model,
+            prompt,
+            generated.tokens,
+            encoded,
+            tokenizer=self.tokenizer,
+            forbidden=self.forbidden,
+            stopped=generated.stopped,
+            top=top,
+        )
+        path = self.model.image_path
+        side = math.isqrt(path.positions)
+        codes, seen = None, []
+        if isinstance(path, DiscretePath) and encoded is not None:
+            codes = encoded.view(-1, side, side).cpu()
+            seen = [
+                Image.fromarray(array) for array in to_pictures(path.vqmodel.decode(codes.to(self.device)))
+            ]
+        return Explanation(self._answer(generated), tuple(words), (side, side), codes, tuple(seen))
+
+    @torch.inference_mode()
+    def score(self, pictures: Sequence[AnyPicture], question: str, answers: Sequence[str]) -> list[float]:
+        """Log-probability of each given answer, its end included."""
+        messages = question_messages(len(pictures), question)
+        prompt = self.prompt(messages)
+        continuations = [[*self.tokenizer.encode(answer), self.tokenizer.eos] for answer in answers]
+        return score_continuations(self.model, prompt, continuations, self.encode(pictures))
+
+    def draw(
+        self,
+        prompt: str,
+        *,
+        n: int = 1,
+        guidance: float = 2.0,
+        seed: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        rerank: CLIP | None = None,
+    ) -> list[Image.Image]:
+        """``n`` pictures of a prompt, the i-th of which is the one of ``seed`` + i; with ``rerank`` best first."""
+        options = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        pictures = self.draw_batch([prompt] * n, seed=seed, **options)  # type: ignore[arg-type]
+        if rerank is None or n < 2:
+            return pictures
+        return [pictures[place] for place in best_first(rerank, pictures, [prompt])[0].tolist()]
+
+    def draw_batch(
+        self,
+        prompts: Sequence[str],
+        *,
+        guidance: float = 2.0,
+        seed: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        batch_size: int = 32,
+    ) -> list[Image.Image]:
+        """One picture for each prompt, the i-th drawn with ``seed`` + i.
+
+        Only a discrete model can: its pictures are tokens that it predicts.
+        """
+        self._require_drawing()
+        drawn: list[Image.Image] = []
+        for start in range(0, len(prompts), batch_size):
+            codes = draw_codes(
+                self.model,
+                [self.drawing_prompt(text) for text in prompts[start : start + batch_size]],
+                self.drawing_prompt(""),
+                codes=self.tokenizer.codes,
+                guidance=guidance,
+                sampling=Sampling(temperature, top_k, top_p, seed=(seed or 0) + start),
+            )
+            drawn += [self.picture_of(row) for row in (codes + self.tokenizer.codes.start).tolist()]
+        return drawn
+
+    def _require_drawing(self) -> None:
+        if not isinstance(self.model.image_path, DiscretePath):
+            raise UserError(
+                f"{self.name} is a continuous VLM: it reads pictures as vectors and predicts words only, "
+                "so it cannot draw; use a discrete VLM"
+            )
+
+    def drawing_prompt(self, text: str) -> Prompt:
+        """What a picture of ``text`` is drawn behind; of an empty text, what guidance leads away from."""
+        tokenizer = self.tokenizer
+        words = tokenizer.encode(text) if text else []
+        return Prompt([tokenizer.bos, *words, tokenizer.turn_end, tokenizer.image_begin])
+
+    def drawing(self, guidance: float) -> Drawing:
+        """How a picture stands in what is said: begin, exactly as many codes as it has, end."""
+        tokenizer, count = self.tokenizer, self.model.image_path.positions
+        begin, end = tokenizer.image_begin, tokenizer.image_end
+        return Drawing(begin, end, tokenizer.codes, count, guidance, self.drawing_prompt(""))
+
+    @torch.inference_mode()
+    def picture_of(self, tokens: Sequence[int]) -> Image.Image:
+        """The picture that the tokens of codes stand for."""
+        vqvae = self.vqvae.model
+        side = vqvae.config.picture_size // vqvae.config.stride
+        codes = torch.tensor(tokens, device=self.device) - self.tokenizer.codes.start
+        return Image.fromarray(to_pictures(vqvae.decode(codes.view(1, side, side)))[0])
+
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        """A conversation as tokens; its pictures are rows of what ``encode`` makes of them."""
+        return self._prompt(messages, first_picture=0)
+
+    @torch.inference_mode()
+    def encode(self, pictures: Sequence[AnyPicture]) -> Tensor | None:
+        """What the frozen image encoder makes of pictures, (P, N) codes or (P, N, D) features; None of none."""
+        if not pictures:
+            return None
+        pixels = self._pixels(pictures, self.picture_size)
+        return torch.cat([self.model.image_path.encode(piece) for piece in pixels.split(256)])
+
+    def _prompt(self, messages: Sequence[Message], first_picture: int) -> Prompt:
+        whole = encode_prompt(messages, self.template)
+        places = [(start, first_picture + index) for start, index in whole.pictures]
+        return Prompt(whole.tokens, places)
+
+    def _answers(
+        self, request: tuple[Sequence[AnyPicture], Sequence[Message]], n: int | None, settings: AnswerSettings
+    ) -> Answer | list[Answer]:
+        if n is not None and n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        pictures, messages = request
+        prompt, several = self.prompt(messages), n or 1
+        answers = self._reply(
+            [prompt] * several,
+            self.encode(pictures),
+            [settings.sampling(self.model.image_path.positions, number) for number in range(several)],
+            settings,
+        )
+        return answers[0] if n is None else answers
+
+    def _batched(
+        self,
+        requests: Sequence[tuple[Sequence[AnyPicture], Sequence[Message]]],
+        settings: AnswerSettings,
+        batch_size: int,
+    ) -> list[Answer]:
+        """Answers in the order of the requests, of which those with equally many pictures and words go together."""
+
+        def size(index: int) -> tuple[int, int]:
+            pictures, messages = requests[index]
+            parts = [part for message in messages for part in message.parts]
+            return len(pictures), sum(len(part) for part in parts if isinstance(part, str))
+
+        order = sorted(range(len(requests)), key=size)
+        answers: dict[int, Answer] = {}
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            prompts: list[Prompt] = []
+            pictures: list[AnyPicture] = []
+            for some, messages in (requests[index] for index in chosen):
+                prompts.append(self._prompt(messages, first_picture=len(pictures)))
+                pictures += some
+            sampling = [settings.sampling(self.model.image_path.positions)] * len(prompts)
+            replies = self._reply(prompts, self.encode(pictures), sampling, settings)
+            answers.update(zip(chosen, replies, strict=True))
+        return [answers[index] for index in range(len(requests))]
+
+    def _reply(
+        self,
+        prompts: Sequence[Prompt],
+        encoded: Tensor | None,
+        sampling: Sequence[Sampling],
+        settings: AnswerSettings,
+    ) -> list[Answer]:
+        writers = [Writer(self.tokenizer.decode, settings.stop) for _ in prompts]
+
+        def ended(number: int, event: Event) -> bool:
+            if event.finished != "stop":
+                writers[number].add(event.token)
+            return writers[number].stopped
+
+        generated = generate(
+            self.model,
+            prompts,
+            encoded,
+            stop=self.tokenizer.eos,
+            forbidden=self.forbidden,
+            sampling=sampling,
+            drawing=self._drawing_in(settings),
+            top=settings.top_logprobs,
+            until=ended if settings.stop else None,
+        )
+        return [self._answer(result, settings.stop) for result in generated]
+
+    def _drawing_in(self, settings: AnswerSettings) -> Drawing | None:
+        if not settings.may_draw:
+            return None
+        self._require_drawing()
+        return self.drawing(settings.guidance)
+
+    def _answer(self, result: Generated, stop: Sequence[str] = ()) -> Answer:
+        tokens, tops = result.tokens, result.tops
+        text, stopped = cut_off(self.tokenizer.decode(tokens), stop)
+        return Answer(
+            text.strip(),
+            tuple(boxes_from_text(text, len(self.tokenizer.boxes))),
+            tuple(self.picture_of(codes) for codes in self._codes_of(tokens)),
+            "stop" if result.stopped or stopped else "length",
+            tuple(result.logprobs),
+            tuple(likely(self.tokenizer, top) for top in tops) if any(tops) else (),
+        )
+
+    def _codes_of(self, tokens: Sequence[int]) -> list[list[int]]:
+        """The codes of each whole picture in an answer."""
+        codes, count = (
+            [token for token in tokens if token in self.tokenizer.codes],
+            self.model.image_path.positions,
+        )
+        return [codes[start : start + count] for start in range(0, len(codes) - count + 1, count)]
