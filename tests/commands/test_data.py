@@ -13,7 +13,7 @@ from PIL import Image
 
 import published
 import tiny
-from bifocal.cli import ImportFormat, main
+from bifocal.cli.folders import ImportFormat, main
 from bifocal.data.folder import FolderDataset
 from bifocal.data.formats import FORMATS
 
