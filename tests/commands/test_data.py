@@ -13,7 +13,8 @@ from PIL import Image
 
 import published
 import tiny
-from bifocal.cli.folders import ImportFormat, main
+from bifocal.cli import main
+from bifocal.cli.folders import ImportFormat
 from bifocal.data.folder import FolderDataset
 from bifocal.data.formats import FORMATS
 

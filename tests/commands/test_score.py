@@ -13,7 +13,8 @@ from typing import Any, get_args
 import pytest
 
 import published
-from bifocal.cli.scoring import ScoreTask, main
+from bifocal.cli import main
+from bifocal.cli.scoring import ScoreTask
 from bifocal.commands.score import TASKS
 from bifocal.data.formats import FORMATS
 from bifocal.evaluation.results import Row
