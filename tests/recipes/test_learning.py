@@ -18,7 +18,8 @@ from bifocal.models.language import LanguageConfig
 from bifocal.models.lora import LoRASettings
 from bifocal.recipes import vlm
 from bifocal.recipes.learning import Learning, LearningStages, rates_of
-from bifocal.recipes.vlm import Packer, VLMRecipe, train_vlm
+from bifocal.recipes.packing import Packer
+from bifocal.recipes.vlm import VLMRecipe, train_vlm
 from bifocal.training import checkpoint
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings, learning_rate_share
 from bifocal.training.trainer import TrainSettings

@@ -17,8 +17,9 @@ from bifocal.data.sample import Message, Picture, Sample, write_samples
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
 from bifocal.recipes.mixture import MixtureSource, read_mixture, source_of, turn_of, whole_weights
+from bifocal.recipes.packing import Packer
 from bifocal.recipes.sources import FolderSource, SceneSource
-from bifocal.recipes.vlm import Packer, VLMRecipe
+from bifocal.recipes.vlm import VLMRecipe
 
 WORLD = WorldSettings(picture_size=32)
 

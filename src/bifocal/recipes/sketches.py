@@ -33,8 +33,9 @@ from bifocal.recipes.clip import CLIPRecipe, contrastive_batch, training_batch
 from bifocal.recipes.decoders import words_of
 from bifocal.recipes.learning import let_learn
 from bifocal.recipes.mixture import source_of
+from bifocal.recipes.packing import Packer
 from bifocal.recipes.prior import PriorRecipe
-from bifocal.recipes.vlm import Packer, VLMRecipe, build
+from bifocal.recipes.vlm import VLMRecipe, build
 from bifocal.recipes.vqvae import VQVAERecipe, perceptual_of
 from bifocal.training.feeding import Waiting, feed
 from bifocal.training.optimizer import MasterOptimizer
