@@ -31,6 +31,9 @@ from page import Page
 from PIL import Image
 
 from bifocal import inference
+from bifocal.data.sample import Picture
+from bifocal.data.scenes import World, WorldSettings
+from bifocal.data.scenes.dataset import SceneDataset
 from bifocal.data.text import TextTokenizer
 from bifocal.models.language import LanguageConfig
 from bifocal.models.vision import VisionConfig
@@ -96,15 +99,18 @@ def random_model(place: Path) -> None:
     inference.save(place, model, words)
 
 
-def questions(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Requests of 5 to 150 words, half of them with a picture, that ask for 8 to 96 tokens."""
+def data_url(picture: np.ndarray) -> str:
+    """A picture as clients send it."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def nonsense(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Requests of 5 to 150 words, half of them with a picture of noise, that ask for 8 to 96 tokens."""
     chance = random.Random(seed)
-    pictures = []
-    for index in range(8):
-        buffer = io.BytesIO()
-        noise = np.random.default_rng(index).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(buffer, "PNG")
-        pictures.append("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode())
+    noise = [np.random.default_rng(index).integers(0, 256, (64, 64, 3), dtype=np.uint8) for index in range(8)]
+    pictures = [data_url(picture) for picture in noise]
     found = []
     for _ in range(count):
         parts: list[dict[str, Any]] = []
@@ -115,6 +121,28 @@ def questions(count: int, seed: int = 0) -> list[dict[str, Any]]:
         )
         messages = [{"role": "user", "content": parts}]
         found.append({"messages": messages, "max_tokens": chance.choice((8, 24, 48, 96)), "stream": True})
+    return found
+
+
+def questions(count: int) -> list[dict[str, Any]]:
+    """What people ask about scenes that no model has seen: two descriptions, then a question and a box."""
+    world = World(WorldSettings())
+    sets = [
+        SceneDataset(world, "test", task, count) for task in ("captioning", "vqa", "captioning", "grounding")
+    ]
+    found = []
+    for index in range(count):
+        dataset = sets[index % len(sets)]
+        sample = dataset.samples[index]
+        parts: list[dict[str, Any]] = []
+        for part in sample.prompt:
+            if isinstance(part, Picture):
+                url = data_url(dataset.picture(sample.pictures[part.index]))
+                parts.append({"type": "image_url", "image_url": {"url": url}})
+            else:
+                parts.append({"type": "text", "text": str(part)})
+        messages = [{"role": "user", "content": parts}]
+        found.append({"messages": messages, "max_tokens": 96, "stream": True})
     return found
 
 
@@ -233,9 +261,10 @@ def serve_with_transformers(run: Path, port: int) -> None:
 
     import transformers
     import uvicorn
-    from fastapi import FastAPI
+    from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import StreamingResponse
+    from starlette.routing import Route
 
     from bifocal.data.chat import read_messages
     from bifocal.generation.prompt import embed_prompt
@@ -255,7 +284,7 @@ def serve_with_transformers(run: Path, port: int) -> None:
     llama.load_state_dict(
         {name if name.startswith("lm_head") else f"model.{name}": own[name] for name in own}
     )
-    turn, app = threading.Lock(), FastAPI()
+    turn = threading.Lock()
     never = vlm.forbidden.nonzero().flatten().tolist()
 
     class Pipe:
@@ -271,7 +300,6 @@ def serve_with_transformers(run: Path, port: int) -> None:
         def end(self) -> None:
             self.loop.call_soon_threadsafe(self.queue.put_nowait, None)
 
-    @app.post("/v1/chat/completions")
     async def chat(request: Request) -> StreamingResponse:
         body = await request.json()
         pictures, messages = read_messages(body["messages"])
@@ -300,6 +328,7 @@ def serve_with_transformers(run: Path, port: int) -> None:
 
         return StreamingResponse(events(), media_type="text/event-stream")
 
+    app = Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])])
     with socket.create_server(("127.0.0.1", port)) as listening:
         print(f"transformers at http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
@@ -343,7 +372,8 @@ def main(
     """Print a line for each way to serve, and what was lost.
 
     Args:
-        run: a finished continuous VLM; without, one of the quickstart's shape and random weights.
+        run: a finished continuous VLM, asked about unseen scenes; without, one of the quickstart's shape and random
+            weights, which answers nonsense at any length.
         seconds: of load for each.
         warm: seconds of load before them.
         clients: at once.
@@ -357,11 +387,13 @@ def main(
         return
     with tempfile.TemporaryDirectory() as folder:
         if run is None:
-            run = Path(folder) / "random"
+            run, bodies = Path(folder) / "random", nonsense(asked)
             random_model(run)
+        else:
+            bodies = questions(asked)
         rows = [HEADER]
         for kind in servers:
-            count = measure(kind, run, clients, seconds, warm, questions(asked))
+            count = measure(kind, run, clients, seconds, warm, bodies)
             rows.append(count.row(kind))
             print("\n".join([*rows[-1:], *sorted(set(count.lost))]), flush=True)
     if page is not None:

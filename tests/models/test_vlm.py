@@ -12,6 +12,7 @@ from bifocal import losses
 from bifocal.data.batch import RowBuilder, Template
 from bifocal.data.pictures import to_tensor
 from bifocal.data.sample import Box, Message, Picture, Sample
+from bifocal.models import vlm as vlm_module
 from bifocal.models.vlm import VLM, Rows, together
 
 WORDS = tiny.tokenizer()
@@ -178,6 +179,32 @@ def test_z_loss_is_added_where_a_label_stands(family: str) -> None:
     assert len(squares_N) == count
     torch.testing.assert_close(total - plain, 0.25 * squares_N.sum(), rtol=1e-4, atol=0.0)
     assert metrics["log_z"] == pytest.approx(squares_N.mean().sqrt().item())
+
+
+def test_logits_in_parts_give_the_loss_and_gradients_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.vlm("continuous")
+    model.z_loss = 0.25
+    rows = rows_of(
+        model, [[asked(1, "what?", "an owl and a drum"), asked(1, "where?", Box(0.1, 0.2, 0.5, 0.6))]]
+    )
+
+    def result() -> tuple[float, dict[str, float], torch.Tensor]:
+        model.zero_grad()
+        total, _, metrics = model.loss(rows)
+        total.backward()
+        gradients = [weight.grad.flatten() for weight in model.parameters() if weight.grad is not None]
+        return total.item(), metrics, torch.cat(gradients)
+
+    whole, all_metrics, all_gradients = result()
+    sizes: list[int] = []
+    model.language_model.lm_head.register_forward_hook(lambda _, __, logits: sizes.append(len(logits)))
+    monkeypatch.setattr(vlm_module, "LOGITS", 3 * len(WORDS))
+    parted, metrics, gradients = result()
+    assert max(sizes) == 3
+    assert parted == pytest.approx(whole, rel=1e-6)
+    assert metrics == pytest.approx(all_metrics, rel=1e-6)
+    # float32 sums in another order
+    assert (gradients - all_gradients).norm() <= 1e-6 * all_gradients.norm()
 
 
 def test_neighbouring_bins_start_as_neighbours() -> None:

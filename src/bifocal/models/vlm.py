@@ -13,12 +13,15 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bifocal import losses
 from bifocal.data.fitting import WHOLE, Fitting
 from bifocal.models.language import LanguageConfig, LanguageModel, row_mask
 from bifocal.models.vision import VisionConfig, VisionTransformer
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
+
+LOGITS = 2**23  # that a loss holds at once
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,9 @@ class VLM(nn.Module):
     def loss(self, rows: Rows) -> tuple[Tensor, int, dict[str, float]]:
         """Cross-entropy of the supervised tokens, summed; logits are computed only where a label stands.
 
-        With an ``alignment`` its distance is added for each of them, with a ``z_loss`` so much of (log Z)^2.
+        More than ``LOGITS`` of them are computed part by part, and each part anew on the way back: over the vocabulary
+        of a published language model they would take more memory than all its layers. With an ``alignment`` its
+        distance is added for each of the tokens, with a ``z_loss`` so much of (log Z)^2.
         """
         raw_pixels = rows.pictures.ndim == 4
         encoded = self.image_path.encode(rows.pictures) if raw_pixels else rows.pictures
@@ -258,18 +263,20 @@ class VLM(nn.Module):
         )
         targets_at = rows.supervised.flatten().nonzero().squeeze(1)
         targets_N = tokens_BT.flatten()[targets_at]
-        logits_NV = self.language_model.lm_head(hidden_BTD.flatten(0, 1)[targets_at - 1])
-        config = self.config
-        losses_N = losses.next_token(
-            logits_NV, targets_N, ordinal=(config.first_box, config.box_bins), spread=config.box_spread
-        )
-        right_N = logits_NV.detach().argmax(dim=1) == targets_N
-        metrics = {"accuracy": right_N.float().mean().item(), "answers": float(rows.answers)}
-        total = losses_N.sum()
+        hidden_ND = hidden_BTD.flatten(0, 1)[targets_at - 1]
+        most = max(1, LOGITS // self.config.language.vocabulary)
+        if len(targets_N) <= most:
+            total, right, squares = self.predict(hidden_ND, targets_N)
+        else:
+            parts = [
+                checkpoint(self.predict, *part, use_reentrant=False, preserve_rng_state=False)
+                for part in zip(hidden_ND.split(most), targets_N.split(most), strict=True)
+            ]
+            total, right, squares = (torch.stack(each).sum() for each in zip(*parts, strict=True))
+        count = len(targets_N)
+        metrics = {"accuracy": right.item() / max(count, 1), "answers": float(rows.answers)}
         if self.z_loss:
-            squares_N = losses.log_partition_squared(logits_NV)
-            total = total + self.z_loss * squares_N.sum()
-            metrics["log_z"] = squares_N.detach().mean().sqrt().item()
+            metrics["log_z"] = math.sqrt(squares.item() / max(count, 1))
         if self.alignment is not None and rows.features is not None and len(rows.features):
             seen_ND = layers[self.alignment.layer].flatten(0, 1)[rows.image_places.flatten()]
             apart = losses.alignment(seen_ND, rows.features.flatten(0, 1), self.alignment.projection)
@@ -277,7 +284,23 @@ class VLM(nn.Module):
             tokens, places = rows.whole
             total = total + self.alignment.weight * apart * tokens * rows.image_places.numel() / places
             metrics["alignment"] = 1 - apart.item()
-        return total, len(targets_N), metrics
+        return total, count, metrics
+
+    def predict(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states and the token behind each -> the sum of their losses, how many are right, the sum of (log Z)^2.
+
+        The last is 0 without a ``z_loss``.
+        """
+        logits_NV = self.language_model.lm_head(hidden_ND)
+        config = self.config
+        total = losses.next_token(
+            logits_NV, targets_N, ordinal=(config.first_box, config.box_bins), spread=config.box_spread
+        ).sum()
+        squares = total.new_zeros(())
+        if self.z_loss:
+            squares = losses.log_partition_squared(logits_NV).sum()
+            total = total + self.z_loss * squares
+        return total, (logits_NV.detach().argmax(dim=1) == targets_N).sum(), squares.detach()
 
 
 def smooth_code(count: int, width: int) -> Tensor:
