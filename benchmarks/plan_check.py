@@ -23,8 +23,9 @@ from page import Page
 
 from bifocal import artifacts
 from bifocal.config import UserError
-from bifocal.recipes.forecast import REHEARSED, forecast
+from bifocal.recipes.forecast import forecast
 from bifocal.recipes.named import recipe_named
+from bifocal.recipes.rehearsal import STEPS
 from bifocal.recipes.sketches import sketch
 from bifocal.training.machines import Fleet
 from bifocal.training.memory import added_memory
@@ -46,14 +47,14 @@ def measure(name: str, scale: str, seconds: float, workers: int) -> dict[str, An
     def work() -> None:
         for step in planned.steps(planned.size, workers):
             taken.append(step)
-            if len(taken) >= REHEARSED and sum(whole for whole, _ in taken) >= seconds:
+            if len(taken) >= STEPS and sum(whole for whole, _ in taken) >= seconds:
                 break
 
     def before() -> None:
         planned.batch(0, planned.size)  # what the data keep is no part of a step
         next(planned.steps(2))  # nor is what a library loads when it is first needed
 
-    peak = added_memory(before, work)
+    (peak,) = added_memory(before, work)
     low, middle, high = statistics.quantiles([whole for whole, _ in taken[2:]], n=4)
     waited = sum(waited for _, waited in taken[2:]) / sum(whole for whole, _ in taken[2:])
     return {"memory": peak, "low": low, "step": middle, "high": high, "waiting": waited}

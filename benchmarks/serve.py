@@ -271,19 +271,8 @@ def serve_with_transformers(run: Path, port: int) -> None:
 
     vlm = inference.load(run, dtype="float32")
     assert isinstance(vlm, inference.VLM)
-    config = vlm.model.config.language
-    llama = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=config.vocabulary, hidden_size=config.width, intermediate_size=config.hidden,
-            num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.kv_heads,
-            rms_norm_eps=config.norm_eps, max_position_embeddings=4096, tie_word_embeddings=False,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rotary_base},
-        )
-    ).eval()  # fmt: skip
-    own = vlm.model.language_model.state_dict()
-    llama.load_state_dict(
-        {name if name.startswith("lm_head") else f"model.{name}": own[name] for name in own}
-    )
+    # a finished run is a directory of transformers too
+    llava = transformers.LlavaForConditionalGeneration.from_pretrained(run, dtype=torch.float32).eval()
     turn = threading.Lock()
     never = vlm.forbidden.nonzero().flatten().tolist()
 
@@ -309,7 +298,7 @@ def serve_with_transformers(run: Path, port: int) -> None:
         def work() -> None:
             with turn:
                 x_TD, _ = embed_prompt(vlm.model, vlm.prompt(messages), vlm.encode(pictures), 0)
-                llama.generate(
+                llava.generate(
                     inputs_embeds=x_TD[None], max_new_tokens=body["max_tokens"], do_sample=False, streamer=pipe,
                     eos_token_id=vlm.tokenizer.eos, pad_token_id=vlm.tokenizer.pad, suppress_tokens=never,
                 )  # fmt: skip

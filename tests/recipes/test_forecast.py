@@ -152,5 +152,5 @@ def test_memory_of_this_machine_is_that_of_real_steps(known: Forecast) -> None:
         return
     assert known.here.measured is not None
     sizes, peaks = known.here.measured
-    assert sizes == (4, 8) and min(peaks) > known.here.costs[1].persistent / 2
-    assert known.here.memory(8)["peak"] == pytest.approx(peaks[1])
+    assert sizes == (4, 16) and min(peaks) > known.here.costs[1].persistent / 2
+    assert known.here.memory(16)["peak"] == pytest.approx(peaks[1])

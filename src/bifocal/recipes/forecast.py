@@ -6,7 +6,6 @@ machine are those of its own operations, measured; times of others follow from d
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -17,16 +16,16 @@ import torch
 from torch import nn
 
 from bifocal.models.precision import fast_dtype
+from bifocal.recipes import rehearsal
 from bifocal.recipes.runs import parts_of
 from bifocal.recipes.sketches import Sketch, sketch
 from bifocal.training.machines import CPU, SHEETS, Calibration, Fleet, calibrate, link_of, this_memory
-from bifocal.training.memory import added_in_child, process_memory
+from bifocal.training.memory import process_memory
 from bifocal.training.trace import Place, StepCost, stand_ins, trace_step
 
 MOST_TRACED = 256  # samples: beyond that the line is straight
 FREE_SHARE = 0.1  # of the memory that is left to the system, the libraries and what fragments
-REHEARSED = 12  # steps after which hardly a shape is new
-MOST_FLOPS = 2e12  # of all steps that are taken to measure memory: some ten seconds
+MOST_FLOPS = 6e12  # of all steps that are taken to measure memory: some twenty seconds
 KINDS = ("weights", "frozen", "masters", "optimizer", "gradients", "activations")
 
 
@@ -34,7 +33,7 @@ KINDS = ("weights", "frozen", "masters", "optimizer", "gradients", "activations"
 class Line:
     """Steps of two batch sizes, and what lies between and beyond them.
 
-    ``measured`` are two smaller sizes and the bytes that steps of them added to a process at its peak.
+    ``measured`` are two sizes and the bytes that steps of them added to a process at its peak.
     """
 
     sizes: tuple[int, int]
@@ -150,7 +149,7 @@ def forecast(recipe: Any, fleets: Sequence[Fleet]) -> Forecast:
     besides = process_memory()
     here = traced(planned, sizes, batches, dtype, "cpu")
     if any(fleet.machine == CPU for fleet in fleets):
-        here = replace(here, measured=measured_peaks(planned, here))
+        here = replace(here, measured=measured_peaks(recipe, here))
     elsewhere = None
     if any(fleet.machine != CPU for fleet in fleets):
         there = torch.float32 if recipe.train.dtype == "float32" else torch.bfloat16
@@ -174,26 +173,15 @@ def traced(
     return Line(sizes, (low, high))
 
 
-def measured_peaks(planned: Sketch, line: Line) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """What real steps of two small sizes add to a process at its peak; None where they would take too much.
-
-    A process takes more than its tensors: gaps of the heap, and kernels that are compiled for every new shape.
-    """
-    sizes = (max(1, line.sizes[1] // 4), max(1, line.sizes[1] // 2))
+def measured_peaks(recipe: Any, line: Line) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """What real steps of a quarter of the batch and of all of it add to a process; None where they take too much."""
+    sizes = (max(1, line.sizes[1] // 4), line.sizes[1])
     if sizes[0] == sizes[1] or line.memory(sizes[1])["peak"] > this_memory() / 4:
         return None
-    if REHEARSED * sum(sizes) * line.flops() > MOST_FLOPS:
+    if rehearsal.STEPS * sum(sizes) * line.flops() > MOST_FLOPS:
         return None
-    peaks = []
-    for size in sizes:
-
-        def work(size: int = size) -> None:
-            for _ in itertools.islice(planned.steps(size), REHEARSED):
-                pass
-
-        peaks.append(added_in_child(lambda: next(planned.steps(2)), work))
-    low, high = peaks
-    return None if low is None or high is None else (sizes, (low, high))
+    peaks = rehearsal.rehearse(recipe, sizes)
+    return None if peaks is None else (sizes, (peaks[0], peaks[1]))
 
 
 def communicated_bytes(known: Forecast, ranks: int, *, sharded: bool) -> float:

@@ -5,14 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import os
-import select
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of mallopt(3)
 KEPT_BYTES = 2**31 - 1
@@ -45,43 +40,20 @@ def process_memory(field: str = "VmRSS") -> int:
     return 0
 
 
-def added_memory(before: Callable[[], object], work: Callable[[], object]) -> int:
-    """Bytes that ``work`` adds to this process at its peak, once ``before`` has loaded what it needs (Linux).
+def added_memory(before: Callable[[], object], *works: Callable[[], object]) -> list[int]:
+    """Bytes that each of ``works``, in turn, has this process hold at its peak, beyond what it holds after ``before``.
 
-    Freed memory is handed back in between, and from then on kept, as in training.
+    Freed memory is handed back once ``before`` has loaded what is needed, and from then on kept, as in training: what
+    takes more memory comes after what takes less. Linux alone can tell.
     """
     before()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     base = process_memory()
     keep_freed_memory()
-    work()
-    return process_memory("VmHWM") - base
-
-
-def added_in_child(
-    before: Callable[[], object], work: Callable[[], object], *, patience: float = 120.0
-) -> int | None:
-    """``added_memory`` of a process that is forked for it and computes on one thread.
-
-    None where it cannot be told, or not within ``patience`` seconds.
-    """
-    if not sys.platform.startswith("linux"):
-        return None
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            # threads of the pool are not there after a fork
-            torch.set_num_threads(1)
-            os.write(writing, str(added_memory(before, work)).encode())
-        finally:
-            os._exit(0)  # nothing of the parent's is to be closed twice
-    os.close(writing)
-    with os.fdopen(reading) as answer:
-        if not select.select([answer], [], [], patience)[0]:
-            os.kill(child, signal.SIGKILL)
-        said = answer.read()
-    os.waitpid(child, 0)
-    return int(said) if said else None
+    peaks = []
+    for work in works:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        work()
+        peaks.append(process_memory("VmHWM") - base)
+    return peaks
