@@ -19,6 +19,7 @@ from bifocal import inference
 from bifocal.config import UserError
 from bifocal.data.boxes import boxes_from_text
 from bifocal.data.pictures import to_tensor
+from bifocal.data.text import TextTokenizer
 
 Place = dict[str, Path]
 
@@ -187,6 +188,13 @@ def test_a_damaged_tokenizer_is_refused(places: Place, tmp_path: Path) -> None:
     place = broken(places, tmp_path, "discrete")
     (place / "tokenizer.json").write_text("{")
     refused(place, "tokenizer.json is damaged")
+
+
+def test_a_tokenizer_of_more_words_than_the_model_is_refused(places: Place, tmp_path: Path) -> None:
+    place = broken(places, tmp_path, "discrete")
+    words = TextTokenizer.train(tiny.TEXTS * 4, size=400, codes=999, box_bins=8)
+    words.write(place / "tokenizer.json")
+    refused(place, f"is damaged: its tokenizer names {len(words)} tokens and the model has ")
 
 
 def test_a_missing_tokenizer_is_refused(places: Place, tmp_path: Path) -> None:

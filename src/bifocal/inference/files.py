@@ -166,8 +166,12 @@ def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> VQVAE
         return CLIP(model, tokenizer, name, place)
     if tokenizer is None:
         raise UserError(f"{path} has no {TOKENIZER}, and text is needed")
-    assert isinstance(tokenizer, TextTokenizer)
+    assert isinstance(tokenizer, TextTokenizer) and isinstance(model, PartiModel | VLMModel)
+    shape = model.config.text if isinstance(model, PartiModel) else model.config.language
+    if len(tokenizer) > shape.vocabulary:
+        raise UserError(
+            f"{path} is damaged: its tokenizer names {len(tokenizer)} tokens and the model has {shape.vocabulary}"
+        )
     if isinstance(model, PartiModel):
         return Parti(model, tokenizer, name, place)
-    assert isinstance(model, VLMModel)
     return VLM(model, tokenizer, name, place)
