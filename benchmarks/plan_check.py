@@ -11,8 +11,8 @@ which are kept in ``--results``. Its last column is the share of the time in whi
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -25,10 +25,9 @@ from bifocal import artifacts
 from bifocal.config import UserError
 from bifocal.recipes.forecast import forecast
 from bifocal.recipes.named import recipe_named
-from bifocal.recipes.rehearsal import STEPS
+from bifocal.recipes.rehearsal import take_steps
 from bifocal.recipes.sketches import sketch
 from bifocal.training.machines import Fleet
-from bifocal.training.memory import added_memory
 
 RECIPES = ("vqvae", "clip", "vlm-continuous", "vlm-discrete", "prior")
 MEMORY_WITHIN, TIME_WITHIN = 0.15, 0.30
@@ -37,27 +36,6 @@ MEMORY_WITHIN, TIME_WITHIN = 0.15, 0.30
 def recipe_of(name: str, scale: str) -> Any:
     model, _, family = name.partition("-")
     return recipe_named(model, scale, {}, family=family or None)
-
-
-def measure(name: str, scale: str, seconds: float, workers: int) -> dict[str, Any]:
-    """Take steps for about ``seconds``: what they add to the memory at its peak, how long each took and waited."""
-    planned = sketch(recipe_of(name, scale))
-    taken: list[tuple[float, float]] = []
-
-    def work() -> None:
-        for step in planned.steps(planned.size, workers):
-            taken.append(step)
-            if len(taken) >= STEPS and sum(whole for whole, _ in taken) >= seconds:
-                break
-
-    def before() -> None:
-        planned.batch(0, planned.size)  # what the data keep is no part of a step
-        next(planned.steps(2))  # nor is what a library loads when it is first needed
-
-    (peak,) = added_memory(before, work)
-    low, middle, high = statistics.quantiles([whole for whole, _ in taken[2:]], n=4)
-    waited = sum(waited for _, waited in taken[2:]) / sum(whole for whole, _ in taken[2:])
-    return {"memory": peak, "low": low, "step": middle, "high": high, "waiting": waited}
 
 
 def check(name: str, scale: str, seconds: float, workers: int) -> dict[str, Any]:
@@ -76,10 +54,10 @@ def check(name: str, scale: str, seconds: float, workers: int) -> dict[str, Any]
         "planned memory": row.memory["peak"],
         "measured memory": measured["memory"],
         "planned step": row.step,
-        "measured step": measured["step"],
-        "low": measured["low"],
-        "high": measured["high"],
-        "waiting": measured["waiting"],
+        "measured step": measured["seconds"] + measured["waited"],
+        "low": measured["low"] + measured["waited"],
+        "high": measured["high"] + measured["waited"],
+        "waiting": measured["waited"] / (measured["seconds"] + measured["waited"]),
     }
 
 
@@ -137,7 +115,9 @@ def main(
     if unknown:
         raise UserError(f"there is no recipe {unknown[0]!r}: choose from {', '.join(RECIPES)}")
     if measure_only:
-        print(json.dumps(measure(recipes[0], scale, seconds, workers)))
+        recipe = recipe_of(recipes[0], scale)
+        steps = take_steps(recipe, sketch(recipe).size, seconds=seconds, workers=workers)
+        print(json.dumps(dataclasses.asdict(steps)))
         return
     kept = artifacts.read_json(results) if results.exists() else {}
     wrong = []

@@ -15,6 +15,7 @@ from bifocal.data.scenes import WorldSettings
 from bifocal.models.clip import CLIPConfig
 from bifocal.models.language import LanguageConfig
 from bifocal.models.text import TextConfig
+from bifocal.recipes import forecast as forecast_module
 from bifocal.recipes.clip import CLIPRecipe
 from bifocal.recipes.forecast import Forecast, communicated_bytes, forecast, row_of
 from bifocal.recipes.prior import recipe_prior
@@ -73,7 +74,6 @@ def test_a_row_adds_up(known: Forecast) -> None:
     assert there.communication == there.communicated / SHEETS["h100"].link
     assert there.total == there.step * 24
     assert there.cost == pytest.approx(2.5 * 4 * there.total / 3600)
-    assert here.compute == known.calibration.seconds + known.calibration.optimizer_seconds  # type: ignore[union-attr]
     assert "too small for 32 ranks" in row_of(known, Fleet(32, "h100"), sharded=False).note
 
 
@@ -145,12 +145,24 @@ def test_the_line_goes_through_what_was_traced(known: Forecast) -> None:
     assert line.memory(line.sizes[1])["peak"] == line.costs[1].peak
 
 
-def test_memory_of_this_machine_is_that_of_real_steps(known: Forecast) -> None:
-    assert known.elsewhere is not None and known.elsewhere.measured is None
+def test_this_machine_s_figures_are_those_of_real_steps(known: Forecast) -> None:
+    assert known.elsewhere is not None and known.elsewhere.rehearsed is None
     if sys.platform != "linux":
-        assert known.here.measured is None
+        assert known.here.rehearsed is None and known.calibration is not None
         return
-    assert known.here.measured is not None
-    sizes, peaks = known.here.measured
-    assert sizes == (4, 16) and min(peaks) > known.here.costs[1].persistent / 2
-    assert known.here.memory(16)["peak"] == pytest.approx(peaks[1])
+    assert known.here.rehearsed is not None and known.calibration is None
+    few, all_of_it = known.here.rehearsed
+    assert (few.size, all_of_it.size) == (4, 16)
+    assert min(few.memory, all_of_it.memory) > known.here.costs[1].persistent / 2
+    assert known.here.memory(16)["peak"] == pytest.approx(all_of_it.memory)
+    assert known.rows[0].compute == pytest.approx(all_of_it.seconds)
+
+
+def test_a_step_that_is_too_large_to_rehearse_is_forecast_from_its_operations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(forecast_module, "MOST_FLOPS", 0.0)
+    known = forecast(recipe_prior("smoke"), [Fleet(1, "cpu")])
+    assert known.here.rehearsed is None and known.calibration is not None
+    assert known.rows[0].compute == known.calibration.seconds + known.calibration.optimizer_seconds
+    assert known.rows[0].memory["peak"] == known.here.costs[1].peak

@@ -16,6 +16,7 @@ from rich.table import Table
 from bifocal.config import UserError
 from bifocal.recipes.forecast import FREE_SHARE, KINDS, Forecast, forecast
 from bifocal.recipes.named import recipe_named
+from bifocal.recipes.rehearsal import STEPS
 from bifocal.training.machines import (
     CALL_SECONDS,
     MEMORY_SHARE,
@@ -66,6 +67,11 @@ def recipe_name(model: str, scale: str, family: str | None) -> str:
 def assumptions(known: Forecast) -> list[str]:
     """What the figures rest on, a sentence each."""
     said = []
+    if known.here.rehearsed is not None:
+        sizes = " and of ".join(str(steps.size) for steps in known.here.rehearsed)
+        said.append(
+            f"cpu is this machine: {STEPS} steps of {sizes} {known.sketch.unit} were taken, in processes of their own."
+        )
     measured = known.calibration
     if measured is not None:
         rates = [

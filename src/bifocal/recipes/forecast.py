@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from bifocal.models.precision import fast_dtype
-from bifocal.recipes import rehearsal
+from bifocal.recipes.rehearsal import STEPS, Rehearsed, rehearse
 from bifocal.recipes.runs import parts_of
 from bifocal.recipes.sketches import Sketch, sketch
 from bifocal.training.machines import CPU, SHEETS, Calibration, Fleet, calibrate, link_of, this_memory
@@ -25,7 +25,7 @@ from bifocal.training.trace import Place, StepCost, stand_ins, trace_step
 
 MOST_TRACED = 256  # samples: beyond that the line is straight
 FREE_SHARE = 0.1  # of the memory that is left to the system, the libraries and what fragments
-MOST_FLOPS = 6e12  # of all steps that are taken to measure memory: some twenty seconds
+MOST_FLOPS = 6e12  # of all steps that are rehearsed: some twenty seconds
 KINDS = ("weights", "frozen", "masters", "optimizer", "gradients", "activations")
 
 
@@ -33,12 +33,12 @@ KINDS = ("weights", "frozen", "masters", "optimizer", "gradients", "activations"
 class Line:
     """Steps of two batch sizes, and what lies between and beyond them.
 
-    ``measured`` are two sizes and the bytes that steps of them added to a process at its peak.
+    ``rehearsed`` are real steps of two sizes.
     """
 
     sizes: tuple[int, int]
     costs: tuple[StepCost, StepCost]
-    measured: tuple[tuple[int, int], tuple[int, int]] | None = None
+    rehearsed: tuple[Rehearsed, Rehearsed] | None = None
 
     def at(self, batch: float, values: tuple[float, float]) -> float:
         """Where a figure that was ``values`` at the two sizes is for ``batch`` samples."""
@@ -60,12 +60,12 @@ class Line:
             "gradients": cost.gradients * part,
             "activations": self.at(batch, (self.costs[0].activations, cost.activations)),
         }
-        if self.measured is None:
+        if self.rehearsed is None:
             working = self.at(
                 batch, (self.costs[0].peak - self.costs[0].persistent, cost.peak - cost.persistent)
             )
         else:
-            working = straight(*self.measured, batch) - cost.persistent
+            working = self.rehearsal(batch, "memory") - cost.persistent
         held = kinds["weights"] + kinds["frozen"] + kinds["masters"] + kinds["optimizer"]
         return kinds | {"peak": held + max(0.0, working - cost.gradients * (1 - part))}
 
@@ -75,6 +75,12 @@ class Line:
         one, two = (self.memory(size, ranks, sharded=sharded)["peak"] for size in (1, 1025))
         each = max(1.0, (two - one) / 1024)
         return 0 if one > room else 1 + int((room - one) / each)
+
+    def rehearsal(self, batch: float, what: str) -> float:
+        """Where a figure of the rehearsed steps is for ``batch`` samples."""
+        assert self.rehearsed is not None
+        low, high = self.rehearsed
+        return straight((low.size, high.size), (getattr(low, what), getattr(high, what)), batch)
 
     def flops(self) -> float:
         """Of one sample, forward and backward."""
@@ -114,7 +120,8 @@ class Row:
 class Forecast:
     """Everything that is known of a recipe before it is trained.
 
-    ``data_seconds`` is what making a sample takes here, in one process; ``besides`` are the bytes that Python, its
+    ``calibration`` is there where steps on this machine are forecast and were not rehearsed. ``data_seconds`` is what
+    making a sample takes here, in one process; ``besides`` are the bytes that Python, its
     libraries and the data take in each.
     """
 
@@ -149,13 +156,13 @@ def forecast(recipe: Any, fleets: Sequence[Fleet]) -> Forecast:
     besides = process_memory()
     here = traced(planned, sizes, batches, dtype, "cpu")
     if any(fleet.machine == CPU for fleet in fleets):
-        here = replace(here, measured=measured_peaks(recipe, here))
+        here = replace(here, rehearsed=rehearsed(recipe, here))
     elsewhere = None
     if any(fleet.machine != CPU for fleet in fleets):
         there = torch.float32 if recipe.train.dtype == "float32" else torch.bfloat16
         elsewhere = traced(planned, sizes, batches, there, "accelerator")
     measured = None
-    if any(fleet.machine == CPU for fleet in fleets):
+    if any(fleet.machine == CPU for fleet in fleets) and here.rehearsed is None:
         measured = calibrate(here.costs[1].operations, here.costs[1].optimizer_operations)
     known = Forecast(planned, dtype, parts, here, elsewhere, measured, data_seconds, besides)
     return replace(known, rows=tuple(row_of(known, fleet, sharded=sharded) for fleet in fleets))
@@ -173,15 +180,15 @@ def traced(
     return Line(sizes, (low, high))
 
 
-def measured_peaks(recipe: Any, line: Line) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """What real steps of a quarter of the batch and of all of it add to a process; None where they take too much."""
-    sizes = (max(1, line.sizes[1] // 4), line.sizes[1])
-    if sizes[0] == sizes[1] or line.memory(sizes[1])["peak"] > this_memory() / 4:
+def rehearsed(recipe: Any, line: Line) -> tuple[Rehearsed, Rehearsed] | None:
+    """Real steps of a quarter of the batch and of all of it; None where they would take too much."""
+    small, large = max(1, line.sizes[1] // 4), line.sizes[1]
+    if small == large or line.memory(large)["peak"] > this_memory() / 4:
         return None
-    if rehearsal.STEPS * sum(sizes) * line.flops() > MOST_FLOPS:
+    if STEPS * (small + large) * line.flops() > MOST_FLOPS:
         return None
-    peaks = rehearsal.rehearse(recipe, sizes)
-    return None if peaks is None else (sizes, (peaks[0], peaks[1]))
+    low, high = (rehearse(recipe, size) for size in (small, large))
+    return None if low is None or high is None else (low, high)
 
 
 def communicated_bytes(known: Forecast, ranks: int, *, sharded: bool) -> float:
@@ -204,9 +211,12 @@ def row_of(known: Forecast, fleet: Fleet, *, sharded: bool) -> Row:
     data = batch * known.data_seconds
     notes = []
     if fleet.machine == CPU:
-        assert known.calibration is not None
         line, has = known.here, this_memory()
-        compute = known.calibration.seconds * batch / line.sizes[1] + known.calibration.optimizer_seconds
+        if line.rehearsed is not None:
+            compute, data = line.rehearsal(batch, "seconds"), line.rehearsal(batch, "waited")
+        else:
+            assert known.calibration is not None
+            compute = known.calibration.seconds * batch / line.sizes[1] + known.calibration.optimizer_seconds
         busy = compute + data
     else:
         assert known.elsewhere is not None

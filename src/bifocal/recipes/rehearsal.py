@@ -1,4 +1,4 @@
-"""Real steps of a recipe, taken in a process of their own: what they add to its memory.
+"""Real steps of a recipe, taken in a process of their own: what they add to its memory, and how long they take.
 
 A process takes more than its tensors: gaps of the heap, kernels that are compiled for every new shape, and what every
 thread keeps for itself. So the steps are taken as training takes them, with all its threads, in a process that has
@@ -7,12 +7,13 @@ done nothing else.
 
 from __future__ import annotations
 
-import itertools
 import json
 import pkgutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bifocal.config import from_dict, to_dict
@@ -20,18 +21,31 @@ from bifocal.recipes.sketches import sketch
 from bifocal.training.memory import added_memory
 
 STEPS = 12  # after which hardly a shape is new
+WARM = 2  # of them whose time is not counted
 PATIENCE = 180.0  # seconds
 
 
-def rehearse(recipe: Any, sizes: Sequence[int]) -> list[int] | None:
-    """Bytes that steps of each of these numbers of samples, in rising order, add to a process at its peak.
+@dataclass(frozen=True)
+class Rehearsed:
+    """Steps of ``size`` samples: bytes that they add at their peak, and the seconds of each once its batch is there.
 
-    None where that cannot be told: on another system than Linux, or where the steps fail or take too long.
+    Times are the median with its quartiles; ``waited`` is what making the batch takes, the mean of all steps.
     """
+
+    size: int
+    memory: int
+    seconds: float
+    low: float
+    high: float
+    waited: float
+
+
+def rehearse(recipe: Any, size: int) -> Rehearsed | None:
+    """``take_steps`` in a process of its own; None where that fails or takes too long, and elsewhere than on Linux."""
     if not sys.platform.startswith("linux"):
         return None
     kind = type(recipe)
-    told = [f"{kind.__module__}:{kind.__qualname__}", to_dict(recipe), list(sizes)]
+    told = [f"{kind.__module__}:{kind.__qualname__}", to_dict(recipe), size]
     try:
         done = subprocess.run(
             [sys.executable, "-m", "bifocal.recipes.rehearsal"],
@@ -43,24 +57,35 @@ def rehearse(recipe: Any, sizes: Sequence[int]) -> list[int] | None:
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
         return None
-    return list(json.loads(done.stdout.splitlines()[-1]))
+    return Rehearsed(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def take_steps(recipe: Any, sizes: Sequence[int]) -> list[int]:
-    """``rehearse`` in this very process."""
+def take_steps(recipe: Any, size: int, *, seconds: float = 0.0, workers: int = 0) -> Rehearsed:
+    """Take ``STEPS`` steps, or more until ``seconds`` are over, in this very process."""
     planned = sketch(recipe)
+    taken: list[tuple[float, float]] = []
 
     def before() -> None:
-        planned.batch(0, sizes[-1])  # what the data keep is no part of a step
+        planned.batch(0, size)  # what the data keep is no part of a step
         next(planned.steps(2))  # nor is what a library loads when it is first needed
 
-    def steps(size: int) -> None:
-        for _ in itertools.islice(planned.steps(size), STEPS):
-            pass
+    def work() -> None:
+        for step in planned.steps(size, workers):
+            taken.append(step)
+            if len(taken) >= STEPS and sum(whole for whole, _ in taken) >= seconds:
+                break
 
-    return added_memory(before, *(lambda size=size: steps(size) for size in sizes))
+    memory = added_memory(before, work)
+    low, middle, high = statistics.quantiles([whole - waited for whole, waited in taken[WARM:]], n=4)
+    waited = statistics.mean(waited for _, waited in taken[WARM:])
+    return Rehearsed(size, memory, middle, low, high, waited)
+
+
+def main(told: Sequence[Any]) -> None:
+    """Print what steps of the recipe that was told took, as JSON."""
+    name, settings, size = told
+    print(json.dumps(asdict(take_steps(from_dict(pkgutil.resolve_name(name), settings), size))))
 
 
 if __name__ == "__main__":
-    name, settings, wanted = json.load(sys.stdin)
-    print(json.dumps(take_steps(from_dict(pkgutil.resolve_name(name), settings), wanted)))
+    main(json.load(sys.stdin))

@@ -40,20 +40,16 @@ def process_memory(field: str = "VmRSS") -> int:
     return 0
 
 
-def added_memory(before: Callable[[], object], *works: Callable[[], object]) -> list[int]:
-    """Bytes that each of ``works``, in turn, has this process hold at its peak, beyond what it holds after ``before``.
+def added_memory(before: Callable[[], object], work: Callable[[], object]) -> int:
+    """Bytes that ``work`` adds to this process at its peak, once ``before`` has loaded what it needs (Linux).
 
-    Freed memory is handed back once ``before`` has loaded what is needed, and from then on kept, as in training: what
-    takes more memory comes after what takes less. Linux alone can tell.
+    Freed memory is handed back in between, and from then on kept, as in training.
     """
     before()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     base = process_memory()
     keep_freed_memory()
-    peaks = []
-    for work in works:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        work()
-        peaks.append(process_memory("VmHWM") - base)
-    return peaks
+    work()
+    return process_memory("VmHWM") - base
