@@ -138,7 +138,8 @@ def measured(cell: Finished, metric: Metric, part: str = "all") -> Measured:
         return Measured(sums, ratio, [(str(row),) for row in range(len(sums))])
     predictions = read_predictions(prediction_path(cell.place, cell.name, metric.task, "test"))
     chosen = slices(predictions)[part]
-    groups = [groups_of(predictions)[index] for index in chosen]
+    every = groups_of(predictions)
+    groups = [every[index] for index in chosen]
     if metric.metric == "exact":
         return Measured(with_count([predictions[index]["correct"] for index in chosen]), ratio, groups)
     found = next(each for each in TASKS[metric.task].measure(predictions) if each.metric == metric.metric)
@@ -277,7 +278,7 @@ def bars(axes: Axes, variants: Mapping[str, Sequence[Finished]], metric: Metric)
     plain(axes, f"{metric.title}, %")
 
 
-def lines(axes: Axes, variants: Mapping[str, Sequence[Finished]], metric: Metric) -> None:
+def against_codes(axes: Axes, variants: Mapping[str, Sequence[Finished]], metric: Metric) -> None:
     """Against the number of codes, at both numbers of positions, with CLIP as a level."""
     for positions, end, level, style in ((64, "", MAIN, "-"), (16, "-coarse", "clip-gathered", "--")):
         there = [k for k in (64, 512, 4096) if f"codes-{k}{end}" in variants]
@@ -311,7 +312,7 @@ def draw(variants: Mapping[str, Sequence[Finished]], path: Path) -> None:
     figure = Figure(figsize=(10, 6.4))
     for metric, (left, right) in zip(METRICS[1:3], figure.subplots(2, 2), strict=True):
         bars(left, variants, metric)
-        lines(right, variants, metric)
+        against_codes(right, variants, metric)
         top = max(left.get_ylim()[1], right.get_ylim()[1])
         left.set_ylim(0, top)
         right.set_ylim(0, top)

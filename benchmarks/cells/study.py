@@ -282,7 +282,6 @@ class Study:
         self.train_cell(cell)
         self.evaluate_cell(cell)
 
-    @torch.inference_mode()
     def evaluate_cell(self, cell: Cell) -> None:
         """Ask it everything, and take the loss of each held-out picture's conversations."""
         place = self.place(cell)
@@ -299,9 +298,9 @@ class Study:
         packer, sums = self.packer(replace(cell, seed=0), ("validation",)), []  # the same rows for all
         for step in range(1 if self.smoke else HELD_OUT_ROWS // 32):
             rows = packer.rows("validation", step, 32)
-            for row in range(len(rows.tokens)):
-                total, count, _ = model.loss(rows.part(range(row, row + 1)))
-                sums.append([round(total.item(), 5), count])
+            with torch.inference_mode():
+                each = [model.loss(rows.part(range(row, row + 1)))[:2] for row in range(len(rows.tokens))]
+            sums += [[round(total.item(), 5), count] for total, count in each]
         artifacts.atomic_write_json(place / EVALUATED, {HELD_OUT: sums})
 
     @property
