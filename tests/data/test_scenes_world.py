@@ -19,7 +19,7 @@ from bifocal.data.scenes import (
     WorldSettings,
     sprites,
 )
-from bifocal.data.scenes.concepts import quickstart_concepts, upright_turns
+from bifocal.data.scenes.concepts import quickstart_concepts, small_concepts, upright_turns
 from bifocal.data.scenes.nouns import article_for, plural_of
 from bifocal.data.scenes.scene import Scene
 from bifocal.data.scenes.wholeset import whole_set_concepts
@@ -68,6 +68,16 @@ def test_quickstart_concepts_are_120_plain_balanced_and_unambiguous():
     plurals = [concept.plural for concept in concepts]
     assert len(plurals) == len(set(plurals))
     assert all(concept.article == ("an" if concept.name[0] in "aeiou" else "a") for concept in concepts)
+
+
+def test_the_small_set_is_a_quarter_of_the_quickstart_in_its_proportions():
+    small, whole = small_concepts(), quickstart_concepts()
+    assert len(small) == 30 and set(small) < set(whole)
+    of_each = collections.Counter(concept.category for concept in whole)
+    assert collections.Counter(concept.category for concept in small) == {
+        category: count / 4 for category, count in of_each.items()
+    }
+    assert World(WorldSettings(concepts="small")).novel_concepts
 
 
 def test_every_concept_has_its_own_drawing(world):

@@ -82,7 +82,7 @@ def data_scenes(
     out: Path,
     split: Split = "test",
     count: int = 200,
-    concepts: Literal["quickstart", "all"] = "quickstart",
+    concepts: Literal["small", "quickstart", "all"] = "quickstart",
     picture_size: int = 64,
     seed: int = 0,
 ) -> None:
@@ -94,7 +94,7 @@ def data_scenes(
         out: a new folder.
         split: which scenes.
         count: samples of each task.
-        concepts: about 120 plain ones, or all drawings.
+        concepts: about 120 plain ones, a quarter of them, or all drawings.
         picture_size: side in pixels.
         seed: another seed gives another world.
     """

@@ -47,7 +47,7 @@ _PATIENCE = 200_000  # places tried before a wanted scene is held to be impossib
 
 @dataclass(frozen=True, slots=True)
 class WorldSettings:
-    """What decides a world: concepts ("quickstart" or "all"), side of a picture in pixels, objects, seed."""
+    """What decides a world: concepts ("small", "quickstart" or "all"), side of a picture in pixels, objects, seed."""
 
     concepts: str = "quickstart"
     picture_size: int = 64
@@ -66,9 +66,9 @@ class WorldSettings:
 class World:
     """Scenes, their pictures and their exact truth.
 
-    Construction renders the drawings: within two seconds for the quickstart concepts; for "all" once, then
-    from a cache on disk (``progress`` is told (done, all) concepts meanwhile). All methods are pure, so a
-    world can be used from several processes, each with its own copy.
+    Construction renders the drawings: within two seconds for the "small" and the "quickstart" concepts; for "all" once,
+    then from a cache on disk (``progress`` is told (done, all) concepts meanwhile). All methods are pure, so a world
+    can be used from several processes, each with its own copy.
 
     Attributes: ``settings``; ``concepts``, with the measured ``can_tilt``; ``novel_concepts``, the concepts
     that have company only in the split "test-novel-concepts"; ``fingerprint``, a hash of all that decides the
@@ -82,7 +82,7 @@ class World:
         size = self.settings.picture_size
         concepts = concepts_of(self.settings.concepts, sprite_module.drawings_folder())
         self._sprites = sprite_module.make_sprites(
-            concepts, upright_turns(), size, cache=self.settings.concepts != "quickstart", progress=progress
+            concepts, upright_turns(), size, cache=self.settings.concepts == "all", progress=progress
         )
         self.concepts: tuple[Concept, ...] = tuple(
             replace(concept, can_tilt=bool(can)) for concept, can in zip(concepts, self._sprites.can_tilt)

@@ -201,18 +201,25 @@ def quickstart_concepts() -> tuple[Concept, ...]:
     return tuple(concept for concept, _ in _parsed())
 
 
+def small_concepts() -> tuple[Concept, ...]:
+    """Every fourth of the quickstart's: 30 of all categories, each of which a short run sees four times as often."""
+    return quickstart_concepts()[::4]
+
+
 def upright_turns() -> dict[str, float]:
     """hexcode -> degrees counter-clockwise that stand a drawing upright, for those drawn on the slant."""
     return {concept.hexcode: turn for concept, turn in _parsed() if turn is not None}
 
 
 def concepts_of(world: str, drawings: Path) -> tuple[Concept, ...]:
-    """The concepts of a world by its name, "quickstart" or "all" (then of all in the folder ``drawings``).
+    """The concepts of a world by its name: "small", "quickstart" or "all" (then of all in the folder ``drawings``).
 
     Raises ``UserError`` for another name.
     """
+    if world == "small":
+        return small_concepts()
     if world == "quickstart":
         return quickstart_concepts()
     if world == "all":
         return whole_set_concepts(drawings)
-    raise UserError(f'There is no set of concepts named "{world}"; choose "quickstart" or "all".')
+    raise UserError(f'There is no set of concepts named "{world}"; choose "small", "quickstart" or "all".')
