@@ -165,6 +165,7 @@ class Theirs:
     ) -> None:
         import transformers
 
+        transformers.utils.logging.disable_progress_bar()
         self.setting, self.rounded, self.piece, self.made = setting, rounded, piece, 0.0
         self.dtype = torch.bfloat16 if rounded else torch.float32
         self.model = transformers.LlavaForConditionalGeneration.from_pretrained(
