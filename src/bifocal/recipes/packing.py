@@ -89,19 +89,9 @@ class Packer:
             if len(builder.rows) == size and not builder.fits(sample):
                 break
             builder.add_document([sample])
-        arrays = builder.arrays()
-        return Rows(
-            tokens=torch.from_numpy(arrays["tokens"]),
-            positions=torch.from_numpy(arrays["positions"]),
-            segments=torch.from_numpy(arrays["segments"]),
-            documents=torch.from_numpy(arrays["documents"]),
-            supervised=torch.from_numpy(arrays["supervised"]).bool(),
-            image_places=torch.from_numpy(arrays["image_places"]),
-            pictures=self._pictures(split, step, builder.picture_keys),
-            answers=builder.answers,
-            features=None if self.teacher is None else self.teacher.features(split, builder.picture_keys),
-            keys=tuple(builder.picture_keys),
-        )
+        keys = builder.picture_keys
+        features = None if self.teacher is None else self.teacher.features(split, keys)
+        return rows_of(builder, self._pictures(split, step, keys), features)
 
     def _pictures(self, split: str, step: int, keys: Sequence[str]) -> torch.Tensor:
         """Pixels where the encoder learns in this step, and wherever it has learnt when held-out rows are looked at."""
@@ -114,6 +104,23 @@ class Packer:
         if not samples:
             return None
         return drawing_sample(samples[0], blank=rng.random() < self.recipe.drop_prompt)
+
+
+def rows_of(builder: RowBuilder, pictures: torch.Tensor, features: torch.Tensor | None = None) -> Rows:
+    """What a builder holds as a batch; ``pictures`` and ``features`` are in the order of its keys."""
+    arrays = {name: torch.from_numpy(array) for name, array in builder.arrays().items()}
+    return Rows(
+        tokens=arrays["tokens"],
+        positions=arrays["positions"],
+        segments=arrays["segments"],
+        documents=arrays["documents"],
+        supervised=arrays["supervised"].bool(),
+        image_places=arrays["image_places"],
+        pictures=pictures,
+        answers=builder.answers,
+        features=features,
+        keys=tuple(builder.picture_keys),
+    )
 
 
 def reads_store(recipe: VLMRecipe, split: str) -> bool:
