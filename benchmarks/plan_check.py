@@ -29,7 +29,7 @@ from bifocal.recipes.sketches import sketch
 from bifocal.training.machines import Fleet
 from bifocal.training.memory import added_memory
 
-RECIPES = ("vqvae", "clip", "vlm-continuous", "vlm-discrete", "prior")
+RECIPES = ("vqvae", "clip", "vlm-continuous", "vlm-discrete", "prior", "parti")
 MEMORY_WITHIN, TIME_WITHIN = 0.15, 0.30
 
 
@@ -124,7 +124,7 @@ def main(
     """Print a line for each recipe; exit with 1 if a forecast is further off than it may be.
 
     Args:
-        recipes: of vqvae, clip, vlm-continuous, vlm-discrete, prior.
+        recipes: of vqvae, clip, vlm-continuous, vlm-discrete, prior, parti.
         scale: quickstart or smoke.
         seconds: how long steps are taken.
         workers: processes that make batches ahead of the steps that are measured; the forecast has none.

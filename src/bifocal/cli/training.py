@@ -98,7 +98,7 @@ def train(
 
 
 def plan(
-    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "vlm-smollm", "prior"]],
+    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "vlm-smollm", "prior", "parti"]],
     family: Literal["discrete", "continuous"] | None = None,
     vision: str | None = None,
     tower: Literal["vit", "resnet"] | None = None,
@@ -118,7 +118,8 @@ def plan(
     Args:
         model: which recipe.
         family: of a vlm: image tokens (discrete) or CLIP features (continuous).
-        vision: the finished run of the image encoder; that of the quickstart if not given.
+        vision: the finished run of the image encoder, or of the VQ-VAE whose codes a prior is over and parti draws;
+            one of the same scale if not given.
         tower: what a clip sees pictures with, a ViT if not given.
         data: what it will be trained on; the default scenes if not given.
         scale: the size of the recipe.
