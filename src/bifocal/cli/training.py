@@ -60,7 +60,8 @@ def train(
         model: which recipe; vlm-smollm attaches a clip (--vision) to the language model SmolLM2.
         out: the run's directory (runs/MODEL if not given).
         family: of a vlm: image tokens (discrete) or CLIP features (continuous).
-        vision: the finished run of a vlm's image encoder, or of the VQ-VAE whose codes a prior is over and parti draws.
+        vision: the finished run of a vlm's image encoder, or of the VQ-VAE whose codes a prior is over and parti draws
+            (a VQ-VAE of another tool too; for parti also a Parti or a discrete vlm that has one).
         tower: what a clip sees pictures with, a ViT if not given.
         data: a folder of samples (for a prior also what `bifocal encode` wrote), or a .toml or .json file that mixes
             several; the default scenes if not given.

@@ -15,7 +15,7 @@ from bifocal.config import UserError
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer, uncased
 from bifocal.encoded import weights_fingerprint
-from bifocal.inference import load_model
+from bifocal.inference import load_model, vqvae_in
 from bifocal.models.clip import CLIPModel
 from bifocal.models.parti import DecoderConfig, Drawings, PartiConfig, PartiModel
 from bifocal.models.precision import fast_dtype, open_device, set_precision
@@ -110,12 +110,17 @@ class Batches:
 
 
 def open_tokenizer(recipe: PartiRecipe) -> VQVAEModel:
-    """The frozen VQ-VAE, refused if it is none, has no decoder or takes other pictures than the data's."""
+    """The frozen VQ-VAE, which may be that of a Parti or a VLM.
+
+    Refused if there is none, it has no decoder or takes other pictures than the data's.
+    """
     if not recipe.vision:
         raise UserError("Parti draws the codes of a VQ-VAE: name its run with --vision RUN")
-    model, _ = load_model(recipe.vision)
-    if not isinstance(model, VQVAEModel):
-        raise UserError(f"Parti draws the codes of a VQ-VAE, and {recipe.vision} is none")
+    model = vqvae_in(load_model(recipe.vision)[0])
+    if model is None:
+        raise UserError(
+            f"Parti draws the codes of a VQ-VAE, and {recipe.vision} neither is one nor has one inside"
+        )
     config, size = model.config, recipe.world.picture_size
     if config.architecture == "cnn" and not config.decoder_blocks:
         raise UserError(
