@@ -102,9 +102,8 @@ def require_short(drawer: object, prompts: PromptFile) -> None:
 def say_what_is_known(dataset: Dataset) -> None:
     """Say which scores there will be, where not all is known of what drawings should show."""
     samples = dataset.samples
-    known, pictures = (
-        sum(map(bool, each)) for each in (map(objects_of, samples), (s.pictures for s in samples))
-    )
+    known = sum(bool(objects_of(sample)) for sample in samples)
+    pictures = any(sample.pictures for sample in samples)
     said = []
     if not known:
         said.append(
