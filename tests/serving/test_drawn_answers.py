@@ -182,8 +182,8 @@ def test_what_was_drawn_is_sent_back_and_seen(running: Running, known: Known) ->
     drawn = asked(running, known.body())["choices"][0]["message"]
     again = [*said("draw an owl"), drawn, *said("what is it?")]
     found = asked(running, {"model": "discrete", "messages": again, "max_tokens": 12})
-    image = {"type": "image", "image": known.answer.images[0]}
-    parts = [{"type": "text", "text": drawn["content"]}, *[image] * len(known.answer.images)]
+    images = [{"type": "image", "image": image} for image in known.answer.images]
+    parts = [{"type": "text", "text": drawn["content"]}, *images]
     conversation = [*said("draw an owl"), {"role": "assistant", "content": parts}, *said("what is it?")]
     wanted = known.vlm.chat(conversation, max_new_tokens=12)
     assert found["choices"][0]["message"]["content"].strip() == wanted.text
