@@ -3,8 +3,9 @@
     python benchmarks/guidance.py runs/parti runs/standard/vlm-continuous --rerank runs/standard/clip
 
 One line for each scale of guidance, each schedule, and each number of candidates (drawn at ``--at``, of which the CLIP
-takes one). The prompts are those of ``bifocal evaluate --task text-to-image --prompts``; with ``--count`` about so many
-of them, every challenge in its share. A CLIP score by the CLIP that chose is the score of a judge in its own cause.
+takes one). The prompts are those of ``bifocal evaluate --task text-to-image --prompts default``; with ``--count`` about
+so many of them, every challenge in its share. A CLIP score by the CLIP that chose is the score of a judge in its own
+cause.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from bifocal.recipes.rehearsal import take_steps
 from bifocal.recipes.sketches import sketch
 from bifocal.training.machines import Fleet
 
-RECIPES = ("vqvae", "clip", "vlm-continuous", "vlm-discrete", "prior")
+RECIPES = ("vqvae", "clip", "vlm-continuous", "vlm-discrete", "prior", "parti")
 MEMORY_WITHIN, TIME_WITHIN = 0.15, 0.30
 
 
@@ -103,7 +103,7 @@ def main(
     """Print a line for each recipe; exit with 1 if a forecast is further off than it may be.
 
     Args:
-        recipes: of vqvae, clip, vlm-continuous, vlm-discrete, prior.
+        recipes: of vqvae, clip, vlm-continuous, vlm-discrete, prior, parti.
         scale: quickstart or smoke.
         seconds: how long steps are taken.
         workers: processes that make batches ahead of the steps that are measured; the forecast has none.

@@ -268,7 +268,7 @@ def test_a_clip_as_the_checker_only_knows_what_is_there(prompts: PromptSet) -> N
 @pytest.mark.parametrize(
     ("options", "task", "message"),
     [
-        ({"prompts": True}, "vqa", "--prompts is for text-to-image, and the task is vqa"),
+        ({"prompts": "default"}, "vqa", "--prompts is for text-to-image, and the task is vqa"),
         ({"candidates": 4}, "text-to-image", "give both"),
         ({"rerank": Path("clip")}, "text-to-image", "give both"),
     ],
@@ -293,7 +293,7 @@ def test_two_models_are_evaluated_on_the_prompts_and_compared_on_a_page(tmp_path
             tmp_path / name,
             "text-to-image",
             checker=tmp_path / "checker",
-            drawing=DrawingOptions(prompts=True, guidance=guidance),
+            drawing=DrawingOptions(prompts="default", guidance=guidance),
             count=20,
             page=tmp_path / f"{name}.html",
             world=world,

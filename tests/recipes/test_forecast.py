@@ -14,10 +14,12 @@ from bifocal.config import UserError
 from bifocal.data.scenes import WorldSettings
 from bifocal.models.clip import CLIPConfig
 from bifocal.models.language import LanguageConfig
+from bifocal.models.parti import DecoderConfig, PartiModel
 from bifocal.models.text import TextConfig
 from bifocal.recipes import forecast as forecast_module
 from bifocal.recipes.clip import CLIPRecipe
 from bifocal.recipes.forecast import Forecast, communicated_bytes, forecast, row_of
+from bifocal.recipes.parti import PartiRecipe
 from bifocal.recipes.prior import recipe_prior
 from bifocal.recipes.sketches import sketch
 from bifocal.recipes.vlm import VLMRecipe
@@ -103,6 +105,10 @@ def recipe_of(name: str, data: str) -> Any:
         ),
         "vlm-continuous": vlm,
         "vlm-discrete": replace(vlm, family="discrete"),
+        "parti": PartiRecipe(
+            batch_size=4, text_tokens=300, data=data, world=WORLD, text=text,
+            decoder=DecoderConfig(width=32, layers=1, heads=2, hidden=48),
+        ),
     }  # fmt: skip
     return recipes[name]
 
@@ -123,6 +129,7 @@ SLOW = pytest.mark.slow
         pytest.param("vqvae", marks=SLOW),
         pytest.param("clip", marks=SLOW),
         pytest.param("vlm-continuous", marks=SLOW),
+        "parti",
     ],
 )
 def test_a_recipe_has_a_sketch_whose_step_can_be_traced(name: str, data: str) -> None:
@@ -131,10 +138,24 @@ def test_a_recipe_has_a_sketch_whose_step_can_be_traced(name: str, data: str) ->
     batch = planned.batch(0, planned.size)
     cost = trace_step(planned.outline, batch, recipe.train.optimizer, torch.bfloat16)
     assert cost.flops > 0 and cost.activations > 0 and cost.peak > cost.persistent
-    assert (cost.frozen > cost.weights) == name.startswith("vlm")
+    assert (cost.frozen > cost.weights) == name.startswith(("vlm", "parti"))
     layers, heads, size, row = 1, 1, 16, 128
     keys_and_values = 2 * layers * heads * size * row * 2  # in bf16
-    assert planned.cache_bytes(torch.bfloat16) == (keys_and_values if name.startswith("vlm") else 0)
+    if name != "parti":
+        assert planned.cache_bytes(torch.bfloat16) == (keys_and_values if name.startswith("vlm") else 0)
+
+
+def test_what_drawing_keeps_is_what_a_parti_keeps(data: str) -> None:
+    planned = sketch(recipe_of("parti", data))
+    model = planned.build()
+    assert isinstance(model, PartiModel)
+    halves, codes = 2, model.config.vqvae.codes_per_picture
+    heard = model.read(
+        torch.ones(halves, model.config.text.context, dtype=torch.int64), torch.tensor([False, True])
+    )
+    cache = model.new_cache(halves, codes)
+    kept = [cache.keys, cache.values, *(part for pair in heard.keys_values for part in pair)]
+    assert planned.cache_bytes(torch.float32) == sum(part.nbytes for part in kept)
 
 
 def test_the_line_goes_through_what_was_traced(known: Forecast) -> None:

@@ -13,11 +13,13 @@ from PIL import Image
 import tiny
 from bifocal import inference
 from bifocal.commands.draw import DrawSettings, draw_command
+from bifocal.commands.exchange import export_command, import_command
 from bifocal.config import UserError
 from bifocal.data.sample import Message, Picture, Sample, write_samples
 from bifocal.data.scenes import WorldSettings
 from bifocal.models.parti import DecoderConfig
 from bifocal.models.text import TextConfig
+from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.parti import PartiRecipe, recipe_parti, train_parti
 
 
@@ -111,14 +113,51 @@ def test_training_goes_on_from_a_finished_run_with_its_tokenizer(
     assert tokenizers[0] == tokenizers[1]
 
 
+def decoded(vqvae: inference.VQVAE) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codes of some noise, and the pictures of all codes and more."""
+    torch.manual_seed(1)
+    codes = torch.arange(64).remainder(vqvae.codebook_size).view(-1, 4, 4)
+    return vqvae.encode(torch.rand(3, 3, tiny.PICTURE_SIZE, tiny.PICTURE_SIZE)), vqvae.decode(codes)
+
+
+@pytest.mark.parametrize("form", ["taming", "chameleon-vq"])
+def test_a_tokenizer_from_elsewhere_goes_in_and_out_again_to_the_same_pictures(
+    tmp_path: Path, form: str
+) -> None:
+    torch.manual_seed(0)
+    blocks = (tiny.IMAGE_TOKENS.encoder_blocks + 1,) * len(
+        tiny.IMAGE_TOKENS.multipliers
+    )  # as taming has them
+    model = VQVAEModel(replace(tiny.IMAGE_TOKENS, decoder_blocks=blocks)).eval()
+    model.quantize.embedding.weight.data.normal_()
+    (tmp_path / "vqvae").mkdir()
+    inference.save(tmp_path / "vqvae", model)
+    export_command(tmp_path / "vqvae", form, tmp_path / "theirs")
+    import_command(tmp_path / "theirs", tmp_path / "imported")
+    data = tiny.folder(tmp_path / "data", pictures=4)
+    for vision in ("theirs", "imported", "on-imported"):
+        train_parti(recipe(tmp_path / vision, data), tmp_path / f"on-{vision}")
+    export_command(tmp_path / "on-theirs", form, tmp_path / "out")
+    codes, pictures = decoded(inference.load(tmp_path / "vqvae", dtype="float32"))
+    assert len(codes.unique()) > 4
+    assert torch.equal(pictures, decoded(inference.load(tmp_path / "out", dtype="float32"))[1])
+    for run in ("on-theirs", "on-imported", "on-on-imported"):
+        parti = inference.load(tmp_path / run, dtype="float32")
+        assert isinstance(parti, inference.Parti)
+        for one, other in zip((codes, pictures), decoded(parti.vqvae), strict=True):
+            assert torch.equal(one, other)
+
+
 def test_what_is_no_tokenizer_or_no_text_encoder_is_refused(
     tmp_path: Path, vqvae: Path, trained: Path
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(UserError, match="name its run with --vision RUN"):
         train_parti(recipe(""), out)
-    with pytest.raises(UserError, match="parti is none"):
-        train_parti(recipe(trained), out)
+    (tmp_path / "clip").mkdir()
+    inference.save(tmp_path / "clip", tiny.clip(len(tiny.tokenizer())), tiny.tokenizer())
+    with pytest.raises(UserError, match="clip neither is one nor has one inside"):
+        train_parti(recipe(tmp_path / "clip"), out)
     with pytest.raises(UserError, match=r"give --world\.picture-size 32"):
         train_parti(recipe(vqvae, world=WorldSettings(picture_size=64)), out)
     with pytest.raises(UserError, match="is no CLIP with a tokenizer of ours"):

@@ -242,3 +242,35 @@ def test_a_key_is_asked_for_and_kept(browser: Any) -> None:
         page.wait_for_selector("body[data-ready]")
         assert not page.locator("dialog[open]").is_visible()
         context.close()
+
+
+def test_a_picture_that_is_drawn_in_an_answer_is_shown_and_goes_along(visit: Visit) -> None:
+    """The answer is put into the model's mouth; what is tested is what the page asks for and makes of it."""
+    url = f"data:image/png;base64,{base64.b64encode(picture_file(WIDE)).decode()}"
+    drawn = {"type": "image_url", "image_url": {"url": url}}
+    deltas = [{"content": "here: "}, {"images": [drawn]}]
+    chunks = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    bodies: list[dict[str, Any]] = []
+
+    def answer(route: Any) -> None:
+        bodies.append(json.loads(route.request.post_data))
+        route.fulfill(body=body, content_type="text/event-stream")
+
+    visit.page.route("**/v1/chat/completions", answer)
+    visit.page.select_option("#model-a", "discrete")
+    visit.page.eval_on_selector("#settings", "details => { details.open = true; }")
+    visit.page.check("#may-draw")
+    visit.ask("draw an owl", max_tokens="10")
+    assert visit.answers() == ["here: "] or visit.answers() == ["here:"]
+    assert visit.page.locator(".answer .drawings img").get_attribute("src") == url
+    assert visit.page.locator(".answer .drawings a").get_attribute("download") == "draw-an-owl-1.png"
+    visit.ask("another")
+    visit.answers()
+    first, second = bodies
+    assert first["modalities"] == ["text", "image"] and first["max_completion_tokens"] == 10 + 16 + 2
+    assert second["messages"][1] == {"role": "assistant", "content": "here: ", "images": [drawn]}
+    visit.page.select_option("#model-a", "continuous")
+    visit.ask("and you?")
+    visit.answers()
+    assert "modalities" not in bodies[2] and not any("images" in message for message in bodies[2]["messages"])

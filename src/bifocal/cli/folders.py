@@ -69,7 +69,8 @@ def export(
 
     Args:
         run: a finished run.
-        form: whose layout; the first two are a CLIP's, the next two a VLM's, the last two a VQ-VAE's.
+        form: whose layout; the first two are a CLIP's, the next two a VLM's, the last two a VQ-VAE's, which may also be
+            that of a discrete VLM or a Parti.
         out: a new directory.
     """
     from bifocal.commands.exchange import export_command

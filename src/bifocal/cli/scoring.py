@@ -53,7 +53,7 @@ def evaluate(
     shuffled: bool = False,
     contamination: bool = True,
     checker: Path | None = None,
-    prompts: bool = False,
+    prompts: str | None = None,
     guidance: float | None = None,
     candidates: int = 1,
     rerank: Path | None = None,
@@ -86,7 +86,8 @@ def evaluate(
         shuffled: also put the same questions with each other's pictures.
         contamination: look up which pictures and questions of DATA the run was trained on.
         checker: for text-to-image, the VLM that is asked about the drawings (or a CLIP, which only knows objects).
-        prompts: for text-to-image, 420 prompts by challenge and category in the place of test scenes.
+        prompts: for text-to-image, in the place of test scenes, the prompts of a file (a text with one a line, a table
+            with tabs and the columns Prompt, Category and Challenge, or JSON lines), or "default" for 420 of ours.
         guidance: for text-to-image, of the prompt.
         candidates: for text-to-image, so many drawings of each prompt, of which one is taken.
         rerank: for text-to-image, the CLIP that takes it.

@@ -60,7 +60,8 @@ def train(
         model: which recipe; vlm-smollm attaches a clip (--vision) to the language model SmolLM2.
         out: the run's directory (runs/MODEL if not given).
         family: of a vlm: image tokens (discrete) or CLIP features (continuous).
-        vision: the finished run of a vlm's image encoder, or of the VQ-VAE whose codes a prior is over and parti draws.
+        vision: the finished run of a vlm's image encoder, or of the VQ-VAE whose codes a prior is over and parti draws
+            (a VQ-VAE of another tool too; for parti also a Parti or a discrete vlm that has one).
         tower: what a clip sees pictures with, a ViT if not given.
         data: a folder of samples (for a prior also what `bifocal encode` wrote), or a .toml or .json file that mixes
             several; the default scenes if not given.
@@ -98,7 +99,7 @@ def train(
 
 
 def plan(
-    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "vlm-smollm", "prior"]],
+    model: tyro.conf.Positional[Literal["vqvae", "clip", "vlm", "vlm-smollm", "prior", "parti"]],
     family: Literal["discrete", "continuous"] | None = None,
     vision: str | None = None,
     tower: Literal["vit", "resnet"] | None = None,
@@ -118,7 +119,8 @@ def plan(
     Args:
         model: which recipe.
         family: of a vlm: image tokens (discrete) or CLIP features (continuous).
-        vision: the finished run of the image encoder; that of the quickstart if not given.
+        vision: the finished run of the image encoder, or of the VQ-VAE whose codes a prior is over and parti draws;
+            one of the same scale if not given.
         tower: what a clip sees pictures with, a ViT if not given.
         data: what it will be trained on; the default scenes if not given.
         scale: the size of the recipe.

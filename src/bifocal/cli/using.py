@@ -85,8 +85,9 @@ def ask(
 
 def draw(
     run: tyro.conf.Positional[Path],
-    prompt: tyro.conf.Positional[str],
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("drawing.png"),
+    prompt: tyro.conf.Positional[str | None] = None,
+    prompts: str | None = None,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1,
     guidance: float | None = None,
     schedule: Literal["constant", "linear"] = "constant",
@@ -101,15 +102,18 @@ def draw(
     device: str = "cpu",
     dtype: Dtype = "auto",
 ) -> None:
-    """Let a Parti or a discrete VLM draw a prompt.
+    """Let a Parti or a discrete VLM draw a prompt, or many from a file.
 
     Example: bifocal draw runs/parti "an owl and two hearts" -n 4 --rerank runs/quickstart/clip -o drawing.png
 
     Args:
         run: a finished Parti or discrete VLM; with --url the name of one on that server.
         prompt: what to draw.
-        output: a PNG; several pictures stand side by side in it.
-        n: how many pictures.
+        prompts: a file of prompts (a text with one a line, a table with tabs and the columns Prompt, Category and
+            Challenge, or JSON lines), or "default" for 420 of ours; goes on where it was stopped.
+        output: a PNG, drawing.png if not given, in which several pictures stand side by side; of many prompts a folder,
+            drawings if not given.
+        n: how many pictures of each prompt.
         guidance: of the prompt; 1 is plain sampling (3 for a Parti and 2 for a VLM if not given).
         schedule: of a Parti, whether guidance is the same for all codes or rises from 1 at the first.
         seed: of sampling.
@@ -124,11 +128,19 @@ def draw(
         dtype: auto is bf16 where it is fast; int8 besides rounds the weights of a VLM's decoder to 8 bits, on a CPU.
     """
     from bifocal.commands.draw import DrawSettings, draw_command
+    from bifocal.commands.draw_many import draw_many
 
+    if (prompt is None) == (prompts is None):
+        raise config.UserError('give what to draw, as "an owl", or a file of prompts with --prompts FILE')
     settings = DrawSettings(
         n, guidance, schedule, seed, temperature, top_k, top_p, rerank, candidates, size, url
     )
-    draw_command(run, prompt, output, settings, device=device, dtype=dtype)
+    if prompt is not None:
+        output = output or Path("drawing.png")
+        draw_command(run, prompt, output, settings, device=device, dtype=dtype)
+    else:
+        assert prompts is not None
+        output = draw_many(run, prompts, output or Path("drawings"), settings, device=device, dtype=dtype)
     print(f"wrote {output}")
 
 

@@ -61,7 +61,7 @@ def draw_command(
     if settings.url is None:
         pictures = _drawn_here(run, prompt, settings, device=device, dtype=dtype)
     else:
-        pictures = _drawn_there(settings.url, run.name, prompt, settings)
+        pictures = drawn_there(settings.url, run.name, prompt, settings, settings.seed)
     if clip is not None:
         best = best_first(clip, pictures, [prompt])[0].tolist()
         pictures = [pictures[place] for place in best[: settings.n]]
@@ -72,34 +72,47 @@ def draw_command(
     Image.fromarray(grid([np.asarray(picture) for picture in pictures], columns=columns)).save(output)
 
 
-def _drawn_here(
-    run: Path, prompt: str, settings: DrawSettings, *, device: str, dtype: str
-) -> list[Image.Image]:
+def open_drawer(
+    run: Path, settings: DrawSettings, *, device: str, dtype: str
+) -> tuple[inference.VLM | inference.Parti, dict[str, Any]]:
+    """A model that draws, and what its ``draw_batch`` is to be told beside prompts and seed."""
     model = inference.load(run, device=device, dtype=dtype)
     if not isinstance(model, inference.VLM | inference.Parti):
         raise UserError(f"{run} is a {model.kind}, and drawing is for a Parti or a discrete VLM")
-    options: dict[str, Any] = {
-        name: getattr(settings, name) for name in ("seed", "temperature", "top_k", "top_p")
-    }
+    options: dict[str, Any] = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p")}
     if settings.guidance is not None:
         options["guidance"] = settings.guidance
-    prompts = [prompt] * settings.drawn
     if isinstance(model, inference.VLM):
         _refuse_others(settings, OF_PARTI, f"for a Parti, and {run} is a VLM")
-        return model.draw_batch(prompts, **options)
+        return model, options
+    return model, options | {name: getattr(settings, name) for name in OF_PARTI}
+
+
+def _drawn_here(
+    run: Path, prompt: str, settings: DrawSettings, *, device: str, dtype: str
+) -> list[Image.Image]:
+    model, options = open_drawer(run, settings, device=device, dtype=dtype)
+    prompts = [prompt] * settings.drawn
+    if isinstance(model, inference.VLM):
+        return model.draw_batch(prompts, seed=settings.seed, **options)
     for note in notes(model, prompt):
         print(f"bifocal: {note}", file=sys.stderr)
-    options |= {name: getattr(settings, name) for name in OF_PARTI}
     with counted("codes") as update:
         return model.draw_batch(
-            prompts, progress=lambda partial: update(partial.done, partial.total), **options
+            prompts,
+            seed=settings.seed,
+            progress=lambda partial: update(partial.done, partial.total),
+            **options,
         )
 
 
-def _drawn_there(url: str, model: str, prompt: str, settings: DrawSettings) -> list[Image.Image]:
+def drawn_there(
+    url: str, model: str, prompt: str, settings: DrawSettings, seed: int | None
+) -> list[Image.Image]:
+    """The drawings of a server's model."""
     _refuse_others(settings, NOT_OF_SERVERS, "not among what a server is asked for")
     guidance = 2.0 if settings.guidance is None else settings.guidance
-    return draw_on_server(url, model, prompt, n=settings.drawn, guidance=guidance, seed=settings.seed)
+    return draw_on_server(url, model, prompt, n=settings.drawn, guidance=guidance, seed=seed)
 
 
 def _refuse_others(settings: DrawSettings, usual: dict[str, Any], why: str) -> None:

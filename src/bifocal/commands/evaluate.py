@@ -13,7 +13,7 @@ from PIL import Image
 from bifocal import distributed, evaluation, inference
 from bifocal.artifacts import atomic_write_text
 from bifocal.commands.contamination import contamination as trained_before
-from bifocal.commands.drawings import DrawingOptions, open_features, prompt_set, write_drawing_page
+from bifocal.commands.drawings import DrawingOptions, open_features, prompts_of, write_drawing_page
 from bifocal.commands.evaluation_sets import LABELLED, dataset_of, taught_from
 from bifocal.commands.figures import reconstruction_page
 from bifocal.commands.places import place_of
@@ -25,6 +25,7 @@ from bifocal.data.folder import FolderDataset
 from bifocal.data.overlap import marked
 from bifocal.data.own_sets import ClassFolders
 from bifocal.data.pictures import resize_whole
+from bifocal.data.prompt_file import PromptFile
 from bifocal.data.sample import Dataset
 from bifocal.data.scenes import World
 from bifocal.data.templates import read_classes, read_templates
@@ -71,7 +72,8 @@ def evaluate_command(
 ) -> list[Row]:
     """Score a run on a task; its predictions are kept beside it, or under ``directory``.
 
-    Those about a folder lie in a place of their own (see ``places``). The scores' stamps are added to ``about``.
+    Those about a folder, or a file of prompts, lie in a place of their own (see ``places``). The scores' stamps are
+    added to ``about``.
 
     On a folder it is looked up what of it the run was trained on, where its recipe says where that lies;
     ``train_data`` is another folder that was. ``shuffled`` also scores the questions with each other's pictures.
@@ -106,17 +108,18 @@ def evaluate_command(
         options["templates"], options["templates_name"] = read_templates(templates), Path(templates).stem
     model = inference.load(run, device=device, dtype=dtype)
     dataset: Dataset
-    if drawing.prompts:
-        dataset = prompt_set(split, data, count, world)
+    if drawing.prompts is not None:
+        dataset = prompts_of(drawing.prompts, split, data, count, world)
     else:
         dataset = dataset_of(task, split, data=data, count=count, world=world, names=names)
     split = dataset.split
     directory = directory or run
     model_name = name or model.name
     place = ""
-    if data is not None:
+    own = str(dataset.path) if isinstance(dataset, PromptFile) else data
+    if own is not None:
         if distributed.is_main():
-            place = place_of(directory, model_name, Path(data), asked_fingerprint(dataset))
+            place = place_of(directory, model_name, Path(own), asked_fingerprint(dataset))
         place = distributed.object_from_first_rank(place)
     about = [] if about is None else about
     matches = None
@@ -127,7 +130,7 @@ def evaluate_command(
     if task == "linear-probe":
         options["training"] = taught_from(dataset, train_data, names)
     if task == DRAWN:
-        options |= drawing.asked(dataset, checker, device=device, dtype=dtype)
+        options |= drawing.asked(dataset, model, checker, device=device, dtype=dtype)
         options["save"] = functools.partial(save_drawing, directory, place, model_name)
     if features is not None:
         options["features"] = open_features(features, device=device, dtype=dtype)

@@ -19,7 +19,6 @@ from bifocal.interop.vlm_tokens import Layout
 from bifocal.interop.vqgan import FORMATS, read_vqgan
 from bifocal.models.clip import CLIPModel
 from bifocal.models.vlm import VLM as VLMModel
-from bifocal.models.vlm import DiscretePath
 from bifocal.models.vqvae import VQVAEModel
 
 
@@ -63,14 +62,14 @@ def export_command(run: Path, form: str, out: Path) -> None:
     if form in VLM_LAYOUTS:
         _export_vlm(run, model, tokenizer, next(each for each in VLM_LAYOUTS if each == form), out)
         return
-    if isinstance(model, VLMModel) and isinstance(model.image_path, DiscretePath):
-        model = model.image_path.vqmodel
-    if isinstance(model, VQVAEModel) and form in FORMATS:
-        FORMATS[form](model, out)
+    if form in FORMATS:
+        vqvae = inference.vqvae_in(model)
+        if vqvae is None:
+            raise UserError(f"{form} is a format of VQ-VAEs, and {run} neither is one nor has one inside")
+        FORMATS[form](vqvae, out)
         return
-    if not isinstance(model, CLIPModel) or form not in LAYOUTS:
-        what = "VQ-VAEs" if form in FORMATS else "CLIPs"
-        raise UserError(f"{form} is a format of {what}, and {run} is none")
+    if not isinstance(model, CLIPModel):
+        raise UserError(f"{form} is a format of CLIPs, and {run} is none")
     layout = next(each for each in LAYOUTS if each == form)
     with artifacts.write_directory(out) as work:
         write_clip(work, model, tokenizer, layout, weights=open_clip.EXPORTED, name=out.resolve().name)

@@ -120,10 +120,10 @@ def show(known: Forecast, name: str) -> None:
         f"({line.flops() / 1e9:,.2f} for each), {sum_flops(known) / 1e9:,.1f} in the optimizer; "
         f"{planned.train.steps:,} steps"
     )
-    if planned.language is not None:
+    if planned.cache is not None:
         print(
-            f"answering keeps {planned.cache_bytes(known.dtype) / 2**20:,.2f} MiB of keys and values for a row of "
-            f"{planned.language[1]}"
+            f"{planned.cache.doing} keeps {planned.cache_bytes(known.dtype) / 2**20:,.2f} MiB of keys and values for "
+            f"{planned.cache.row}"
         )
     memory = Table("MiB a rank", *KINDS, "peak", title="memory", title_justify="left")
     for row in known.rows:

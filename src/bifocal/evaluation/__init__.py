@@ -88,12 +88,12 @@ def evaluate(
     """Predict with and without pictures, keep the predictions under ``directory``, and score them.
 
     ``name`` is what the model is called in rows and files (by default its own name); ``options`` go to the
-    task's ``predict``: text-to-image needs ``checker``; ``scoring`` goes to its ``score``. What is about a folder lies
-    in a ``place`` of its own. The stamp of the scores is kept beside the predictions and added to ``about``. Answers
-    and drawings are kept under ``directory`` from the moment they are given, and an evaluation that was killed goes on
-    from them; ``restart`` throws them away. Answers to a benchmark's questions are also written as it wants them handed
-    in (see ``submission``), unless they are not to ``submit``; where the right ones are not published that is all, and
-    there are no rows.
+    task's ``predict``: text-to-image needs ``checker`` where it is known what prompts want; ``scoring`` goes to its
+    ``score``. What is about a folder lies in a ``place`` of its own. The stamp of the scores is kept beside the
+    predictions and added to ``about``. Answers and drawings are kept under ``directory`` from the moment they are
+    given, and an evaluation that was killed goes on from them; ``restart`` throws them away. Answers to a benchmark's
+    questions are also written as it wants them handed in (see ``submission``), unless they are not to ``submit``; where
+    the right ones are not published that is all, and there are no rows.
     Several ranks share questions and prompts; each has all rows at the end, and the first one writes. Raises UserError
     for an unknown task, or one that is not for this kind of model or not for several ranks, and for questions without
     an answer that nobody could score.
@@ -128,10 +128,6 @@ def evaluate(
         return []
     if task == "text-to-image":
         checker = options.pop("checker", None)
-        if checker is None:
-            raise UserError(
-                "Text-to-image needs a checker: a model that answers questions about the drawings."
-            )
         predictions = module.predict(model, checker, dataset, progress=progress, **where[False], **options)
     else:
         predictions = module.predict(model, dataset, progress=progress, **where[False], **options)

@@ -47,6 +47,11 @@ def drawing_sheet(sides: Mapping[str, Side], picture: PictureOf) -> str:
         _card({name: (sides[name][0], matched[name][place]) for name in names}, prediction, picture)
         for place, prediction in enumerate(first)
     ]
+    return choosable(cards, slices)
+
+
+def choosable(cards: Sequence[str], slices: Sequence[str]) -> str:
+    """Finished cards, each with its tags, below buttons that show those of one slice."""
     buttons = "".join(
         f'<button data-tag="{_tag(name)}" aria-pressed="{"false" if name else "true"}">{escape(name or "all")}</button>'
         for name in ("", *(part for part in slices if part != "all"))
@@ -55,6 +60,15 @@ def drawing_sheet(sides: Mapping[str, Side], picture: PictureOf) -> str:
         f'<div data-choices="drawing-cards"><div class="buttons">{buttons}</div></div>'
         f'<div class="grid wide" id="drawing-cards">{"".join(cards)}</div>'
         '<p class="notice" data-none="drawing-cards" hidden>No drawing is of this kind.</p>'
+    )
+
+
+def card(prompt: str, parts: Sequence[str], figures: Sequence[str], marks: str = "") -> str:
+    """Figures of what was drawn of a prompt, above its words and what is said of them; ``parts`` are its slices."""
+    tags = " ".join(map(_tag, parts))
+    return (
+        f'<div class="card" data-tags="{tags}"><div class="side">{"".join(figures)}</div>'
+        f"<p><b>{escape(prompt)}</b></p>{marks}</div>"
     )
 
 
@@ -69,12 +83,11 @@ def _card(said: Mapping[str, tuple[Path, Prediction]], first: Prediction, pictur
         if drawing is not None and drawing.is_file():
             shown.append(picture_html(drawing, alt=f"drawn by {name}", caption=escape(name)))
         marks += f'<p><span class="muted">{escape(name)}</span> {_marks(prediction)}</p>'
-    shown.append(picture_html(picture(first["pictures"][0]), alt="true picture", caption="a true picture"))
-    tags = " ".join(_tag(part) for part in parts_of(first))
-    return (
-        f'<div class="card" data-tags="{tags}"><div class="side">{"".join(shown)}</div>'
-        f"<p><b>{escape(first['question'])}</b></p>{marks}</div>"
-    )
+    if first["pictures"]:
+        shown.append(
+            picture_html(picture(first["pictures"][0]), alt="true picture", caption="a true picture")
+        )
+    return card(first["question"], parts_of(first), shown, marks)
 
 
 def _marks(prediction: Prediction) -> str:

@@ -20,7 +20,7 @@ from bifocal.data.pictures import resize_whole, to_pictures, to_tensor
 from bifocal.data.sample import Dataset, Sample
 from bifocal.data.scenes.nouns import article_for
 from bifocal.evaluation.answers import Given
-from bifocal.evaluation.asking import Answering, look_up, right_answers
+from bifocal.evaluation.asking import BLANK_VALUE, Answering, GivenAnswer, look_up, right_answers
 from bifocal.evaluation.batches import reason_of
 from bifocal.generation.rerank import best_first
 from bifocal.measures import normalize_answer
@@ -72,6 +72,11 @@ Save = Callable[
 ]  # (sample id, drawing) -> where it was kept, to stand in the prediction
 
 
+def objects_of(sample: Sample) -> list[str]:
+    """The names of what a prompt wants; none where nobody wrote them down."""
+    return list((sample.facts or {}).get("objects", ()))
+
+
 def question_about(dataset: Dataset, name: str) -> str:
     """ "is there an owl?", with the article of the data set's own concepts, as the checker was taught it."""
     world = getattr(dataset, "world", None)
@@ -82,7 +87,7 @@ def question_about(dataset: Dataset, name: str) -> str:
 
 def absent_objects(sample: Sample, names: Sequence[str]) -> list[str]:
     """As many names that the prompt lacks as it has, picked at random by the sample's id alone."""
-    present = set((sample.facts or {})["objects"])
+    present = set(objects_of(sample))
     others = [name for name in names if name not in present]
     rng = np.random.default_rng(zlib.crc32(sample.id.encode()))
     return [others[i] for i in rng.permutation(len(others))[: len(present)]]
@@ -100,12 +105,14 @@ class Easel:
     What it gives for a sample is ``drawing``, the ``checker``'s name, ``present``, ``absent`` and ``asked`` (see
     ``text_to_image.predict``), with ``features`` what these say, or a ``failure``. The seed is that of the batch, so
     that no two batches draw alike, and one that is drawn again is drawn the same.
+
+    A sample without pictures is checked on its drawing and on a blank one, and of one without objects nothing is asked.
     """
 
     def __init__(
         self,
         drawer: Drawing,
-        checker: Answering,
+        checker: Answering | None,
         dataset: Dataset,
         *,
         options: Mapping[str, Any],
@@ -118,7 +125,7 @@ class Easel:
         self.drawer, self.checker, self.dataset = drawer, checker, dataset
         self.options, self.seed, self.batch_size = options, seed, batch_size
         self.save, self.candidates, self.features = save, candidates, features
-        self.names = sorted({name for sample in dataset.samples for name in (sample.facts or {})["objects"]})
+        self.names = sorted({name for sample in dataset.samples for name in objects_of(sample)})
         # of questions; a VLM takes any
         self.known: Sequence[str] | None = getattr(checker, "kinds", None)
 
@@ -161,25 +168,22 @@ class Easel:
 
     def _checked(self, pairs: Sequence[tuple[int, Image.Image]]) -> list[Given]:
         samples = [self.dataset.samples[position] for position, _ in pairs]
-        true = [look_up(self.dataset, sample.pictures[0]) for sample in samples]
-        shown = {
-            "drawn": [np.asarray(drawing.convert("RGB")) for _, drawing in pairs],
-            "true": true,
-            "blank": [look_up(self.dataset, sample.pictures[0], blank=True) for sample in samples],
-            **self._decoded(true),
-        }
+        shown = self._shown(samples, [np.asarray(drawing.convert("RGB")) for _, drawing in pairs])
         asked = [self._asked_of(sample) for sample in samples]
         places = [
-            (item, which, pictures[row])
-            for row, items in enumerate(asked)
+            (item, which, picture)
+            for items, pictures in zip(asked, shown, strict=True)
             for item in items
-            for which, pictures in shown.items()
+            for which, picture in pictures.items()
         ]
-        answers = self.checker.answer_batch(
-            [([picture], item["question"]) for item, _, picture in places],
-            max_new_tokens=4,
-            batch_size=self.batch_size,
-        )
+        answers: Sequence[GivenAnswer] = ()
+        if places:
+            assert self.checker is not None
+            answers = self.checker.answer_batch(
+                [([picture], item["question"]) for item, _, picture in places],
+                max_new_tokens=4,
+                batch_size=self.batch_size,
+            )
         for (item, which, _), answer in zip(places, answers, strict=True):
             item[which] = agrees(answer.text, item)
         embedded = self._embedded([position for position, _ in pairs], shown)
@@ -187,10 +191,10 @@ class Easel:
             {
                 "id": sample.id,
                 "drawing": self.save(sample.id, drawing) if self.save is not None else None,
-                "checker": self.checker.name,
+                "checker": None if self.checker is None else self.checker.name,
                 **{
                     kind: [
-                        {"name": item["name"], **{which: item[which] for which in shown}}
+                        {"name": item["name"], **{which: item[which] for which in pictures}}
                         for item in items
                         if item["kind"] == kind
                     ]
@@ -199,21 +203,40 @@ class Easel:
                 "asked": [item for item in items if item["kind"] in KINDS],
                 **vectors,
             }
-            for sample, (_, drawing), items, vectors in zip(samples, pairs, asked, embedded, strict=True)
+            for sample, (_, drawing), items, pictures, vectors in zip(
+                samples, pairs, asked, shown, embedded, strict=True
+            )
         ]
 
-    def _decoded(self, true: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
+    def _shown(self, samples: Sequence[Sample], drawn: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+        """The pictures of each sample that its questions are put about."""
+        true = {row: look_up(self.dataset, s.pictures[0]) for row, s in enumerate(samples) if s.pictures}
+        decoded = dict(zip(true, self._decoded(list(true.values())), strict=False))
+        found = []
+        for row, picture in enumerate(drawn):
+            shown = {"drawn": picture}
+            if row in true:
+                shown["true"] = true[row]
+            shown["blank"] = np.full_like(true.get(row, picture), BLANK_VALUE)
+            if row in decoded:
+                shown["decoded"] = decoded[row]
+            found.append(shown)
+        return found
+
+    def _decoded(self, true: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The true pictures as the drawer's tokenizer gives them back; nothing where it has none."""
         vqvae = getattr(self.drawer, "vqvae", None)
-        if vqvae is None:
-            return {}
+        if vqvae is None or not true:
+            return []
         images = to_tensor([resize_whole(picture, vqvae.picture_size) for picture in true])
-        return {"decoded": list(to_pictures(vqvae.decode(vqvae.encode(images)).cpu()))}
+        return list(to_pictures(vqvae.decode(vqvae.encode(images)).cpu()))
 
     def _asked_of(self, sample: Sample) -> list[dict[str, Any]]:
         """Every question about a sample: its objects, as many others, and what else the prompt says."""
+        if not objects_of(sample):
+            return []
         facts = sample.facts or {}
-        objects = {"present": list(facts["objects"]), "absent": absent_objects(sample, self.names)}
+        objects = {"present": objects_of(sample), "absent": absent_objects(sample, self.names)}
         items: list[dict[str, Any]] = [
             {"kind": kind, "name": name, "question": question_about(self.dataset, name), "answer": "yes"}
             for kind, some in objects.items()
@@ -223,7 +246,7 @@ class Easel:
         return [item for item in items if self.known is None or item["kind"] in self.known]
 
     def _embedded(
-        self, positions: Sequence[int], shown: Mapping[str, list[np.ndarray]]
+        self, positions: Sequence[int], shown: Sequence[Mapping[str, np.ndarray]]
     ) -> list[dict[str, Any]]:
         """What a CLIP says of drawing, true and blank picture, and how near drawing and truth are to the prompt.
 
@@ -233,19 +256,30 @@ class Easel:
             return [{} for _ in positions]
         prompts = [self._prompt(position + back) for back in (0, -1) for position in positions]
         own, other = self.features.embed_texts(prompts).chunk(2)
-        vectors = {which: self.features.embed_images(shown[which]) for which in ("drawn", "true", "blank")}
+        drawn = self.features.embed_images([pictures["drawn"] for pictures in shown])
         columns = {
-            "clip_drawn": (vectors["drawn"] * own).sum(dim=1).tolist(),
-            "clip_true": (vectors["true"] * own).sum(dim=1).tolist(),
-            "clip_other": (vectors["drawn"] * other).sum(dim=1).tolist(),
-            "original_features": vectors["true"].tolist(),
-            "decoded_features": vectors["drawn"].tolist(),
-            "flat_features": vectors["blank"].tolist(),
+            "clip_drawn": (drawn * own).sum(dim=1).tolist(),
+            "clip_other": (drawn * other).sum(dim=1).tolist(),
         }
-        return [
+        found: list[dict[str, Any]] = [
             {"features": self.features.name, **{name: column[row] for name, column in columns.items()}}
             for row in range(len(positions))
         ]
+        with_truth = [row for row, pictures in enumerate(shown) if "true" in pictures]
+        if with_truth:
+            true, blank = (
+                self.features.embed_images([shown[row][which] for row in with_truth])
+                for which in ("true", "blank")
+            )
+            near = (true * own[with_truth]).sum(dim=1).tolist()
+            for place, row in enumerate(with_truth):
+                found[row] |= {
+                    "clip_true": near[place],
+                    "original_features": true[place].tolist(),
+                    "decoded_features": drawn[row].tolist(),
+                    "flat_features": blank[place].tolist(),
+                }
+        return found
 
 
 def agrees(said: str, item: Mapping[str, Any]) -> bool:

@@ -22,7 +22,16 @@ from bifocal.data.sample import Dataset, Sample
 from bifocal.evaluation.answers import Given
 from bifocal.evaluation.asking import Answering, right_answers
 from bifocal.evaluation.batches import Progress, go_through
-from bifocal.evaluation.easel import KINDS, Candidates, Drawing, Easel, Embedding, Save, defaults_of
+from bifocal.evaluation.easel import (
+    KINDS,
+    Candidates,
+    Drawing,
+    Easel,
+    Embedding,
+    Save,
+    defaults_of,
+    objects_of,
+)
 from bifocal.evaluation.kinds import slices_of
 from bifocal.evaluation.reconstruction import frechet
 from bifocal.evaluation.results import Prediction, Row
@@ -33,7 +42,7 @@ TASK = "text-to-image"
 
 def predict(
     drawer: Drawing,
-    checker: Answering,
+    checker: Answering | None,
     dataset: Dataset,
     *,
     progress: Progress | None = None,
@@ -55,22 +64,26 @@ def predict(
     ``vqvae``, "decoded" is the true picture through it. Where any of it failed there are ``failed`` and, as
     ``failure``, the reason.
 
+    Of a prompt without a true picture only the drawing and a blank one are asked about, and of one whose objects nobody
+    wrote down nothing is: ``features`` alone are about it. Where that is so of all, no ``checker`` is needed.
+
     What was said is kept under ``keep`` as soon as it is said, and ``restart`` and ``note`` are as in
-    ``asking.Asking``; ranks share the prompts. Raises UserError for a sample whose facts do not list its objects, and
-    for a model that cannot draw.
+    ``asking.Asking``; ranks share the prompts. Raises UserError for prompts that there is nothing to judge by, and for
+    a model that cannot draw.
     """
     options: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
     samples = dataset.samples
-    for sample in samples:
-        if not (sample.facts or {}).get("objects") or not sample.pictures:
-            raise UserError(
-                f"Sample {sample.id} of {dataset.name} has no true picture with a list of its objects, by which a "
-                'drawing of it is judged: pictures, and "facts": {"objects": {NAME: COUNT}}.'
-            )
+    if checker is None and any(objects_of(sample) for sample in samples):
+        raise UserError("Text-to-image needs a checker: a model that answers questions about the drawings.")
+    if checker is None and features is None:
+        raise UserError(
+            f"No prompt of {dataset.name} lists the objects that it wants, so only a CLIP can judge the drawings: give "
+            "--features RUN."
+        )
     about = None
     if keep is not None or note is not None:
         about = {
-            "model": fingerprint([drawer.fingerprint, checker.fingerprint]),
+            "model": fingerprint([drawer.fingerprint, None if checker is None else checker.fingerprint]),
             "data": fingerprint([asked_fingerprint(dataset), [_decides(sample) for sample in samples]]),
             "settings": {**defaults_of(drawer), **options, "seed": seed, "batch_size": batch_size}
             | _clips(candidates, features),
@@ -106,7 +119,7 @@ def _decides(sample: Sample) -> list[Any]:
     facts = sample.facts or {}
     return [
         right_answers(sample)[0],
-        facts["objects"],
+        facts.get("objects", {}),
         [dict(question) for question in facts.get("questions", ())],
     ]
 
@@ -133,17 +146,36 @@ def _prediction(sample: Sample, given: Given) -> Prediction:
     slices = slices_of(sample)
     if slices != [sample.slice]:
         prediction["slices"] = slices
+    if not sample.pictures:
+        prediction["group"] = sample.id
     return prediction | ({"failed": True} if "failure" in given else {}) | given
 
 
-def _share(predictions: Sequence[Prediction], kind: str, which: str) -> np.ndarray:
-    """Objects of this kind that the checker finds in this picture, and how many it was asked about: (n,2)."""
-    return np.array([[sum(a[which] for a in p[kind]), len(p[kind])] for p in predictions], dtype=np.float64)
+def _objects(
+    metric: str, predictions: Sequence[Prediction], kind: str, which: str, variant: str, base: str = ""
+) -> Measure:
+    """Objects of this kind that the checker finds in this picture, of those it was asked about; ``base`` is a kind."""
+
+    def found(kind: str) -> np.ndarray:
+        some = [[a for a in p[kind] if which in a] for p in predictions]
+        return np.array([[sum(a[which] for a in each), len(each)] for each in some], dtype=np.float64)
+
+    asked = np.array([any(which in a for a in p["present"]) for p in predictions])
+    return Measure(
+        metric, found(kind), baseline=found(base) if base else None, variant=variant, denominator=asked
+    )
+
+
+def _prompts(metric: str, predictions: Sequence[Prediction], right: Sequence[bool], variant: str) -> Measure:
+    """The share of prompts that are drawn right, of those whose objects are known."""
+    known = np.array([bool(p["present"]) for p in predictions])
+    statistics = np.stack([known & np.array(right, dtype=bool), known], axis=1).astype(np.float64)
+    return Measure(metric, statistics, variant=variant, right_or_wrong=True, denominator=known)
 
 
 def _right(predictions: Sequence[Prediction], kind: str, which: str) -> np.ndarray:
     """Questions of this kind that this picture gets the right answer to, and how many there are: (n,2)."""
-    asked = [[a for a in p.get("asked", ()) if a["kind"] == kind] for p in predictions]
+    asked = [[a for a in p.get("asked", ()) if a["kind"] == kind and which in a] for p in predictions]
     return np.array([[sum(a[which] for a in some), len(some)] for some in asked], dtype=np.float64)
 
 
@@ -154,57 +186,68 @@ def measure(predictions: Sequence[Prediction]) -> list[Measure]:
     drawings. ``checker_...`` is the checker on true pictures, ``tokenizer_...`` on those as the drawer's VQ-VAE gives
     them back. The baseline of the CLIP score is that with the prompt of another drawing.
     """
-    variant = f"checker={predictions[0]['checker']}"
-    absent = _share(predictions, "absent", "drawn")
-    complete = [
-        all(a["drawn"] for a in (*p["present"], *(q for q in p.get("asked", ()) if q["kind"] != "count")))
-        for p in predictions
-    ]
-    found = [all(a["drawn"] for a in p["present"]) for p in predictions]
-    measures = [
-        Measure("objects_found", _share(predictions, "present", "drawn"), baseline=absent, variant=variant),
-        mean_measure("prompts_complete", found, variant=variant, right_or_wrong=True),
-        Measure("false_alarms", absent, variant=variant),
-        Measure("checker_recall", _share(predictions, "present", "true"), variant=variant),
-        Measure("checker_false_alarms", _share(predictions, "absent", "true"), variant=variant),
-    ]
-    kinds = [
-        kind for kind in KINDS if any(a["kind"] == kind for p in predictions for a in p.get("asked", ()))
-    ]
-    if kinds:
-        measures.append(mean_measure("prompts_followed", complete, variant=variant, right_or_wrong=True))
-    decoded = "decoded" in predictions[0]["present"][0]
-    if decoded:
-        measures.append(
-            Measure("tokenizer_objects", _share(predictions, "present", "decoded"), variant=variant)
-        )
-    for kind in kinds:
-        for name, which in _scores_of(KINDS[kind], decoded):
-            statistics = _right(predictions, kind, which)
-            measures.append(Measure(name, statistics, variant=variant, denominator=statistics[:, 1]))
+    judged = [a for p in predictions for a in p["present"]]
+    measures: list[Measure] = []
+    if judged:
+        measures += _checked(predictions, judged)
     if "features" in predictions[0]:
         measures += _clip_measures(predictions)
     return measures
 
 
-def _scores_of(plural: str, decoded: bool) -> Iterator[tuple[str, str]]:
+def _checked(predictions: Sequence[Prediction], judged: Sequence[Mapping[str, Any]]) -> list[Measure]:
+    """What the checker says; ``judged`` are all objects that it was asked for."""
+    variant = f"checker={predictions[0]['checker']}"
+    complete = [
+        all(a["drawn"] for a in (*p["present"], *(q for q in p.get("asked", ()) if q["kind"] != "count")))
+        for p in predictions
+    ]
+    found = [all(a["drawn"] for a in p["present"]) for p in predictions]
+    true, decoded = (any(which in a for a in judged) for which in ("true", "decoded"))
+    measures = [
+        _objects("objects_found", predictions, "present", "drawn", variant, base="absent"),
+        _prompts("prompts_complete", predictions, found, variant),
+        _objects("false_alarms", predictions, "absent", "drawn", variant),
+    ]
+    if true:
+        measures += [
+            _objects("checker_recall", predictions, "present", "true", variant),
+            _objects("checker_false_alarms", predictions, "absent", "true", variant),
+        ]
+    kinds = [
+        kind for kind in KINDS if any(a["kind"] == kind for p in predictions for a in p.get("asked", ()))
+    ]
+    if kinds:
+        measures.append(_prompts("prompts_followed", predictions, complete, variant))
+    if decoded:
+        measures.append(_objects("tokenizer_objects", predictions, "present", "decoded", variant))
+    for kind in kinds:
+        for name, which in _scores_of(KINDS[kind], true=true, decoded=decoded):
+            statistics = _right(predictions, kind, which)
+            measures.append(Measure(name, statistics, variant=variant, denominator=statistics[:, 1]))
+    return measures
+
+
+def _scores_of(plural: str, *, true: bool, decoded: bool) -> Iterator[tuple[str, str]]:
     """What the scores of a kind are called, and on which picture each is."""
     yield f"{plural}_found", "drawn"
-    yield f"checker_{plural}", "true"
+    if true:
+        yield f"checker_{plural}", "true"
     if decoded:
         yield f"tokenizer_{plural}", "decoded"
 
 
 def _clip_measures(predictions: Sequence[Prediction]) -> list[Measure]:
     variant = f"features={predictions[0]['features']}"
-    drawn, true, other = ([p[f"clip_{which}"] for p in predictions] for which in ("drawn", "true", "other"))
-    distance = frechet(predictions)
-    return [
-        mean_measure("clip_score", drawn, baseline=other, variant=variant),
-        mean_measure("clip_score_true", true, variant=variant),
+    drawn, other = ([p[f"clip_{which}"] for p in predictions] for which in ("drawn", "other"))
+    measures = [mean_measure("clip_score", drawn, baseline=other, variant=variant)]
+    if all("clip_true" in p for p in predictions):
+        measures.append(
+            mean_measure("clip_score_true", [p["clip_true"] for p in predictions], variant=variant)
+        )
         # a distance between sets has a meaning for the whole set alone
-        replace(distance, sliced=False),
-    ]
+        measures.append(replace(frechet(predictions), sliced=False))
+    return measures
 
 
 def _on_blank(predictions: Sequence[Prediction]) -> list[Prediction]:
@@ -226,7 +269,7 @@ def score(
     """Rows for all prompts and each slice; the blank column is what the checker says about blank pictures.
 
     It was asked while predicting, so ``blank`` is not needed; giving it raises UserError. A kind of question that a
-    slice does not have gives no row.
+    slice does not have gives no row, nor do objects where none are known.
     """
     if blank is not None:
         raise UserError(
@@ -234,10 +277,10 @@ def score(
         )
     rows = score_rows(TASK, measure, predictions, model=model, split=split, blank=_on_blank(predictions))
     about_clip = ("clip_score", "clip_score_true", "frechet")
-    # of a slice that failed whole it is still said of the objects, which every prompt has, that there is no score
-    of_kinds = {name for plural in KINDS.values() for name, _ in _scores_of(plural, decoded=True)}
+    # of a slice that failed whole it is still said that there is no score, but not by every kind of question
+    of_kinds = {name for plural in KINDS.values() for name, _ in _scores_of(plural, true=True, decoded=True)}
     return [
         replace(row, blank=None) if row.metric in about_clip else row
         for row in rows
-        if row.n or row.metric not in of_kinds
+        if row.n or (row.failed and row.metric not in of_kinds)
     ]

@@ -1,6 +1,6 @@
 """The public face: models together with their processors, as ``bifocal.load`` returns them."""
 
-from bifocal.inference.files import KINDS, MODELS, is_finished, load, load_model, save
+from bifocal.inference.files import KINDS, MODELS, is_finished, load, load_model, save, vqvae_in
 from bifocal.inference.loaded import Loaded
 from bifocal.inference.parti import Parti, Partial
 from bifocal.inference.parts import CLIP, VQVAE, Prior, clip_tokens
@@ -23,4 +23,5 @@ __all__ = [
     "load",
     "load_model",
     "save",
+    "vqvae_in",
 ]

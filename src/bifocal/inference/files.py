@@ -31,7 +31,7 @@ from bifocal.models.parti import PartiConfig, PartiModel
 from bifocal.models.precision import fast_dtype, open_device, set_precision
 from bifocal.models.prior import PriorConfig, PriorModel
 from bifocal.models.vlm import VLM as VLMModel
-from bifocal.models.vlm import VLMConfig
+from bifocal.models.vlm import DiscretePath, VLMConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -137,6 +137,15 @@ def load_model(path: str | Path) -> tuple[nn.Module, AnyTokenizer | None]:
         return model.eval(), read_tokenizer(path, model.config.text)
     tokenizer = open_tokenizer(path) if (path / TOKENIZER).is_file() else None
     return model.eval(), tokenizer
+
+
+def vqvae_in(model: nn.Module) -> VQVAEModel | None:
+    """The image tokenizer that a model is, or has inside as a Parti and a discrete VLM do; None of any other."""
+    if isinstance(model, VLMModel) and isinstance(model.image_path, DiscretePath):
+        return model.image_path.vqmodel
+    if isinstance(model, PartiModel):
+        return model.vqvae
+    return model if isinstance(model, VQVAEModel) else None
 
 
 def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> VQVAE | CLIP | VLM | Prior | Parti:

@@ -55,6 +55,12 @@ class Parti(Loaded):
         known = set(self.model.config.words)
         return [word for word in dict.fromkeys(words_of(prompt)) if word not in known] if known else []
 
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """(B, context) int64: prompts as they are read. Raises ``UserError`` for one that is too long."""
+        # all of the context, however short the prompts: a picture must not depend on the others of its batch
+        texts = [uncased(prompt) for prompt in prompts]
+        return clip_tokens(texts, self.tokenizer, self.model.config.text.context)
+
     def draw(
         self,
         prompt: str,
@@ -108,9 +114,7 @@ class Parti(Loaded):
     ) -> list[Image.Image]:
         """One picture for each prompt, the i-th drawn with ``seed`` + i; otherwise as ``draw``."""
         grid = self._grid(size)
-        texts = [uncased(prompt) for prompt in prompts]
-        # all of the context, however short the prompts: a picture must not depend on the others of its batch
-        tokens = clip_tokens(texts, self.tokenizer, self.model.config.text.context)
+        tokens = self.tokens(prompts)
         drawn: list[Image.Image] = []
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, start + batch_size)
@@ -122,11 +126,11 @@ class Parti(Loaded):
             codes_BN = draw_grids(
                 self.model,
                 tokens[rows].to(self.device),
-                torch.tensor([not text for text in texts[rows]], device=self.device),
+                torch.tensor([not prompt.strip() for prompt in prompts[rows]], device=self.device),
                 grid=grid,
                 guidance=Guidance(guidance, schedule),
                 choice=Choice(temperature, top_k, top_p),
-                seeds=[(seed or 0) + start + row for row in range(len(texts[rows]))],
+                seeds=[(seed or 0) + start + row for row in range(len(prompts[rows]))],
                 watch=None if progress is None else watch,
             )
             drawn += self._pictures(codes_BN, grid, codes_BN.shape[1])

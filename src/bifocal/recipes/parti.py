@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from bifocal.config import UserError
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer, uncased
-from bifocal.encoded import EncodedStore, weights_fingerprint
-from bifocal.inference import load_model
+from bifocal.encoded import weights_fingerprint
+from bifocal.inference import load_model, vqvae_in
 from bifocal.models.clip import CLIPModel
 from bifocal.models.parti import DecoderConfig, Drawings, PartiConfig, PartiModel
 from bifocal.models.precision import fast_dtype, open_device, set_precision
 from bifocal.models.text import TextConfig
-from bifocal.models.vqvae import VQVAEModel
+from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 from bifocal.recipes.encoding import ENCODED, encode_split
 from bifocal.recipes.mixture import source_of
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
@@ -58,6 +61,12 @@ class PartiRecipe:
 # ------------------------------------------------------------ batches
 
 
+class Codes(Protocol):
+    """A store of the codes of pictures, as ``EncodedStore`` is."""
+
+    def get(self, keys: Sequence[str]) -> Tensor: ...
+
+
 class Batches:
     """Prompts with the codes of their pictures, as a pure function of (split, step)."""
 
@@ -67,7 +76,7 @@ class Batches:
         texts: Texts,
         tokenizer: TextTokenizer,
         context: int,
-        stores: dict[str, EncodedStore],
+        stores: Mapping[str, Codes],
     ) -> None:
         self.recipe, self.texts, self.tokenizer, self.context = recipe, texts, tokenizer, context
         self.stores = stores
@@ -101,12 +110,17 @@ class Batches:
 
 
 def open_tokenizer(recipe: PartiRecipe) -> VQVAEModel:
-    """The frozen VQ-VAE, refused if it is none, has no decoder or takes other pictures than the data's."""
+    """The frozen VQ-VAE, which may be that of a Parti or a VLM.
+
+    Refused if there is none, it has no decoder or takes other pictures than the data's.
+    """
     if not recipe.vision:
         raise UserError("Parti draws the codes of a VQ-VAE: name its run with --vision RUN")
-    model, _ = load_model(recipe.vision)
-    if not isinstance(model, VQVAEModel):
-        raise UserError(f"Parti draws the codes of a VQ-VAE, and {recipe.vision} is none")
+    model = vqvae_in(load_model(recipe.vision)[0])
+    if model is None:
+        raise UserError(
+            f"Parti draws the codes of a VQ-VAE, and {recipe.vision} neither is one nor has one inside"
+        )
     config, size = model.config, recipe.world.picture_size
     if config.architecture == "cnn" and not config.decoder_blocks:
         raise UserError(
@@ -130,6 +144,25 @@ def open_text(run: str) -> tuple[CLIPModel, TextTokenizer]:
     return clip, tokenizer
 
 
+def words_for(
+    recipe: PartiRecipe, clip: tuple[CLIPModel, TextTokenizer] | None, said: Sequence[str]
+) -> TextTokenizer:
+    """The tokenizer of the CLIP that the text encoder begins with, or else one made of the texts."""
+    return TextTokenizer.train(said, size=recipe.text_tokens, box_bins=0) if clip is None else clip[1]
+
+
+def shape_of(
+    recipe: PartiRecipe,
+    vqvae: VQVAEConfig,
+    clip: tuple[CLIPModel, TextTokenizer] | None,
+    tokenizer: TextTokenizer,
+    said: Sequence[str],
+) -> PartiConfig:
+    """Sizes of the model over the codes of ``vqvae``, whose training texts are like ``said``."""
+    text = replace(recipe.text, vocabulary=len(tokenizer)) if clip is None else clip[0].config.text
+    return PartiConfig(vqvae=vqvae, text=text, decoder=recipe.decoder, words=known_words(said))
+
+
 def prepare(
     recipe: PartiRecipe, vqvae: VQVAEModel, texts: Texts, init_from: str | None
 ) -> tuple[PartiModel, TextTokenizer]:
@@ -142,19 +175,9 @@ def prepare(
             raise UserError(f"--init-from {init_from} is no Parti to go on from")
         if weights_fingerprint(begun.vqvae) != weights_fingerprint(vqvae):
             raise UserError(f"--init-from {init_from} draws the codes of another VQ-VAE than {recipe.vision}")
-    elif clip is not None:
-        tokenizer = clip[1]
     else:
-        tokenizer = TextTokenizer.train(said, size=recipe.text_tokens, box_bins=0)
-    shape = recipe.text if clip is None else clip[0].config.text
-    model = PartiModel(
-        PartiConfig(
-            vqvae=vqvae.config,
-            text=replace(shape, vocabulary=len(tokenizer) if clip is None else shape.vocabulary),
-            decoder=recipe.decoder,
-            words=known_words(said),
-        )
-    )
+        tokenizer = words_for(recipe, clip, said)
+    model = PartiModel(shape_of(recipe, vqvae.config, clip, tokenizer, said))
     model.vqvae.load_state_dict(vqvae.state_dict())
     if clip is not None:
         model.text_model.load_state_dict(clip[0].text_model.state_dict())

@@ -23,6 +23,7 @@ from bifocal.inference import load_model
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.models.language import LanguageConfig
 from bifocal.models.nearest import product_dtype, score_bytes
+from bifocal.models.parti import PartiConfig, PartiModel
 from bifocal.models.precision import fast_dtype
 from bifocal.models.prior import PriorConfig, PriorModel
 from bifocal.models.quantize import Codebook
@@ -34,7 +35,9 @@ from bifocal.recipes.decoders import words_of
 from bifocal.recipes.learning import let_learn
 from bifocal.recipes.mixture import source_of
 from bifocal.recipes.packing import Packer
+from bifocal.recipes.parti import Batches, PartiRecipe, open_text, open_tokenizer, shape_of, words_for
 from bifocal.recipes.prior import PriorRecipe
+from bifocal.recipes.texts import taught, texts_of
 from bifocal.recipes.vlm import VLMRecipe, build
 from bifocal.recipes.vqvae import VQVAERecipe, perceptual_of
 from bifocal.training.feeding import Waiting, feed
@@ -45,11 +48,35 @@ from bifocal.training.trainer import TrainSettings
 
 
 @dataclass(frozen=True)
+class Cache:
+    """Keys and values that a decoder keeps: how many numbers, while it does what, of what row."""
+
+    numbers: int
+    doing: str
+    row: str
+
+    @classmethod
+    def of_answers(cls, config: LanguageConfig, length: int) -> Cache:
+        """Of a row of ``length`` tokens."""
+        numbers = 2 * config.layers * config.kv_heads * config.head_size * length
+        return cls(numbers, "answering", f"a row of {length}")
+
+    @classmethod
+    def of_drawings(cls, config: PartiConfig) -> Cache:
+        """Of a picture's codes and, for cross-attention, of the longest prompt; guidance keeps them twice."""
+        codes, words = config.vqvae.codes_per_picture, config.text.context
+        numbers = 2 * config.decoder.layers * config.decoder.width * (codes + words)
+        return cls(
+            2 * numbers, "drawing", f"a picture of {codes} codes and a prompt of {words} tokens, guided"
+        )
+
+
+@dataclass(frozen=True)
 class Sketch:
     """A recipe as planning sees it.
 
-    ``batch`` is given a step and a number of samples, ``unit`` says what those are. ``language`` is the decoder, whose
-    cache of keys and values answering takes, with the length of its rows.
+    ``batch`` is given a step and a number of samples, ``unit`` says what those are. ``cache`` is what the finished
+    model will keep of each row that it decodes.
     """
 
     train: TrainSettings
@@ -57,7 +84,7 @@ class Sketch:
     unit: str
     build: Callable[[], nn.Module]
     batch: Callable[[int, int], Any]
-    language: tuple[LanguageConfig, int] | None = None
+    cache: Cache | None = None
     embedding_width: int = 0  # of what ranks exchange of every sample, beside gradients
 
     def model(self) -> nn.Module:
@@ -97,10 +124,7 @@ class Sketch:
 
     def cache_bytes(self, dtype: torch.dtype) -> int:
         """Keys and values of one row in ``dtype``; 0 for a model without a decoder."""
-        if self.language is None:
-            return 0
-        config, length = self.language
-        return 2 * config.layers * config.kv_heads * config.head_size * length * dtype.itemsize
+        return 0 if self.cache is None else self.cache.numbers * dtype.itemsize
 
 
 def first_code(vectors_ND: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,6 +145,7 @@ def sketch(recipe: Any) -> Sketch:
         CLIPRecipe: sketch_clip,
         VLMRecipe: sketch_vlm,
         PriorRecipe: sketch_prior,
+        PartiRecipe: sketch_parti,
     }
     if type(recipe) not in makers:
         raise UserError(f"a {type(recipe).__name__} cannot be planned yet")
@@ -227,7 +252,7 @@ def sketch_vlm(recipe: VLMRecipe) -> Sketch:
         "rows",
         make,
         lambda step, size: packer.rows("train", step, size),
-        language=(recipe.language, recipe.row_length),
+        cache=Cache.of_answers(recipe.language, recipe.row_length),
     )
 
 
@@ -268,5 +293,25 @@ def sketch_prior(recipe: PriorRecipe) -> Sketch:
         "pictures",
         lambda: PriorModel(config),
         batch,
-        language=(language, length),
+        cache=Cache.of_answers(language, length),
+    )
+
+
+def sketch_parti(recipe: PartiRecipe) -> Sketch:
+    size = recipe.world.picture_size
+    vqvae = open_tokenizer(recipe).config if recipe.vision else VQVAEConfig(picture_size=size)
+    clip = None if recipe.text_from is None else open_text(recipe.text_from)
+    texts = texts_of(source_of(recipe.data, recipe.world, recipe.episodes))
+    said = taught(texts)
+    tokenizer = words_for(recipe, clip, said)
+    shape = shape_of(recipe, vqvae, clip, tokenizer, said)
+    codes = Blank(vqvae.codes_per_picture, dtype=torch.int64)
+    batches = Batches(recipe, texts, tokenizer, shape.text.context, {"train": codes})
+    return Sketch(
+        recipe.train,
+        recipe.batch_size,
+        "pictures",
+        lambda: PartiModel(shape),
+        lambda step, size: batches.at("train", step, size, recipe.drop_text),
+        cache=Cache.of_drawings(shape),
     )

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from bifocal import __version__
 from bifocal.config import UserError
+from bifocal.data.sample import Picture
 from bifocal.inference import CLIP, VLM, Parti
 from bifocal.serving import work
 from bifocal.serving.catalogue import Served
@@ -205,6 +206,8 @@ async def explain(request: Request, asked: ExplainRequest) -> JSONResponse:
     conversation = await server.reader.conversation(asked.messages, vlm, last="assistant")
     if not conversation.pictures:
         raise refused("there is no picture in these messages to look at", "messages")
+    if any(isinstance(part, Picture) for part in conversation.messages[-1].parts):
+        raise refused("words are explained, and no pictures: leave those of the last message out", "messages")
     prompt, tokens = answer_tokens(vlm, conversation)
     server.engine.check_length(served, len(prompt.tokens) + len(tokens), "messages")
     numbers = len(tokens) * len(conversation.shown) * vlm.model.image_path.positions

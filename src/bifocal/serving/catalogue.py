@@ -57,6 +57,9 @@ class Served:
             "family": getattr(self.loaded, "family", None),
             "abilities": sorted(self.abilities),
             "picture_size": getattr(self.loaded, "picture_size", None),
+            "picture_tokens": self.loaded.model.image_path.positions
+            if isinstance(self.loaded, VLM)
+            else None,
         }
 
 

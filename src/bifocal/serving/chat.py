@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+from PIL import Image
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -19,6 +20,7 @@ from bifocal.generation.telling import Likely
 from bifocal.inference import VLM
 from bifocal.serving.catalogue import Served
 from bifocal.serving.conversation import Conversation
+from bifocal.serving.drawings import GUIDANCE
 from bifocal.serving.errors import ApiError, refused
 from bifocal.serving.grammar import ANY_OBJECT
 from bifocal.serving.jobs import Ended, Outbox, Said, Speech
@@ -26,6 +28,7 @@ from bifocal.serving.limits import Limits
 from bifocal.serving.schemas import ChatRequest
 from bifocal.serving.server import Server
 from bifocal.serving.streams import DONE, EventStream, event, until_gone
+from bifocal.serving.work import png
 
 SEEDS = 2**63
 
@@ -39,6 +42,8 @@ async def chat(request: Request, asked: ChatRequest) -> Response:
     about = request.state.about
     about["model"] = served.name
     check(asked, server.limits)
+    if asked.may_draw:
+        server.catalogue.pick(served.name, "draw")
     conversation = await server.reader.conversation(asked.messages, vlm)
     # beside the loop: a long conversation or a large schema must not keep others waiting
     jobs = await asyncio.to_thread(speeches, asked, served, conversation, server, waiting(request))
@@ -112,12 +117,20 @@ def speeches(
     context = server.engine.settings.context
     room = context - len(prompt.tokens)
     wanted = wanted_tokens(asked)
-    if room < (wanted or 1):
+    picture = vlm.model.image_path.positions + 2 if asked.may_draw else 1
+    if room < (wanted or picture):
         raise refused(
-            f"the conversation takes {len(prompt.tokens)} tokens and the answer up to {wanted or 1}, and this server "
-            f"holds {context}",
+            f"the conversation takes {len(prompt.tokens)} tokens and the answer up to {wanted or picture}, and this "
+            f"server holds {context}",
             "messages",
             code="context_length_exceeded",
+        )
+    longest = wanted or min(room, server.limits.new_tokens)
+    if longest < picture:
+        raise refused(
+            f"an answer of at most {longest} tokens holds no picture, which takes {picture}: give a larger "
+            "max_completion_tokens, or leave out modalities",
+            "max_completion_tokens",
         )
     constrain = None
     form = asked.response_format
@@ -126,6 +139,9 @@ def speeches(
         constrain = functools.partial(server.grammars(served).start, schema, server.limits)
         constrain()  # here, so that a schema that is none is refused at once
     seed = secrets.randbelow(SEEDS) if asked.seed is None else asked.seed % SEEDS
+    drawing = None
+    if asked.may_draw:
+        drawing = vlm.drawing(GUIDANCE[vlm.kind] if asked.guidance is None else asked.guidance)
     return [
         Speech(
             served,
@@ -133,7 +149,7 @@ def speeches(
             prompt=prompt,
             pictures=conversation.pictures,
             sampling=Sampling(
-                max_new_tokens=wanted or min(room, server.limits.new_tokens),
+                max_new_tokens=longest,
                 temperature=asked.temperature,
                 top_p=asked.top_p,
                 top_k=asked.top_k,
@@ -143,6 +159,7 @@ def speeches(
             stops=stops_of(asked),
             top=asked.top_logprobs,
             constrain=constrain,
+            drawing=drawing,
         )
         for choice in range(asked.n)
     ]
@@ -160,6 +177,7 @@ class Reply:
         self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
         self.prompt_tokens = len(jobs[0].prompt.tokens)
         self.texts = [""] * asked.n
+        self.images: list[list[dict[str, Any]]] = [[] for _ in range(asked.n)]
         self.logprobs: list[list[dict[str, Any]]] = [[] for _ in range(asked.n)]
         self.ended: dict[int, Ended] = {}
 
@@ -169,6 +187,7 @@ class Reply:
             self.ended[item.choice] = item
             return
         self.texts[item.choice] += item.text
+        self.images[item.choice] += map(image_json, item.images)
         if self.asked.logprobs and item.likely:
             self.logprobs[item.choice].append(token_json(item.likely))
 
@@ -179,7 +198,10 @@ class Reply:
         self.note(about, server)
         choices = []
         for index, text in enumerate(self.texts):
-            message = {"role": "assistant", "content": text, "refusal": None, "boxes": self.boxes(text)}
+            message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+            message["boxes"] = self.boxes(text)
+            if self.asked.may_draw:
+                message["images"] = self.images[index]
             logprobs = {"content": self.logprobs[index], "refusal": None} if self.asked.logprobs else None
             reason = self.ended[index].reason
             choices.append(
@@ -214,6 +236,8 @@ class Reply:
                     logprobs = {"content": self.logprobs[item.choice][-1:], "refusal": None}
                 if item.text or logprobs:
                     yield chunk(item.choice, {"content": item.text}, None, logprobs)
+                if item.images:
+                    yield chunk(item.choice, {"images": self.images[item.choice][-len(item.images) :]}, None)
         except ApiError as error:
             about["error"] = error.message
             yield event(error.body())
@@ -251,6 +275,8 @@ class Reply:
         """Image positions are tokens of the prompt."""
         image = len(self.shown) * self.vlm.model.image_path.positions
         completion = sum(ended.tokens for ended in self.ended.values())
+        drawn = sum(map(len, self.images)) * self.vlm.model.image_path.positions
+        details = {"completion_tokens_details": {"image_tokens": drawn}} if self.asked.may_draw else {}
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": completion,
@@ -261,6 +287,7 @@ class Reply:
                 "cached_tokens": min(ended.cached for ended in self.ended.values()),
                 "audio_tokens": 0,
             },
+            **details,
         }
 
     def note(self, about: dict[str, Any], server: Server) -> None:
@@ -268,6 +295,8 @@ class Reply:
         about["completion_tokens"] = sum(ended.tokens for ended in self.ended.values())
         about["cached_tokens"] = min(ended.cached for ended in self.ended.values())
         about["finish_reason"] = ",".join(self.ended[index].reason for index in range(self.asked.n))
+        if self.asked.may_draw:
+            about["drawn"] = sum(map(len, self.images))
         if server.log.contents:
             about["answers"] = self.texts
 
@@ -282,6 +311,11 @@ def token_json(likely: Sequence[Likely]) -> dict[str, Any]:
 
     said, *others = (entry(*one) for one in likely)
     return {**said, "top_logprobs": others}
+
+
+def image_json(picture: Image.Image) -> dict[str, Any]:
+    """A picture that was drawn, as a message shows one."""
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png(picture)}"}}
 
 
 def answer_tokens(vlm: VLM, conversation: Conversation) -> tuple[Prompt, list[int]]:

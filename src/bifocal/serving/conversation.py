@@ -123,12 +123,18 @@ class Reader:
         turns: list[Message] = []
         for number, message in enumerate(messages):
             turn: list[str | Picture | Box] = []
+            own = len(parts_of(message)) - len(message.images or [])
             for place, part in enumerate(parts_of(message)):
-                where = f"messages[{number}].content[{place}]"
+                inside = f"content[{place}]" if place < own else f"images[{place - own}]"
+                where = f"messages[{number}].{inside}"
                 if isinstance(part, ImagePart):
-                    if message.role != "user":
+                    if message.role != "user" and not (
+                        message.role == "assistant" and vlm.family == "discrete"
+                    ):
                         raise refused(
-                            f"{where} is a picture in a turn of the {message.role}: only a user shows", where
+                            f"{where} is a picture in a turn of the {message.role}: only a user shows, and an "
+                            "assistant that can draw",
+                            where,
                         )
                     pictures.append(await self.picture(address_of(part), where, vlm))
                     turn.append(Picture(len(pictures) - 1))
@@ -147,10 +153,11 @@ class Reader:
 
 
 def parts_of(message: ChatMessage) -> Sequence[str | ImagePart]:
-    """The parts of a message, texts as such."""
+    """The parts of a message, texts as such, and what was drawn in it."""
+    drawn = message.images or []
     if isinstance(message.content, str):
-        return [message.content]
-    return [part if isinstance(part, ImagePart) else part.text for part in message.content]
+        return [message.content, *drawn]
+    return [*(part if isinstance(part, ImagePart) else part.text for part in message.content), *drawn]
 
 
 def address_of(part: ImagePart) -> str:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from bifocal.generation.prompt import Prompt
 from bifocal.generation.sampling import Sampling
-from bifocal.generation.sequence import Event
+from bifocal.generation.sequence import Drawing, Event
 from bifocal.generation.sequence import Sequence as Decoding
 from bifocal.generation.slots import Slots
 from bifocal.generation.telling import Likely, Telling, token_text
@@ -27,11 +28,13 @@ from bifocal.serving.grammar import Constraint
 @dataclass(frozen=True)
 class Said:
     """What a token of answer ``choice`` adds: text that can be shown by now, which may be empty, the token itself with
-    its log-probability, and the likeliest ones at its place; nothing of these where the answer ends."""
+    its log-probability, and the likeliest ones at its place; nothing of these where the answer ends, nor of a token of
+    a picture. With its last code a picture is there."""
 
     choice: int
     text: str
     likely: tuple[Likely, ...]
+    images: tuple[Image.Image, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,18 +140,28 @@ class Spoken(Job):
         return new
 
 
+def slots_of(guidance: float) -> int:
+    """How many a sequence takes that draws: with guidance the empty prompt has one of its own."""
+    return 1 if guidance == 1.0 else 2
+
+
 @dataclass(eq=False)
 class Speech(Spoken):
-    """One answer in words."""
+    """One answer in words, and in pictures where there is a ``drawing``; one with guidance takes a second slot."""
 
     stops: Sequence[str] = ()
     top: int = 0
     constrain: Callable[[], Constraint] | None = None
+    drawing: Drawing | None = None
     telling: Telling = field(init=False)
+
+    @property
+    def slots(self) -> int:
+        return 1 if self.drawing is None else slots_of(self.drawing.guidance)
 
     def start(self, pool: Slots, encoded: Tensor | None) -> Decoding:
         vlm = self.vlm
-        self.telling = Telling(vlm, self.stops)
+        self.telling = Telling(vlm, self.stops, vlm.model.image_path.positions)
         usual = ~vlm.forbidden
         constraint = None if self.constrain is None else self.constrain()
 
@@ -158,21 +171,31 @@ class Speech(Spoken):
 
         allow = usual if constraint is None else allowed
         return pool.start(
-            self.prompt, encoded, self.sampling, stop=[vlm.tokenizer.eos], allow=allow, top=self.top
+            self.prompt,
+            encoded,
+            self.sampling,
+            stop=[vlm.tokenizer.eos],
+            allow=allow,
+            drawing=self.drawing,
+            top=self.top,
         )
 
     def take(self, token: Event) -> bool:
         new, told = self._new(token), self.telling.take(token)
         likely: tuple[Likely, ...] = ()
-        if told.logprobs:
+        if told.logprobs and not self._of_picture(token.token):
             likely = ((token_text(self.vlm.tokenizer, token.token), token.logprob), *told.top_logprobs[0])
         if new:
-            self.outbox.put(Said(self.choice, told.text, likely))
+            self.outbox.put(Said(self.choice, told.text, likely, told.images))
         if told.finish_reason is None:
             return False
         sequence = token.sequence
         self.outbox.put(Ended(self.choice, told.finish_reason, len(sequence.tokens), sequence.cached))
         return True
+
+    def _of_picture(self, token: int) -> bool:
+        drawing = self.drawing
+        return drawing is not None and (token in drawing.codes or token in (drawing.begin, drawing.end))
 
 
 @dataclass(eq=False)
@@ -183,7 +206,7 @@ class Sketch(Spoken):
 
     @property
     def slots(self) -> int:
-        return 1 if self.guidance == 1.0 else 2
+        return slots_of(self.guidance)
 
     def start(self, pool: Slots, encoded: Tensor | None) -> Decoding:
         return pool.start(self.prompt, encoded, self.sampling, drawing=self.vlm.drawing(self.guidance))

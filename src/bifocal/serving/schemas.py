@@ -60,11 +60,25 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class ChatMessage(Strict):
-    """A turn of a conversation. ``boxes`` are read over: an answer that is sent back holds them in its text too."""
+    """A turn of a conversation.
+
+    An answer that is sent back may hold the ``images`` that were drawn in it, which then stand behind its text; its
+    ``boxes`` are read over, since they are in its text too.
+    """
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
+    images: list[ImagePart] | None = None
     boxes: list[Any] | None = Field(default=None, exclude=True)
+
+    @model_validator(mode="after")
+    def draws_as_an_assistant(self) -> ChatMessage:
+        """What others show stands in their content."""
+        if self.images is not None and self.role != "assistant":
+            raise ValueError(
+                "images are what an assistant drew: pictures of others are parts of their content"
+            )
+        return self
 
 
 class JsonSchema(Strict):
@@ -132,15 +146,39 @@ class ChatRequest(Strict):
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0)
     response_format: ResponseFormat | None = None
+    modalities: list[Literal["text", "image"]] | None = Field(
+        default=None,
+        min_length=1,
+        description="what the answer may hold: with image a discrete VLM may draw pictures into it",
+    )
+    guidance: float | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        description="of pictures that are drawn (2 if not given), 1 is none; not part of the OpenAI API",
+    )
     stream: bool = False
     stream_options: StreamOptions | None = None
     frequency_penalty: float = Field(default=0.0, ge=0, le=0, description="only 0")
     presence_penalty: float = Field(default=0.0, ge=0, le=0, description="only 0")
     user: str | None = Field(default=None, description="taken for compatibility, and not kept")
 
+    @property
+    def may_draw(self) -> bool:
+        """Whether there may be pictures in the answer."""
+        return self.modalities is not None and "image" in self.modalities
+
     @model_validator(mode="after")
     def agrees_with_itself(self) -> ChatRequest:
         """Fields that only make sense together."""
+        if self.modalities is not None and "text" not in self.modalities:
+            raise ValueError("an answer has words: for pictures alone there is /v1/images/generations")
+        if self.guidance is not None and not self.may_draw:
+            raise ValueError('guidance is for requests with modalities: ["text", "image"]')
+        if self.may_draw and self.response_format is not None and self.response_format.type != "text":
+            raise ValueError(
+                "an answer that is JSON has no pictures: leave out response_format or modalities"
+            )
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs is for requests with logprobs: true")
         if self.stream_options is not None and not self.stream:

@@ -2,16 +2,20 @@
 import { call, events, make } from './client.js';
 import { Tray, boxed, listen, thumbnail, withBoxes } from './pictures.js';
 import { looked } from './looked.js';
+import { drawing } from './draw.js';
 
 const by = id => document.getElementById(id);
 const number = id => by(id).value === '' ? null : Number(by(id).value);
-let turns = []; // { text, pictures, answers: { model: text } }
+let turns = []; // { text, pictures, answers: { model: text }, drawn: { model: pictures } }
+let tokens; // of a picture, by the models that draw
 let running = null;
 let tray;
 let tell;
 
-export function startChat(say) {
+export function startChat(say, models) {
   tell = say;
+  tokens = new Map(models.filter(model => model.abilities.includes('draw')).map(model => [model.id, model.picture_tokens]));
+  by('may-draw-label').hidden = tokens.size === 0;
   tray = new Tray(by('tray'), tell);
   listen(tray, by('drop'));
   by('files').onchange = () => { tray.add([...by('files').files]); by('files').value = ''; };
@@ -33,23 +37,30 @@ function chosen() {
   return models;
 }
 
-// What a model is told: its own earlier answers where it gave some, else the other's.
+// What a model is told: its own earlier answers where it gave some, with what it drew, else the other's words.
 function messages(model, upto) {
   const told = [];
   for (const turn of turns.slice(0, upto + 1)) {
     told.push({ role: 'user', content: [...turn.pictures.map(url => ({ type: 'image_url', image_url: { url } })),
       { type: 'text', text: turn.text }] });
     const said = turn.answers[model] ?? Object.values(turn.answers)[0];
-    if (said !== undefined) told.push({ role: 'assistant', content: said });
+    if (said === undefined) continue;
+    const drawn = (turn.drawn[model] ?? []).map(url => ({ type: 'image_url', image_url: { url } }));
+    told.push({ role: 'assistant', content: said, ...(drawn.length ? { images: drawn } : {}) });
   }
   return told;
+}
+
+// All pictures of what a model is told before its answer, in their order.
+function seen(model, index) {
+  return turns.slice(0, index + 1).flatMap((turn, at) => [...turn.pictures, ...(at < index ? turn.drawn[model] ?? [] : [])]);
 }
 
 function send() {
   const text = by('question').value.trim();
   if (running || (!text && !tray.urls.length)) return;
   by('question').value = ''; by('question').style.height = 'auto';
-  turns.push({ text, pictures: tray.take(), answers: {} });
+  turns.push({ text, pictures: tray.take(), answers: {}, drawn: {} });
   answer();
 }
 
@@ -58,7 +69,7 @@ async function answer() {
   tell('');
   const index = turns.length - 1;
   const turn = turns[index];
-  turn.answers = {};
+  turn.answers = {}; turn.drawn = {};
   by('empty').hidden = true;
   const places = new Map(chosen().map(model => [model, card(model)]));
   const user = make('div', { className: 'turn user' },
@@ -85,12 +96,13 @@ function button(text, go) {
 
 function card(model) {
   const said = make('div', { className: 'said' });
+  const drawn = make('div', { className: 'drawings' });
   const shown = make('div');
   const about = make('small', { role: 'status' });
   const tools = make('span');
   const element = make('article', { className: 'answer waiting', ariaLabel: `Answer of ${model}` },
-    make('div', { className: 'name', textContent: model }), said, shown, about, tools);
-  return { element, said, shown, about, tools };
+    make('div', { className: 'name', textContent: model }), said, drawn, shown, about, tools);
+  return { element, said, drawn, shown, about, tools };
 }
 
 function forget(index) {
@@ -111,14 +123,17 @@ async function retry(index) {
   const turn = turns[index];
   forget(index);
   while (running) await new Promise(done => setTimeout(done, 20)); // what was stopped tidies up first
-  turns.push({ ...turn, answers: {} });
+  turns.push({ ...turn, answers: {}, drawn: {} });
   answer();
 }
 
 function request(model, index) {
   const body = { model, messages: messages(model, index), stream: true, stream_options: { include_usage: true },
     temperature: number('temperature') ?? 0, top_p: number('top-p') ?? 1 };
-  if (number('max-tokens') !== null) body.max_completion_tokens = number('max-tokens');
+  const draws = by('may-draw').checked && tokens.has(model);
+  if (draws) body.modalities = ['text', 'image'];
+  // the longest answer is one in words: a picture comes on top
+  if (number('max-tokens') !== null) body.max_completion_tokens = number('max-tokens') + (draws ? tokens.get(model) + 2 : 0);
   if (number('seed') !== null) body.seed = number('seed');
   if (by('stop-text').value) body.stop = by('stop-text').value;
   return body;
@@ -127,16 +142,22 @@ function request(model, index) {
 async function reply(model, place, index, signal) {
   const began = performance.now();
   let text = '', first = null, boxes = [], reason = '', usage = null;
+  const drawn = [];
   const turn = turns[index];
   const scroller = by('chat');
   let low = true; // whoever has scrolled up to read is left there
   const follow = () => { if (low) scroller.scrollTop = scroller.scrollHeight; };
-  place.shown.addEventListener('load', follow, true);
+  for (const part of [place.drawn, place.shown]) part.addEventListener('load', follow, true);
   try {
     for await (const chunk of events('/v1/chat/completions', request(model, index), signal)) {
       usage = chunk.usage ?? usage;
       for (const choice of chunk.choices) {
         if (choice.delta.content) { first ??= performance.now(); text += choice.delta.content; }
+        for (const { image_url: { url } } of choice.delta.images ?? []) {
+          first ??= performance.now();
+          place.drawn.append(drawing(url, turn.text, drawn.length));
+          drawn.push(url);
+        }
         boxes = choice.delta.boxes ?? boxes;
         reason = choice.finish_reason ?? reason;
       }
@@ -150,14 +171,15 @@ async function reply(model, place, index, signal) {
   }
   place.element.classList.remove('waiting');
   turn.answers[model] = text;
-  const pictures = turns.slice(0, index + 1).flatMap(one => one.pictures);
+  turn.drawn[model] = drawn;
+  const pictures = seen(model, index);
   const used = [...new Set(boxes.map(box => box.picture))];
   for (const picture of used) {
     const from = boxes.findIndex(box => box.picture === picture);
     place.shown.append(boxed(pictures[picture], boxes.filter(box => box.picture === picture), from));
   }
   const facts = [reason === 'stop' ? '' : reason];
-  if (first !== null) facts.push(`first word after ${inWords(first - began)}`);
+  if (first !== null) facts.push(`first ${text ? 'word' : 'picture'} after ${inWords(first - began)}`);
   if (usage) {
     const taken = performance.now() - began;
     const details = usage.prompt_tokens_details;
@@ -167,7 +189,7 @@ async function reply(model, place, index, signal) {
   }
   place.about.textContent = facts.filter(Boolean).join(' · ');
   follow();
-  if (pictures.length && text) {
+  if (pictures.length && text && !drawn.length) {
     place.tools.append(button('Where it looked', event => explain(event.currentTarget, model, place, index, pictures)));
   }
 }

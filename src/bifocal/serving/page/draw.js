@@ -42,7 +42,7 @@ export function startDrawing(models) {
   };
 }
 
-function drawing(url, prompt, index) {
+export function drawing(url, prompt, index) {
   const name = `${prompt.replace(/[^a-z0-9]+/gi, '-').replace(/^-|-$/g, '').slice(0, 40) || 'drawing'}-${index + 1}.png`;
   return make('figure', {}, make('img', { src: url, alt: prompt }),
     make('figcaption', {}, `${prompt} `, make('a', { href: url, download: name, textContent: 'download' })));

@@ -40,7 +40,7 @@ try {
   by('compare').disabled = talkers.length < 2;
   by('compare').onchange = () => { by('model-b').hidden = !by('compare').checked; };
   startDrawing(models);
-  if (talkers.length) startChat(tell);
+  if (talkers.length) startChat(tell, talkers);
   else { by('empty').textContent = 'None of the models here answers questions.'; by('send').disabled = true; choose('draw'); }
 } catch (error) {
   tell(error.message);
