@@ -43,9 +43,9 @@ def test_detail_is_where_something_varies() -> None:
 
 def test_kept_patches_stand_for_all() -> None:
     images = pictures(40)
-    images = images[by_detail(images, PATCH)]
+    images = images[by_detail(detailed(images, PATCH))]
     full = detailed(images, PATCH)
-    kept = keep_patches(images, PATCH, torch.Generator().manual_seed(1))
+    kept = keep_patches(detailed(images, PATCH), torch.Generator().manual_seed(1))
     assert len(kept) == GROUPS
     assert sum(pictures_in(kept)) == len(images)
     assert kept[0].places.shape[1] < kept[-1].places.shape[1]
@@ -63,7 +63,9 @@ def test_kept_patches_stand_for_all() -> None:
 
 
 def test_a_picture_without_flat_patches_keeps_all_of_them() -> None:
-    (only, *_) = keep_patches(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), PATCH)
+    (only, *_) = keep_patches(
+        detailed(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), PATCH)
+    )
     assert sorted(only.places[0].tolist()) == list(range(SIDE * SIDE))
     assert only.weights.eq(1).all()
 
@@ -77,8 +79,8 @@ def test_looking_at_detail_is_looking_at_all_where_flat_patches_are_alike(poolin
     with torch.no_grad():
         tower.embeddings.position_embedding.weight.zero_()
     images = pictures(3 * GROUPS).double()
-    images = images[by_detail(images, PATCH)]
-    kept = keep_patches(images, PATCH, torch.Generator().manual_seed(0))
+    images = images[by_detail(detailed(images, PATCH))]
+    kept = keep_patches(detailed(images, PATCH), torch.Generator().manual_seed(0))
     some = [len(group.places[0]) < SIDE * SIDE for group in kept]
     assert all(some), "nothing was left out, so this would prove nothing"
     torch.testing.assert_close(tower.pool(tower.look(images, kept)), tower(images), rtol=1e-6, atol=1e-6)
@@ -112,7 +114,9 @@ def test_patch_dropout_keeps_at_least_one_patch() -> None:
 
 def test_the_same_seed_keeps_the_same_patches() -> None:
     images = pictures(8)
-    one, two, other = (keep_patches(images, PATCH, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    one, two, other = (
+        keep_patches(detailed(images, PATCH), torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)
+    )
     assert all(a.places.equal(b.places) for a, b in zip(one, two, strict=True))
     assert not all(a.places.equal(b.places) for a, b in zip(one, other, strict=True))
 
@@ -150,8 +154,8 @@ def test_regions_find_their_pictures_among_groups_and_kept_patches() -> None:
         VisionConfig(picture_size=32, patch_size=PATCH, width=32, layers=1, heads=2)
     ).double()
     images = pictures(2 * GROUPS).double()
-    images = images[by_detail(images, PATCH)]
-    kept = keep_patches(images, PATCH, torch.Generator().manual_seed(0))
+    images = images[by_detail(detailed(images, PATCH))]
+    kept = keep_patches(detailed(images, PATCH), torch.Generator().manual_seed(0))
     seen = tower.look(images, kept)
     wanted = []
     for group in seen:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tiny
 from bifocal import distributed
-from bifocal.data.patches import KeptPatches, by_detail, drop_patches, keep_patches, pictures_in
+from bifocal.data.patches import KeptPatches, by_detail, detailed, drop_patches, keep_patches, pictures_in
 from bifocal.models import clip
 from bifocal.models.clip import CLIPBatch, CLIPConfig, CLIPModel, Regions
 from bifocal.models.resnet import ResNetConfig
@@ -53,14 +53,14 @@ def batch_of(config: CLIPConfig, *, kept: str = "") -> CLIPBatch:
     images = torch.rand(PAIRS, 3, 32, 32, dtype=torch.double)
     for number, image in enumerate(images):
         image[:, :, 3 * number :] = 0.5  # from flat pictures to full ones
-    images = images[by_detail(images, 8)]
+    images = images[by_detail(detailed(images, 8))]
     tokens = torch.randint(3, VOCABULARY - 1, (PAIRS + 7, 16))
     for row, length in enumerate(torch.randint(4, 17, (PAIRS + 7,)).tolist()):
         tokens[row, length - 1], tokens[row, length:] = VOCABULARY - 1, 0
     tokens[4] = tokens[1]
     places: tuple[KeptPatches, ...] | None = None
     if kept == "detail":
-        places = keep_patches(images, 8)
+        places = keep_patches(detailed(images, 8))
     elif kept == "dropout":
         places = drop_patches(PAIRS, patches, 0.5)
     regions = Regions(

@@ -7,7 +7,8 @@ segments (``models.language.row_mask``). A row holds as many documents as fit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +19,8 @@ from bifocal.data.joint_text import JointTokenizer
 from bifocal.data.sample import Box, Message, Picture, Sample
 from bifocal.data.text import TextTokenizer
 
+REMEMBERED = 2**15  # texts
+
 
 @dataclass(frozen=True)
 class Template:
@@ -27,9 +30,14 @@ class Template:
     picture_positions: int
     number_pictures: bool = False
 
-    def number(self, index: int) -> list[int]:
+    @functools.cached_property
+    def words(self) -> Callable[[str], Sequence[int]]:
+        """The ids of a text. Questions come again and again, so those of the last ``REMEMBERED`` texts are kept."""
+        return functools.lru_cache(maxsize=REMEMBERED)(self.tokenizer.encode)
+
+    def number(self, index: int) -> Sequence[int]:
         """What stands before a picture that is to be read: its number, so that its patches can tell whose they are."""
-        return self.tokenizer.encode(str(index + 1)) if self.number_pictures else []
+        return self.words(str(index + 1)) if self.number_pictures else []
 
     def picture(self) -> list[int]:
         """What stands before it, N placeholders, what stands behind it."""
@@ -96,7 +104,7 @@ def encode_messages(messages: Sequence[Message], template: Template, *, shared: 
             segment.add(tokenizer.before(message.role), False)
         for part in message.parts:
             if isinstance(part, str):
-                segment.add(tokenizer.encode(part), answer)
+                segment.add(template.words(part), answer)
             elif isinstance(part, Picture):
                 if part.index < shared:
                     continue

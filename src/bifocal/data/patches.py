@@ -8,7 +8,7 @@ ToMe (Bolya et al. 2022). So the encoder sees what it will see on whole pictures
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,29 +37,32 @@ def detailed(images_BCHW: Tensor, patch_size: int) -> Tensor:
     """(B, C, H, W) in [0, 1] -> (B, N) bool: whether any channel of the patch varies by more than ``CONTRAST``."""
     batch, channels, height, width = images_BCHW.shape
     rows, columns = height // patch_size, width // patch_size
-    pixels = images_BCHW.reshape(batch, channels, rows, patch_size, columns, patch_size)
-    spread = pixels.amax(dim=(3, 5)) - pixels.amin(dim=(3, 5))
+    pixels = images_BCHW.reshape(batch, channels, rows, patch_size, width)
+
+    def extreme(of: Callable[..., Tensor]) -> Tensor:
+        # down the rows first, which whole lines of memory go through at once
+        return of(of(pixels, dim=3).unflatten(3, (columns, patch_size)), dim=4)
+
+    spread = extreme(torch.amax) - extreme(torch.amin)
     return spread.amax(dim=1).flatten(1) > CONTRAST
 
 
-def by_detail(images_BCHW: Tensor, patch_size: int) -> Tensor:
+def by_detail(full_BN: Tensor) -> Tensor:
     """(B,) int64: the order of the pictures from the emptiest to the fullest, in which ``keep_patches`` wants them."""
-    return detailed(images_BCHW, patch_size).sum(dim=1).argsort(stable=True)
+    return full_BN.sum(dim=1).argsort(stable=True)
 
 
-def keep_patches(
-    images_BCHW: Tensor, patch_size: int, generator: torch.Generator | None = None
-) -> tuple[KeptPatches, ...]:
-    """What to look at in pictures sorted ``by_detail``: one entry for each group of consecutive pictures.
+def keep_patches(full_BN: Tensor, generator: torch.Generator | None = None) -> tuple[KeptPatches, ...]:
+    """What to look at in pictures of which ``full_BN`` says what is ``detailed``, sorted ``by_detail``.
 
-    A picture in which nothing is flat keeps all of its patches if most of its group does, so photographs lose nothing.
+    One entry for each group of consecutive pictures. A picture in which nothing is flat keeps all of its patches if
+    most of its group does, so photographs lose nothing.
     """
-    full_BN = detailed(images_BCHW, patch_size)
     score_BN = torch.rand(full_BN.shape, generator=generator) + full_BN
     flat_places = torch.where(full_BN, -1.0, score_BN).topk(min(FLAT_KEPT, full_BN.shape[1]), dim=1)
     first = torch.where(flat_places.values >= 0, 3.0, score_BN.gather(1, flat_places.indices))
     score_BN = score_BN.scatter(1, flat_places.indices, first)
-    size = -(-len(images_BCHW) // GROUPS)
+    size = -(-len(full_BN) // GROUPS)
     groups = zip(score_BN.split(size), full_BN.split(size), strict=True)
     return tuple(_keep(score, full) for score, full in groups)
 

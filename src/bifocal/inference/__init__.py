@@ -3,7 +3,7 @@
 from bifocal.inference.files import KINDS, MODELS, is_finished, load, load_model, save, vqvae_in
 from bifocal.inference.loaded import Loaded
 from bifocal.inference.parti import Parti, Partial
-from bifocal.inference.parts import CLIP, VQVAE, Prior, clip_tokens
+from bifocal.inference.parts import CLIP, VQVAE, Prior, clip_tokens, padded
 from bifocal.inference.vlm import VLM, Answer, Explanation
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Partial",
     "Prior",
     "clip_tokens",
+    "padded",
     "is_finished",
     "load",
     "load_model",

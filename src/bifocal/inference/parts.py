@@ -134,11 +134,16 @@ class CLIP(Loaded):
 
 def clip_tokens(texts: Sequence[str], tokenizer: AnyTokenizer, context: int) -> Tensor:
     """n texts -> (n, context) ids: begin, text, end, padding. Raises ``UserError`` for one that does not fit."""
-    rows = []
-    for text, ids in zip(texts, tokenizer.sequences(texts), strict=True):
+    rows = tokenizer.sequences(texts)
+    for text, ids in zip(texts, rows, strict=True):
         if len(ids) > context:
             raise UserError(
                 f"a text of {len(ids) - 2} tokens does not fit this model's {context - 2}: {text[:60]!r}"
             )
-        rows.append(ids + [tokenizer.pad] * (context - len(ids)))
-    return torch.tensor(rows, dtype=torch.int64).view(len(rows), context)
+    return padded(rows, tokenizer.pad, context)
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int, length: int) -> Tensor:
+    """n rows of at most ``length`` ids -> (n, length) int64, filled up with ``pad``."""
+    filled = [[*row, *[pad] * (length - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.int64).view(len(filled), length)

@@ -14,11 +14,11 @@ from torch import Tensor
 from bifocal import distributed
 from bifocal.config import UserError, fingerprint
 from bifocal.data.augment import OFF, Augment, augment, mirrored, speaks_of_colours, speaks_of_places
-from bifocal.data.patches import by_detail, drop_patches, inside, keep_patches, looked_at
+from bifocal.data.patches import by_detail, detailed, drop_patches, inside, keep_patches, looked_at
 from bifocal.data.pictures import to_tensor
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
-from bifocal.inference import CLIP, clip_tokens, load_model
+from bifocal.inference import CLIP, load_model, padded
 from bifocal.interop.clip_tokens import AnyTokenizer
 from bifocal.losses import Objective
 from bifocal.models.clip import CLIPBatch, CLIPConfig, CLIPModel, Regions, check_chunks
@@ -102,26 +102,29 @@ def contrastive_batch(
     """
     context = model.text.context
 
-    def fits(text: str) -> bool:
-        return len(tokenizer.sequences([text])[0]) <= context
+    def pair_at(number: int, attempt: int) -> Pair:
+        return mirrored_pair(source.pair(split, number, attempt), variation.flip, f"{seed}/{number}")
 
-    pairs = []
-    for number in range(first, first + size):
-        for attempt in range(ATTEMPTS):
-            pair = mirrored_pair(source.pair(split, number, attempt), variation.flip, f"{seed}/{number}")
-            if fits(pair.text):
+    numbers = range(first, first + size)
+    pairs = [pair_at(number, 0) for number in numbers]
+    # one call for all texts, of which hardly one does not fit
+    rows = tokenizer.sequences([pair.text for pair in pairs])
+    for place, number in enumerate(numbers):
+        for attempt in range(1, ATTEMPTS):
+            if len(rows[place]) <= context:
                 break
-        else:
+            pairs[place] = pair_at(number, attempt)
+            (rows[place],) = tokenizer.sequences([pairs[place].text])
+        if len(rows[place]) > context:
             raise UserError(
-                f"no caption fits a context of {context} tokens, such as {pair.text[:60]!r}: raise it"
+                f"no caption fits a context of {context} tokens, such as {pairs[place].text[:60]!r}: raise it"
             )
-        pairs.append(pair)
     described = [
-        (place, box, phrase)
-        for place, pair in enumerate(pairs)
-        for box, phrase in pair.regions
-        if regions and fits(phrase)
+        (place, box, phrase) for place, pair in enumerate(pairs) for box, phrase in pair.regions if regions
     ]
+    spoken = tokenizer.sequences([phrase for _, _, phrase in described])
+    short = [index for index, row in enumerate(spoken) if len(row) <= context]
+    described, spoken = [described[index] for index in short], [spoken[index] for index in short]
     texts = [pair.text for pair in pairs]
     images = to_tensor([pair.picture for pair in pairs])
     said = [[pair.text, *(phrase for _, phrase in pair.regions if regions)] for pair in pairs]
@@ -134,12 +137,12 @@ def contrastive_batch(
     )
     return CLIPBatch(
         images=images,
-        tokens=clip_tokens(texts, tokenizer, context),
+        tokens=padded(rows, tokenizer.pad, context),
         text_ids=_numbered(texts),
         regions=Regions(
             pictures=torch.tensor([place for place, _, _ in described]),
             weights=inside([box for _, box, _ in described], model.vision.side),
-            tokens=clip_tokens([phrase for _, _, phrase in described], tokenizer, context),
+            tokens=padded(spoken, tokenizer.pad, context),
             text_ids=_numbered([phrase for _, _, phrase in described]),
         )
         if described
@@ -288,9 +291,10 @@ def some_single_patches(weights_RN: Tensor, seed: int) -> Tensor:
 
 def look_at_detail(batch: CLIPBatch, patch_size: int, seed: int) -> CLIPBatch:
     """The same pairs, sorted by how much there is to see, with the patches to look at."""
-    order = by_detail(batch.images, patch_size)
+    full_BN = detailed(batch.images, patch_size)
+    order = by_detail(full_BN)
     images = batch.images[order]
-    kept = keep_patches(images, patch_size, torch.Generator().manual_seed(seed))
+    kept = keep_patches(full_BN[order], torch.Generator().manual_seed(seed))
     regions = batch.regions
     if regions is not None:
         pictures, sorting = order.argsort()[regions.pictures].sort(stable=True)
