@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -145,5 +146,7 @@ def clip_tokens(texts: Sequence[str], tokenizer: AnyTokenizer, context: int) -> 
 
 def padded(rows: Sequence[Sequence[int]], pad: int, length: int) -> Tensor:
     """n rows of at most ``length`` ids -> (n, length) int64, filled up with ``pad``."""
-    filled = [[*row, *[pad] * (length - len(row))] for row in rows]
-    return torch.tensor(filled, dtype=torch.int64).view(len(filled), length)
+    filled = np.full((len(rows), length), pad, dtype=np.int64)
+    for place, row in enumerate(rows):
+        filled[place, : len(row)] = row
+    return torch.from_numpy(filled)
