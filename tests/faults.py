@@ -34,7 +34,7 @@ from bifocal.training.guards import Stopped
 from bifocal.training.trainer import STOPPED, TrainSettings
 from ranks import run_on_ranks
 
-KINDS = ("vqvae", "vqvae-ema", "clip", "vlm-discrete", "vlm-continuous", "prior")
+KINDS = ("vqvae", "vqvae-ema", "clip", "vlm-discrete", "vlm-continuous", "prior", "parti")
 SETTINGS = replace(toys.SETTINGS, steps=8, checkpoint_every=2, validate_every=4, stop_seconds=20.0)
 REFUSED = 3  # what an attempt that ends in a sentence exits with
 CLOCK = ("seconds", "samples_per_second", "waiting")
@@ -56,7 +56,7 @@ class World:
         self.place, self.settings = place, settings
         self.seconds: dict[str, float] = {}
         tiny.folder(place / "data")
-        stand_on = {"vlm-discrete": "vqvae", "prior": "vqvae", "vlm-continuous": "clip"}
+        stand_on = {"vlm-discrete": "vqvae", "prior": "vqvae", "parti": "vqvae", "vlm-continuous": "clip"}
         for kind in dict.fromkeys([*(stand_on[kind] for kind in kinds if kind in stand_on), *kinds]):
             began = time.perf_counter()
             assert self.attempt(kind, place / kind) == 0, (place / "said.txt").read_text()

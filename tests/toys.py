@@ -11,8 +11,10 @@ import tiny
 from bifocal.data.scenes import WorldSettings
 from bifocal.models.clip import CLIPConfig
 from bifocal.models.language import LanguageConfig
+from bifocal.models.parti import DecoderConfig
 from bifocal.models.text import TextConfig
 from bifocal.recipes.clip import CLIPRecipe, train_clip
+from bifocal.recipes.parti import PartiRecipe, train_parti
 from bifocal.recipes.prior import PriorRecipe, train_prior
 from bifocal.recipes.vlm import TaskWeights, VLMRecipe, train_vlm
 from bifocal.recipes.vqvae import VQVAERecipe, train_vqvae
@@ -59,6 +61,14 @@ def toy_prior(data: Path, vision: Path) -> PriorRecipe:
     )
 
 
+def toy_parti(data: Path, vision: Path) -> PartiRecipe:
+    return PartiRecipe(
+        vision=str(vision), batch_size=4, text_tokens=300, data=str(data), world=WORLD,
+        text=TextConfig(width=32, layers=1, heads=2, context=48),
+        decoder=DecoderConfig(width=32, layers=1, heads=2, hidden=48), train=SETTINGS,
+    )  # fmt: skip
+
+
 Start = Callable[..., Any]
 
 
@@ -76,4 +86,5 @@ def starts(place: Path, settings: TrainSettings = SETTINGS) -> dict[str, Start]:
         "vlm-discrete": run(train_vlm, toy_vlm(data, "discrete", place / "vqvae")),
         "vlm-continuous": run(train_vlm, toy_vlm(data, "continuous", place / "clip")),
         "prior": run(train_prior, toy_prior(data, place / "vqvae")),
+        "parti": run(train_parti, toy_parti(data, place / "vqvae")),
     }

@@ -26,7 +26,7 @@ from bifocal.training.trainer import TrainSettings, train
 from ranks import run_on_ranks
 
 SETTINGS = replace(toys.SETTINGS, dtype="float32", checkpoint_every=1, keep_checkpoints=10)
-NAMES = ("vqvae", "vqvae-ema", "clip", "vlm-discrete", "vlm-continuous", "prior")
+NAMES = ("vqvae", "vqvae-ema", "clip", "vlm-discrete", "vlm-continuous", "prior", "parti")
 
 
 def start_all(place: Path, ending: str, resume: bool = False) -> None:
@@ -203,7 +203,7 @@ def test_two_ranks_then_one_then_two_see_each_sample_as_often(tmp_path: Path) ->
 
 
 def test_a_batch_in_pieces_is_the_batch(runs: Path, tmp_path: Path) -> None:
-    for name in ("vlm-discrete", "vlm-continuous", "prior"):
+    for name in ("vlm-discrete", "vlm-continuous", "prior", "parti"):
         toys.starts(runs, replace(SETTINGS, accumulate=3))[name](tmp_path / name)
         one, two = (
             checkpoint.load_step(place / name / "checkpoints" / "step-1") for place in (runs, tmp_path)

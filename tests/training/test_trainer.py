@@ -67,7 +67,9 @@ def figures(out: Path) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("name", ["vqvae", "vqvae-ema", "clip", "vlm-discrete", "vlm-continuous", "prior"])
+@pytest.mark.parametrize(
+    "name", ["vqvae", "vqvae-ema", "clip", "vlm-discrete", "vlm-continuous", "prior", "parti"]
+)
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     name: str,
     trained: dict[str, tuple[Path, toys.Start]],

@@ -89,6 +89,11 @@ class Drawings:
     dropped: Tensor  # (B,) bool
     codes: Tensor  # (B, N) int64 in raster order
 
+    def part(self, rows: range) -> Drawings:
+        """Some consecutive pictures."""
+        some = slice(rows.start, rows.stop)
+        return Drawings(self.tokens[some], self.dropped[some], self.codes[some])
+
 
 @dataclass
 class Memory:
