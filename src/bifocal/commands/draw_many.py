@@ -75,7 +75,7 @@ def draw_many(
         for sample in samples
     ]
     slices = list(dict.fromkeys(part for sample in samples for part in slices_of(sample)))
-    sheet = Section("drawings", "Drawings", choosable(cards, slices))
+    sheet = Section("drawings", "Drawings", choosable(cards, slices, size="small"))
     atomic_write_text(folder / PAGE, page(f"{run.name}: {len(samples)} prompts", [sheet]))
     return folder / PAGE
 

@@ -50,15 +50,15 @@ def drawing_sheet(sides: Mapping[str, Side], picture: PictureOf) -> str:
     return choosable(cards, slices)
 
 
-def choosable(cards: Sequence[str], slices: Sequence[str]) -> str:
-    """Finished cards, each with its tags, below buttons that show those of one slice."""
+def choosable(cards: Sequence[str], slices: Sequence[str], *, size: str = "wide") -> str:
+    """Finished cards, each with its tags, below buttons that show those of one slice; a ``size`` of the pages' grids."""
     buttons = "".join(
         f'<button data-tag="{_tag(name)}" aria-pressed="{"false" if name else "true"}">{escape(name or "all")}</button>'
         for name in ("", *(part for part in slices if part != "all"))
     )
     return (
         f'<div data-choices="drawing-cards"><div class="buttons">{buttons}</div></div>'
-        f'<div class="grid wide" id="drawing-cards">{"".join(cards)}</div>'
+        f'<div class="grid {size}" id="drawing-cards">{"".join(cards)}</div>'
         '<p class="notice" data-none="drawing-cards" hidden>No drawing is of this kind.</p>'
     )
 
