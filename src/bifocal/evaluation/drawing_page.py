@@ -51,7 +51,7 @@ def drawing_sheet(sides: Mapping[str, Side], picture: PictureOf) -> str:
 
 
 def choosable(cards: Sequence[str], slices: Sequence[str], *, size: str = "wide") -> str:
-    """Finished cards, each with its tags, below buttons that show those of one slice; a ``size`` of the pages' grids."""
+    """Finished cards, each with its tags, below buttons that show those of one slice, in a grid of ``size``."""
     buttons = "".join(
         f'<button data-tag="{_tag(name)}" aria-pressed="{"false" if name else "true"}">{escape(name or "all")}</button>'
         for name in ("", *(part for part in slices if part != "all"))
