@@ -9,7 +9,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -107,3 +107,18 @@ def shown(url: str, text: str = "what is it?") -> list[dict[str, Any]]:
 def said(text: str) -> list[dict[str, Any]]:
     """A user's message of words alone."""
     return [{"role": "user", "content": text}]
+
+
+def together(*calls: Callable[[], Any]) -> list[Any]:
+    """What each call returns, all of them made at once."""
+    found: list[Any] = [None] * len(calls)
+
+    def do(index: int) -> None:
+        found[index] = calls[index]()
+
+    threads = [threading.Thread(target=do, args=(index,)) for index in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return found

@@ -179,7 +179,7 @@ def test_the_page_is_written_and_what_is_trained_is_not_trained_again(
     monkeypatch.setattr(transfer, "train_clip", None)
     transfer.main(*arguments, steps=1, smoke=True)
     assert page.read_text() == text
-    with pytest.raises(UserError, match=r"begun with another recipe \(it differs in train\)"):
+    with pytest.raises(UserError, match=r"begun with another recipe \(it differs in train\.steps\)"):
         transfer.main(*arguments, steps=2, smoke=True)
     with pytest.raises(UserError, match="no drawings of apple: --train takes openmoji, one"):
         transfer.main(*arguments, train="apple", steps=1, smoke=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from bifocal.config import UserError
 from bifocal.recipes.runs import RECIPE, open_run
+from bifocal.training.optimizer import OptimizerSettings
+from bifocal.training.trainer import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -34,3 +36,16 @@ def test_a_run_goes_on_whether_or_not_its_beginning_is_said_again_but_not_from_a
         open_run(tmp_path / "tuned", "vlm", Recipe(), resume=True, init_from="runs/other")
     open_run(tmp_path / "earlier", "vlm", Recipe(), resume=False)  # by a version that did not write it down
     open_run(tmp_path / "earlier", "vlm", Recipe(), resume=True, init_from="runs/plain")
+
+
+@dataclass(frozen=True)
+class Trained:
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+
+def test_a_run_goes_on_with_other_workers_and_not_with_other_rates(tmp_path: Path) -> None:
+    open_run(tmp_path / "run", "vlm", Trained(), resume=False)
+    open_run(tmp_path / "run", "vlm", Trained(TrainSettings(workers=2, keep_checkpoints=5)), resume=True)
+    other = TrainSettings(optimizer=OptimizerSettings(learning_rate=1.0))
+    with pytest.raises(UserError, match=r"it differs in train\.optimizer\.learning_rate\)"):
+        open_run(tmp_path / "run", "vlm", Trained(other), resume=True)

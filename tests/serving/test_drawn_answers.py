@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from bifocal.generation import slots
 from bifocal.serving.catalogue import Catalogue, Served, abilities_of
 from bifocal.serving.engine import EngineSettings
 from bifocal.serving.run import Running, Settings
-from serving_live import CPU, ask, data_url, live, picture_file, said, shown
+from serving_live import CPU, ask, data_url, live, picture_file, said, shown, together
 
 CHAT = "/v1/chat/completions"
 BOTH = ["text", "image"]
@@ -134,20 +133,6 @@ def test_without_the_word_for_it_nothing_is_drawn(running: Running, known: Known
     found = asked(running, body)
     assert "images" not in found["choices"][0]["message"]
     assert "completion_tokens_details" not in found["usage"]
-
-
-def together(*calls: Callable[[], Any]) -> list[Any]:
-    found: list[Any] = [None] * len(calls)
-
-    def do(index: int) -> None:
-        found[index] = calls[index]()
-
-    threads = [threading.Thread(target=do, args=(index,)) for index in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    return found
 
 
 def test_company_and_a_step_that_fails_change_no_picture(

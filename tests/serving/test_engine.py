@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from bifocal.serving.jobs import Job, Outbox, Queue, Task
 from bifocal.serving.limits import Limits
 from bifocal.serving.metrics import Metrics
 from bifocal.serving.run import Running, Settings
-from serving_live import CPU, ask, data_url, live, picture_file, said, shown, wait_until
+from serving_live import CPU, ask, data_url, live, picture_file, said, shown, together, wait_until
 
 CHAT = "/v1/chat/completions"
 
@@ -44,21 +43,6 @@ def running() -> Iterator[Running]:
 def asked(server: Running, text: str, **changes: Any) -> tuple[int, str]:
     body = {"messages": said(text), "max_tokens": 12, "temperature": 1.0, "seed": 1, **changes}
     return ask(server.url, "POST", CHAT, body)[:2]
-
-
-def together(*calls: Callable[[], Any]) -> list[Any]:
-    """What each call returns, all of them made at once."""
-    found: list[Any] = [None] * len(calls)
-
-    def do(index: int) -> None:
-        found[index] = calls[index]()
-
-    threads = [threading.Thread(target=do, args=(index,)) for index in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    return found
 
 
 def content(answer: tuple[int, str]) -> str:

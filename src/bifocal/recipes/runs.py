@@ -17,7 +17,7 @@ from bifocal.interop.clip_tokens import AnyTokenizer
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.recipes.sources import Source
 from bifocal.recipes.spoilt import SPOILT
-from bifocal.training.trainer import Outcome, TrainSettings, train
+from bifocal.training.trainer import FREE, Outcome, TrainSettings, train
 from bifocal.training.watching import Probe
 
 RECIPE = "recipe.json"
@@ -34,6 +34,8 @@ def open_run(
     source: Source | None = None,
 ) -> None:
     """Begin or continue a run: its recipe is written first, and a resumed one must be the same.
+
+    Settings of training that are ``FREE`` may be others.
 
     Pictures of ``source`` that cannot be read are passed over from now on, and noted in the run.
 
@@ -55,8 +57,11 @@ def _open(out: Path, recipe: Any, written: dict[str, Any], resume: bool) -> None
         said = written.get(INIT_FROM)
         written.setdefault(INIT_FROM, before.setdefault(INIT_FROM, said))
         before = _with_new_settings(before, type(recipe))
+        for settings in (before.get("train"), written.get("train")):
+            for name in FREE if isinstance(settings, dict) else ():
+                settings.pop(name, None)
         if before != written:
-            changed = [key for key in written if before.get(key) != written[key]]
+            changed = _differences(before, written)
             raise UserError(
                 f"{out} was begun with another recipe (it differs in {', '.join(changed) or 'its kind'}): "
                 "resume with the same settings, or choose another --out"
@@ -65,6 +70,18 @@ def _open(out: Path, recipe: Any, written: dict[str, Any], resume: bool) -> None
     artifacts.refuse_overwrite(out)
     out.mkdir(parents=True, exist_ok=True)
     artifacts.atomic_write_json(out / RECIPE, written)
+
+
+def _differences(before: dict[str, Any], written: dict[str, Any], where: str = "") -> list[str]:
+    """The settings, as flags name them, that are not what they were."""
+    found = []
+    for key, value in written.items():
+        was = before.get(key)
+        if isinstance(was, dict) and isinstance(value, dict):
+            found += _differences(was, value, f"{where}{key}.")
+        elif was != value:
+            found.append(f"{where}{key}")
+    return found
 
 
 def _with_new_settings(before: dict[str, Any], recipe: type) -> dict[str, Any]:
