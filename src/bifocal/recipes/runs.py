@@ -57,9 +57,9 @@ def _open(out: Path, recipe: Any, written: dict[str, Any], resume: bool) -> None
         said = written.get(INIT_FROM)
         written.setdefault(INIT_FROM, before.setdefault(INIT_FROM, said))
         before = _with_new_settings(before, type(recipe))
-        for settings in (before.get("train"), written.get("train")):
-            for name in FREE if isinstance(settings, dict) else ():
-                settings.pop(name, None)
+        for each in (before, written):
+            for name in FREE:
+                each.get("train", {}).pop(name, None)
         if before != written:
             changed = _differences(before, written)
             raise UserError(
