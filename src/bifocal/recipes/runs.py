@@ -17,11 +17,21 @@ from bifocal.interop.clip_tokens import AnyTokenizer
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.recipes.sources import Source
 from bifocal.recipes.spoilt import SPOILT
-from bifocal.training.trainer import FREE, Outcome, TrainSettings, train
+from bifocal.training.trainer import Outcome, TrainSettings, train
 from bifocal.training.watching import Probe
 
 RECIPE = "recipe.json"
 INIT_FROM = "init_from"  # what the recipe of a run calls the one that it begins with
+# settings of training on which nothing that is learnt depends: a run may go on with others
+FREE = (
+    "keep_checkpoints",
+    "keep_every",
+    "asynchronous",
+    "workers",
+    "tracker",
+    "stop_seconds",
+    "timeout_seconds",
+)
 
 
 def open_run(

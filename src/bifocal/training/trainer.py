@@ -35,18 +35,6 @@ from bifocal.training.watching import Probe, Watchers, require_tracker
 STOPPED = "stopped.json"  # left by a run that was asked to stop and did so cleanly
 
 
-# settings on which nothing that is learnt depends: a run may go on with others
-FREE = (
-    "keep_checkpoints",
-    "keep_every",
-    "asynchronous",
-    "workers",
-    "tracker",
-    "stop_seconds",
-    "timeout_seconds",
-)
-
-
 @dataclass(frozen=True)
 class TrainSettings:
     """What is the same for every model.
