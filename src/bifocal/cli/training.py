@@ -18,6 +18,7 @@ def quickstart(
     smoke: bool = False,
     seed: int = 0,
     resume: bool = False,
+    vlm_checkpoints: int = 0,
 ) -> None:
     """The whole road on the default data: train, evaluate, compare, report.
 
@@ -29,10 +30,12 @@ def quickstart(
         smoke: the same road at toy size, in about a minute.
         seed: decides every random choice.
         resume: keep what is finished in OUT and go on.
+        vlm_checkpoints: keep so many of either VLM on its way, for curves against time (docs/curves.md); say it again
+            with --resume.
     """
     from bifocal.commands.quickstart import quickstart as go
 
-    go(out, "smoke" if smoke else scale, seed=seed, resume=resume)
+    go(out, "smoke" if smoke else scale, seed=seed, resume=resume, vlm_checkpoints=vlm_checkpoints)
 
 
 def train(

@@ -32,7 +32,7 @@ from bifocal.evaluation.results import (
 from bifocal.recipes.clip import recipe_clip, train_clip
 from bifocal.recipes.runs import finished
 from bifocal.recipes.sources import world_of
-from bifocal.recipes.vlm import recipe_vlm, train_vlm
+from bifocal.recipes.vlm import VLMRecipe, recipe_vlm, train_vlm
 from bifocal.recipes.vqvae import recipe_vqvae, train_vqvae
 
 Scale = Literal["smoke", "quickstart", "standard"]
@@ -54,11 +54,19 @@ SHOWN = {
 NOVEL_SHARE = 1 / 3  # novel splits are asked fewer questions
 
 
-def quickstart(out: Path, scale: Scale = "quickstart", *, seed: int = 0, resume: bool = False) -> list[Row]:
+def quickstart(
+    out: Path,
+    scale: Scale = "quickstart",
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    vlm_checkpoints: int = 0,
+) -> list[Row]:
     """Train VQ-VAE, CLIP and both VLMs, evaluate, compare, and write results.json and report.html into ``out``.
 
-    With ``resume`` finished parts are kept and the interrupted one goes on. Raises ``UserError`` if ``out`` holds a run
-    and ``resume`` is false, or, at smoke scale, if a loss did not fall.
+    With ``resume`` finished parts are kept and the interrupted one goes on; ``vlm_checkpoints`` is as in
+    ``vlm_recipe``. Raises ``UserError`` if ``out`` holds a run and ``resume`` is false, or, at smoke scale, if a loss
+    did not fall.
     """
     if not resume and out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: continue it with --resume, or choose another --out")
@@ -68,7 +76,7 @@ def quickstart(out: Path, scale: Scale = "quickstart", *, seed: int = 0, resume:
     for name in STANDARD_ORDER if scale == "standard" else MODELS:
         start = time.perf_counter()
         if not finished(out / name):
-            train_part(name, out, scale, seed)
+            train_part(name, out, scale, seed, vlm_checkpoints)
         times[f"train {name}"] = time.perf_counter() - start
     if scale == "smoke":
         for name in MODELS:
@@ -94,7 +102,7 @@ def quickstart(out: Path, scale: Scale = "quickstart", *, seed: int = 0, resume:
     return rows
 
 
-def train_part(name: str, out: Path, scale: Scale, seed: int) -> None:
+def train_part(name: str, out: Path, scale: Scale, seed: int, vlm_checkpoints: int = 0) -> None:
     """Train one of the four models, going on from its checkpoints where there are any."""
     place = out / name
     resume = (place / "recipe.json").exists()
@@ -107,12 +115,26 @@ def train_part(name: str, out: Path, scale: Scale, seed: int) -> None:
         contrastive = recipe_clip(scale)
         train_clip(replace(contrastive, train=replace(contrastive.train, seed=seed)), place, resume=resume)
     else:
-        family: Literal["discrete", "continuous"] = "discrete" if name == "vlm-discrete" else "continuous"
-        vlm = recipe_vlm(scale, family)
-        vision = str(out / ("vqvae" if family == "discrete" else "clip"))
-        if scale == "standard" and family == "discrete":
-            vlm = replace(vlm, align=str(out / "clip"))
-        train_vlm(replace(vlm, vision=vision, train=replace(vlm.train, seed=seed)), place, resume=resume)
+        train_vlm(vlm_recipe(name, out, scale, seed, vlm_checkpoints), place, resume=resume)
+
+
+def vlm_recipe(name: str, encoders: Path, scale: Scale, seed: int = 0, checkpoints: int = 0) -> VLMRecipe:
+    """How the quickstart trains vlm-continuous or vlm-discrete on the ``clip`` and ``vqvae`` in ``encoders``.
+
+    With ``checkpoints`` so many of them, at even distances, are kept. Raises ``UserError`` where there are fewer steps.
+    """
+    family: Literal["discrete", "continuous"] = "discrete" if name == "vlm-discrete" else "continuous"
+    recipe = recipe_vlm(scale, family)
+    vision = str(encoders / ("vqvae" if family == "discrete" else "clip"))
+    if scale == "standard" and family == "discrete":
+        recipe = replace(recipe, align=str(encoders / "clip"))
+    train = replace(recipe.train, seed=seed)
+    if not 0 <= checkpoints <= train.steps:
+        raise UserError(f"{name} has {train.steps} steps, after {checkpoints} of which it cannot be kept")
+    if checkpoints:
+        every = train.steps // checkpoints
+        train = replace(train, checkpoint_every=every, keep_every=every)
+    return replace(recipe, vision=vision, train=train)
 
 
 def require_falling_loss(run: Path) -> None:
