@@ -1,28 +1,35 @@
 """Times decoding beside transformers' ``generate``, on this machine, and says how near it is to what memory allows.
 
     python benchmarks/decode.py
+    python benchmarks/decode.py --llama-cpp
     python benchmarks/decode.py --batches 1 --tokens 32 --rounds 3 --no-compiled
 
 The model has the shape of SmolLM2-135M and random weights, the same for everyone, in bf16: ours as it is and with int8
-weights, transformers' with its dynamic cache and with its static cache and a compiled step. All are run in turn
-(A B C D A B C D ...), so that a machine that grows slower or busier slows all alike; a line gives the median tokens a
-second with the range from the first to the third quartile, over whole calls, the prompts' prefill included.
+weights, transformers' with its dynamic cache and with its static cache and a compiled step, and, where llama-cpp-python
+is installed, llama.cpp's from a GGUF file in bf16 and in Q8_0. All are run in turn (A B C D A B C D ...), so that a
+machine that grows slower or busier slows all alike; a line gives the median tokens a second with the range from the
+first to the third quartile, over whole calls, the prompts' prefill included. Before them stands how near each peer's
+logits of one text are to ours: that it is the same model.
 
 Every step of a batch reads every weight of the layers and of the head once. The last columns say how many bytes a
-second that is, and what share of what a sum over a large array reads in the same minutes.
+second that is, and what share of what a sum over a large array reads in the same minutes; the last holds everyone, int8
+and llama.cpp too, against the faster of transformers' settings.
 """
 
 from __future__ import annotations
 
 import copy
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import torch
 import tyro
+from llama_cpp_peer import MISSING, Kind, LlamaCpp, is_there, write_gguf
 from torch import Tensor
 
 from bifocal.generation.decode import generate
@@ -37,6 +44,7 @@ from bifocal.models.vlm import VLM, VLMConfig
 SMOLLM2 = LanguageConfig(
     vocabulary=49152, width=576, layers=30, heads=9, kv_heads=3, hidden=1536, rotary_base=100000.0, tied=True
 )
+THEIRS = "transformers"
 Say = Callable[[Tensor, int], Tensor]  # (B, T) prompts, how many tokens -> (B, tokens)
 
 
@@ -99,16 +107,17 @@ def theirs(model: VLM) -> Any:
 
 
 @torch.inference_mode()
-def likeness(model: VLM, judge: Any) -> float:
-    """The smallest cosine of the two models' logits over a random text: that they are the same model, in bf16."""
-    tokens = torch.randint(
-        model.config.language.vocabulary, (1, 16), generator=torch.Generator().manual_seed(2)
-    )
-    causal = torch.full((16, 16), float("-inf")).triu(1)
+def logits_of(model: VLM, tokens_BT: Tensor) -> Tensor:
+    """(B, T) -> (B, T, V): what our model says, without a cache."""
+    length = tokens_BT.shape[1]
+    causal = torch.full((length, length), float("-inf")).triu(1)
     language = model.language_model
-    own = language.lm_head(language(language.embed_tokens(tokens), torch.arange(16)[None], causal))
-    cosines = torch.nn.functional.cosine_similarity(own.float(), judge(tokens).logits.float(), dim=-1)
-    return cosines.min().item()
+    return language.lm_head(language(language.embed_tokens(tokens_BT), torch.arange(length)[None], causal))
+
+
+def likeness(own: Tensor, others: Tensor) -> float:
+    """The smallest cosine of two models' logits: that they are the same model, up to rounding."""
+    return torch.nn.functional.cosine_similarity(own.float(), others.float(), dim=-1).min().item()
 
 
 def say_with_theirs(model: Any, *, compiled: bool) -> Say:
@@ -163,6 +172,7 @@ def main(
     rounds: int = 7,
     peer: bool = True,
     compiled: bool = True,
+    llama_cpp: bool = False,
     layers: int = SMOLLM2.layers,
 ) -> None:
     """Print a line for each setting and batch.
@@ -174,55 +184,93 @@ def main(
         rounds: how often each setting is timed, after a run that is not counted.
         peer: time transformers too.
         compiled: time transformers' static cache with a compiled step too; compiling takes a minute or more.
+        llama_cpp: time llama.cpp too, where llama-cpp-python is installed.
         layers: of the decoder, fewer for a trial.
     """
     model = ours(LanguageConfig(**{**vars(SMOLLM2), "layers": layers}))
     rounded = copy.deepcopy(model)
     to_int8(rounded.language_model)
-    whole = weights_read(model)
-    settings = [
-        Setting("bifocal bf16", say_with(model), whole),
-        Setting("bifocal int8", say_with(rounded), weights_read(rounded)),
-    ]
-    if peer:
-        settings.append(
-            Setting("transformers dynamic", say_with_theirs(theirs(model), compiled=False), whole)
-        )
-    if peer and compiled:
-        settings.append(
-            Setting("transformers static, compiled", say_with_theirs(theirs(model), compiled=True), whole)
-        )
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {layers} layers, prompts of {prompt} tokens, "
         f"{tokens} new ones, {rounds} rounds"
     )
-    for batch in batches:
-        asked = torch.randint(SMOLLM2.vocabulary, (batch, prompt), generator=torch.Generator().manual_seed(1))
-        for setting in settings:  # what is made once is made before the clock runs
-            setting.say(asked, min(tokens, 4))
-        speeds: dict[str, list[float]] = {setting.name: [] for setting in settings}
-        reads = []
-        for _ in range(rounds):
-            reads.append(read_speed())
-            for setting in settings:
-                began = time.perf_counter()
-                setting.say(asked, tokens)
-                speeds[setting.name].append(batch * tokens / (time.perf_counter() - began))
-        read = statistics.median(reads)
-        fastest = max([0.0, *(statistics.median(speeds[setting.name]) for setting in settings[2:])])
-        print(f"batch {batch}, memory read at {read / 1e9:.1f} GB/s")
-        print(f"  {'':<30} {'tokens/s':>9} {'quartiles':>17}  {'GB/s':>6} {'share':>6}  times the best peer")
+    settings = [
+        Setting("bifocal bf16", say_with(model), weights_read(model)),
+        Setting("bifocal int8", say_with(rounded), weights_read(rounded)),
+    ]
+    if peer:
+        settings += of_transformers(model, compiled=compiled)
+    with tempfile.TemporaryDirectory() as place:
+        if llama_cpp:
+            settings += of_llama_cpp(model, Path(place), prompt + tokens)
+        for batch in batches:
+            measure(settings, batch, prompt, tokens, rounds)
+
+
+def of_transformers(model: VLM, *, compiled: bool) -> list[Setting]:
+    """Its settings, after a line that says how near its logits are."""
+    judge, whole = theirs(model), weights_read(model)
+    text = some_text(1, 16)
+    with torch.inference_mode():
+        print(
+            f"transformers' logits: cosine of at least {likeness(logits_of(model, text), judge(text).logits):.5f}"
+        )
+    settings = [Setting(f"{THEIRS} dynamic", say_with_theirs(judge, compiled=False), whole)]
+    if compiled:
+        say = say_with_theirs(theirs(model), compiled=True)
+        settings.append(Setting(f"{THEIRS} static, compiled", say, whole))
+    return settings
+
+
+def of_llama_cpp(model: VLM, place: Path, longest: int) -> list[Setting]:
+    """Its settings where it is installed, each after a line about how near its logits are; else in words why not."""
+    if not is_there():
+        print(MISSING)
+        return []
+    settings = []
+    text = some_text(1, 16)
+    for kind in get_args(Kind):
+        octets = write_gguf(model.language_model, place / f"{kind}.gguf", kind, longest)
+        peer = LlamaCpp(place / f"{kind}.gguf", model.config.language.vocabulary, longest)
+        near = likeness(logits_of(model, text)[:, -1], torch.from_numpy(peer.logits(text)))
+        print(f"llama.cpp's logits in {kind}: cosine of at least {near:.5f}")
+        settings.append(Setting(f"llama.cpp {kind}", peer, octets))
+    return settings
+
+
+def some_text(batch: int, length: int) -> Tensor:
+    """(B, T) random tokens."""
+    return torch.randint(SMOLLM2.vocabulary, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def measure(settings: Sequence[Setting], batch: int, prompt: int, tokens: int, rounds: int) -> None:
+    """Time all settings in turn, and print a line for each."""
+    asked = some_text(batch, prompt)
+    for setting in settings:  # what is made once is made before the clock runs
+        setting.say(asked, min(tokens, 4))
+    speeds: dict[str, list[float]] = {setting.name: [] for setting in settings}
+    reads = []
+    for _ in range(rounds):
+        reads.append(read_speed())
         for setting in settings:
-            values = speeds[setting.name]
-            middle = statistics.median(values)
-            low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (middle, middle, middle)
-            used = setting.octets * middle / batch
-            times = f"{middle / fastest:.2f}" if fastest else ""
-            print(
-                f"  {setting.name:<30} {middle:9.1f} {f'{low:.1f} - {high:.1f}':>17}  {used / 1e9:6.1f} "
-                f"{used / read:6.0%}  {times}",
-                flush=True,
-            )
+            began = time.perf_counter()
+            setting.say(asked, tokens)
+            speeds[setting.name].append(batch * tokens / (time.perf_counter() - began))
+    read = statistics.median(reads)
+    rivals = [statistics.median(speeds[one.name]) for one in settings if one.name.startswith(THEIRS)]
+    print(f"batch {batch}, memory read at {read / 1e9:.1f} GB/s")
+    print(f"  {'':<30} {'tokens/s':>9} {'quartiles':>17}  {'GB/s':>6} {'share':>6}  times transformers' best")
+    for setting in settings:
+        values = speeds[setting.name]
+        middle = statistics.median(values)
+        low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (middle, middle, middle)
+        used = setting.octets * middle / batch
+        times = f"{middle / max(rivals):.2f}" if rivals else ""
+        print(
+            f"  {setting.name:<30} {middle:9.1f} {f'{low:.1f} - {high:.1f}':>17}  {used / 1e9:6.1f} "
+            f"{used / read:6.0%}  {times}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
