@@ -19,7 +19,7 @@ from bifocal.data.scenes.concepts import concepts_of
 from bifocal.data.scenes.sprites import drawings_folder
 from scripts import BENCHMARKS, benchmark
 
-SHARED = ("page", "vlm_step_sides")  # which are parts of scripts and none themselves
+SHARED = ("llama_cpp_peer", "page", "vlm_step_sides")  # which are parts of scripts and none themselves
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,99 @@
+"""Benchmarks that ask VLMs: what they write, and that nothing is asked twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import tiny
+import toys
+from bifocal.commands.quickstart import vlm_recipe
+from bifocal.config import UserError
+from bifocal.recipes.vlm import recipe_vlm
+from scripts import benchmark
+
+FAMILIES = ("vlm-continuous", "vlm-discrete")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both VLMs with all four of their steps, and what they stand on."""
+    place = tmp_path_factory.mktemp("scores")
+    tiny.folder(place / "data")
+    starts = toys.starts(place, replace(toys.SETTINGS, checkpoint_every=1, keep_every=1))
+    for name in ("clip", "vqvae", *FAMILIES):
+        starts[name](place / name)
+    return place
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    path = tmp_path / "page.md"
+    marks = "".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in ("vlm-curves", "int8-quality"))
+    path.write_text(marks, encoding="utf-8")
+    return path
+
+
+def test_curves_of_both_families_are_drawn_and_nothing_is_asked_twice(
+    runs: Path, page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with benchmark("vlm_curves") as module:
+        module.main(runs, page, count=6)
+        first = page.read_text(encoding="utf-8")
+        rows = [line.split(" | ") for line in first.splitlines() if line.startswith("| vlm-")]
+        assert [row[:2] for row in rows] == [[f"| {name}", str(n)] for name in FAMILIES for n in (1, 2, 3, 4)]
+        minutes = [float(row[2]) for row in rows[:4]]
+        assert minutes == sorted(minutes)
+        assert Image.open(page.with_name("page-families.png")).size == (1000, 340)
+        capsys.readouterr()
+        module.main(runs, page, count=6)
+    assert page.read_text(encoding="utf-8") == first
+    assert capsys.readouterr().err.count("6 of the 6 answers") == len(FAMILIES) * 4 * 3
+
+
+def test_a_run_without_checkpoints_on_its_way_is_refused(runs: Path, page: Path, tmp_path: Path) -> None:
+    for name in FAMILIES:
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        for file in (runs / name).iterdir():
+            if file.is_file():
+                (tmp_path / "runs" / name / file.name).symlink_to(file)
+    with benchmark("vlm_curves") as module:
+        with pytest.raises(UserError, match="has kept 0 checkpoints, and a curve needs 3: train it with"):
+            module.main(tmp_path / "runs", page, count=6)
+
+
+def test_precisions_are_held_against_each_other_on_the_same_samples(runs: Path, page: Path) -> None:
+    with benchmark("int8_quality") as module:
+        module.main(page, (runs / "vlm-discrete",), count=6)
+    heads, _, *rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert "int8 – bf16" in heads and "float32 – bf16" in heads
+    assert [tuple(row.strip("| ").split(" | ")[:4]) for row in rows] == [
+        ("vlm-discrete", task, "6", title)
+        for task, title in (
+            ("vqa", "accuracy"), ("captioning", "CIDEr-D"), ("captioning", "objects named"),
+            ("grounding", "Acc@0.5"), ("grounding", "mean IoU"), ("reasoning", "accuracy"),
+        )
+    ]  # fmt: skip
+
+
+def test_answers_alike_are_those_of_the_same_words_and_boxes() -> None:
+    a = [{"prediction": "an owl", "boxes": []}, {"prediction": "", "boxes": [[0, 0, 1, 1]]}]
+    b = [{"prediction": "an owl", "boxes": []}, {"prediction": "", "boxes": [[0, 0, 1, 0.5]]}]
+    with benchmark("int8_quality") as module:
+        assert (module.same(a, a), module.same(a, b)) == (1.0, 0.5)
+
+
+def test_kept_checkpoints_change_nothing_of_how_the_quickstart_trains() -> None:
+    for name, family in zip(FAMILIES, ("continuous", "discrete"), strict=True):
+        plain, kept = (vlm_recipe(name, Path("runs"), "quickstart", 0, count) for count in (0, 10))
+        assert plain.train == recipe_vlm("quickstart", family).train
+        every = plain.train.steps // 10
+        assert kept == replace(plain, train=replace(plain.train, checkpoint_every=every, keep_every=every))
+
+
+def test_more_checkpoints_than_steps_are_refused() -> None:
+    with pytest.raises(UserError, match="vlm-discrete has 24 steps, after 25 of which it cannot be kept"):
+        vlm_recipe("vlm-discrete", Path("runs"), "smoke", 0, 25)
