@@ -7,8 +7,8 @@ found by numpy. Everything else (kernels, flash attention, a cache in float16) i
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -92,8 +92,7 @@ class LlamaCpp:
 
         self.api: Any = llama_cpp
         self.vocabulary, self.longest = vocabulary, longest
-        self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-        llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
+        logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
         llama_cpp.llama_backend_init()
         self.model = llama_cpp.llama_model_load_from_file(
             str(path).encode(), llama_cpp.llama_model_default_params()
@@ -124,7 +123,7 @@ class LlamaCpp:
         return torch.from_numpy(np.stack(said, axis=1))
 
     def logits(self, tokens_BT: Tensor) -> np.ndarray:
-        """(B, T) prompts -> (B, V) logits behind the last token of each."""
+        """(B, T) prompts -> (B, V) logits behind the last token of each, there until the next step."""
         context, _ = self.context(len(tokens_BT))
         self.api.llama_memory_clear(self.api.llama_get_memory(context), True)
         return self.step(tokens_BT.tolist(), 0)
