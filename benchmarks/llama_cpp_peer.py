@@ -21,6 +21,7 @@ from bifocal.interop.gguf import LAYER, ROWS
 from bifocal.models.language import LanguageModel
 
 Kind = Literal["bf16", "q8_0"]
+BLOCK = 256  # tokens: a sequence's part of a cache is a multiple of it
 MISSING = (
     "llama.cpp is left out: llama_cpp cannot be imported (pip install llama-cpp-python builds it, with a C++ compiler "
     "and CMake)"
@@ -32,7 +33,7 @@ def is_there() -> bool:
     return importlib.util.find_spec("llama_cpp") is not None
 
 
-def write_gguf(model: LanguageModel, path: Path, kind: Kind, context: int) -> int:
+def write_gguf(model: LanguageModel, path: Path, kind: Kind, context: int = 2048) -> int:
     """Write a decoder as llama.cpp reads it, without a tokenizer; returns the bytes of weights that a step reads.
 
     Matrices are bf16 or Q8_0 (blocks of 32 weights in 8 bits, with a scale in float16), norms float32.
@@ -105,7 +106,7 @@ class LlamaCpp:
         """A context for so many sequences and what it is given tokens in, made once."""
         if batch not in self.contexts:
             params = self.api.llama_context_default_params()
-            params.n_ctx = batch * self.longest
+            params.n_ctx = batch * -(-self.longest // BLOCK) * BLOCK
             params.n_batch = batch * self.longest
             params.n_seq_max = batch
             params.n_threads = params.n_threads_batch = torch.get_num_threads()

@@ -35,7 +35,7 @@ def model(decode: ModuleType) -> VLM:
 def test_the_gguf_file_has_our_weights_as_llama_cpp_names_them(
     decode: ModuleType, model: VLM, tmp_path: Path, kind: str
 ) -> None:
-    octets = decode.write_gguf(model.language_model, tmp_path / "model.gguf", kind, 64)
+    octets = decode.write_gguf(model.language_model, tmp_path / "model.gguf", kind)
     reader = GGUFReader(tmp_path / "model.gguf")
     own = model.language_model.state_dict()
     assert len(reader.tensors) == len(own) - 1  # the head is the table of embeddings
@@ -67,7 +67,7 @@ def test_llama_cpp_has_the_same_model_whatever_the_batch(
     decode: ModuleType, model: VLM, tmp_path: Path, kind: str
 ) -> None:
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    decode.write_gguf(model.language_model, tmp_path / "model.gguf", kind, 64)
+    decode.write_gguf(model.language_model, tmp_path / "model.gguf", kind)
     peer = decode.LlamaCpp(tmp_path / "model.gguf", SIZES.vocabulary, 64)
     tokens = torch.randint(SIZES.vocabulary, (2, 9))
     with torch.inference_mode():
