@@ -1,7 +1,7 @@
 """Times decoding beside transformers' ``generate``, on this machine, and says how near it is to what memory allows.
 
     python benchmarks/decode.py
-    python benchmarks/decode.py --llama-cpp
+    python benchmarks/decode.py --llama-cpp --page docs/decoding.md
     python benchmarks/decode.py --batches 1 --tokens 32 --rounds 3 --no-compiled
 
 The model has the shape of SmolLM2-135M and random weights, the same for everyone, in bf16: ours as it is and with int8
@@ -30,6 +30,7 @@ from typing import Any, get_args
 import torch
 import tyro
 from llama_cpp_peer import MISSING, Kind, LlamaCpp, is_there, write_gguf
+from page import Page
 from torch import Tensor
 
 from bifocal.generation.decode import generate
@@ -45,6 +46,8 @@ SMOLLM2 = LanguageConfig(
     vocabulary=49152, width=576, layers=30, heads=9, kv_heads=3, hidden=1536, rotary_base=100000.0, tied=True
 )
 THEIRS = "transformers"
+HEADS = ("batch", "", "tokens/s", "quartiles", "GB/s", "of the memory's speed", "times transformers' best")
+Line = tuple[str, ...]  # a cell for each of HEADS
 Say = Callable[[Tensor, int], Tensor]  # (B, T) prompts, how many tokens -> (B, tokens)
 
 
@@ -174,6 +177,7 @@ def main(
     compiled: bool = True,
     llama_cpp: bool = False,
     layers: int = SMOLLM2.layers,
+    page: Path | None = None,
 ) -> None:
     """Print a line for each setting and batch.
 
@@ -186,14 +190,17 @@ def main(
         compiled: time transformers' static cache with a compiled step too; compiling takes a minute or more.
         llama_cpp: time llama.cpp too, where llama-cpp-python is installed.
         layers: of the decoder, fewer for a trial.
+        page: a Markdown page with the marks <!-- decode --> and <!-- /decode -->, to write them between too.
     """
+    report = None if page is None else Page(page, "decode")
     model = ours(LanguageConfig(**{**vars(SMOLLM2), "layers": layers}))
     rounded = copy.deepcopy(model)
     to_int8(rounded.language_model)
-    print(
+    about = (
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {layers} layers, prompts of {prompt} tokens, "
         f"{tokens} new ones, {rounds} rounds"
     )
+    print(about)
     settings = [
         Setting("bifocal bf16", say_with(model), weights_read(model)),
         Setting("bifocal int8", say_with(rounded), weights_read(rounded)),
@@ -203,8 +210,10 @@ def main(
     with tempfile.TemporaryDirectory() as place:
         if llama_cpp:
             settings += of_llama_cpp(model, Path(place), prompt + tokens)
-        for batch in batches:
-            measure(settings, batch, prompt, tokens, rounds)
+        lines = [line for batch in batches for line in measure(settings, batch, prompt, tokens, rounds)]
+    print(text_table(lines))
+    if report is not None:
+        report.fill(f"{about}.\n\n{markdown(lines)}")
 
 
 def of_transformers(model: VLM, *, compiled: bool) -> list[Setting]:
@@ -243,8 +252,8 @@ def some_text(batch: int, length: int) -> Tensor:
     return torch.randint(SMOLLM2.vocabulary, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
-def measure(settings: Sequence[Setting], batch: int, prompt: int, tokens: int, rounds: int) -> None:
-    """Time all settings in turn, and print a line for each."""
+def measure(settings: Sequence[Setting], batch: int, prompt: int, tokens: int, rounds: int) -> list[Line]:
+    """Time all settings in turn: a line for each."""
     asked = some_text(batch, prompt)
     # what is made once is made before the clock runs; a static cache is compiled for its length
     for setting in settings:
@@ -258,20 +267,41 @@ def measure(settings: Sequence[Setting], batch: int, prompt: int, tokens: int, r
             setting.say(asked, tokens)
             speeds[setting.name].append(batch * tokens / (time.perf_counter() - began))
     read = statistics.median(reads)
-    rivals = [statistics.median(speeds[one.name]) for one in settings if one.name.startswith(THEIRS)]
-    print(f"batch {batch}, memory read at {read / 1e9:.1f} GB/s")
-    print(f"  {'':<30} {'tokens/s':>9} {'quartiles':>17}  {'GB/s':>6} {'share':>6}  times transformers' best")
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    rivals = [medians[one.name] for one in settings if one.name.startswith(THEIRS)]
+    print(f"batch {batch}, memory read at {read / 1e9:.1f} GB/s", flush=True)
+    lines = []
     for setting in settings:
-        values = speeds[setting.name]
-        middle = statistics.median(values)
+        values, middle = speeds[setting.name], medians[setting.name]
         low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (middle, middle, middle)
         used = setting.octets * middle / batch
-        times = f"{middle / max(rivals):.2f}" if rivals else ""
-        print(
-            f"  {setting.name:<30} {middle:9.1f} {f'{low:.1f} - {high:.1f}':>17}  {used / 1e9:6.1f} "
-            f"{used / read:6.0%}  {times}",
-            flush=True,
+        lines.append(
+            (
+                str(batch),
+                setting.name,
+                f"{middle:.1f}",
+                f"{low:.1f} to {high:.1f}",
+                f"{used / 1e9:.1f}",
+                f"{used / read:.0%}",
+                f"{middle / max(rivals):.2f}" if rivals else "",
+            )
         )
+    return lines
+
+
+def text_table(lines: Sequence[Line]) -> str:
+    """For people."""
+    widths = [max(len(line[column]) for line in (HEADS, *lines)) for column in range(len(HEADS))]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in (HEADS, *lines)
+    )
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """For a page."""
+    ruled = (HEADS, ("---:", "---", *["---:"] * (len(HEADS) - 2)), *lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in ruled)
 
 
 if __name__ == "__main__":
