@@ -60,8 +60,6 @@ def write_gguf(model: LanguageModel, path: Path, kind: Kind, context: int = 2048
     matrix = gguf.GGMLQuantizationType.BF16 if kind == "bf16" else gguf.GGMLQuantizationType.Q8_0
     octets = 0
     for name, weight in model.state_dict().items():
-        if name == "lm_head.weight":  # tied: it is the table of embeddings
-            continue
         parts = name.removesuffix(".weight").split(".", 2)
         place = f"blk.{parts[1]}.{theirs[parts[2]]}" if parts[0] == "layers" else theirs[parts[0]]
         value = weight.float()
