@@ -10,9 +10,7 @@ from PIL import Image
 
 import tiny
 import toys
-from bifocal.commands.quickstart import vlm_recipe
 from bifocal.config import UserError
-from bifocal.recipes.vlm import recipe_vlm
 from scripts import benchmark
 
 FAMILIES = ("vlm-continuous", "vlm-discrete")
@@ -84,16 +82,3 @@ def test_answers_alike_are_those_of_the_same_words_and_boxes() -> None:
     b = [{"prediction": "an owl", "boxes": []}, {"prediction": "", "boxes": [[0, 0, 1, 0.5]]}]
     with benchmark("int8_quality") as module:
         assert (module.same(a, a), module.same(a, b)) == (1.0, 0.5)
-
-
-def test_kept_checkpoints_change_nothing_of_how_the_quickstart_trains() -> None:
-    for name, family in zip(FAMILIES, ("continuous", "discrete"), strict=True):
-        plain, kept = (vlm_recipe(name, Path("runs"), "quickstart", 0, count) for count in (0, 10))
-        assert plain.train == recipe_vlm("quickstart", family).train
-        every = plain.train.steps // 10
-        assert kept == replace(plain, train=replace(plain.train, checkpoint_every=every, keep_every=every))
-
-
-def test_more_checkpoints_than_steps_are_refused() -> None:
-    with pytest.raises(UserError, match="vlm-discrete has 24 steps, after 25 of which it cannot be kept"):
-        vlm_recipe("vlm-discrete", Path("runs"), "smoke", 0, 25)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bifocal import artifacts
 from bifocal.cli import main
-from bifocal.commands.quickstart import MODELS, require_falling_loss
+from bifocal.commands import quickstart as road
+from bifocal.commands.quickstart import MODELS, require_falling_loss, train_part, vlm_recipe
 from bifocal.config import UserError
+from bifocal.recipes.vlm import VLMRecipe, recipe_vlm
 
 FIELDS = [
     "model", "task", "split", "slice", "metric", "variant", "value", "low", "high", "n", "baseline", "blank",
@@ -43,6 +47,29 @@ def test_every_model_is_finished(smoke: Path) -> None:
 def test_every_loss_falls(smoke: Path) -> None:
     for name in MODELS:
         require_falling_loss(smoke / name)
+
+
+@pytest.mark.parametrize("family", ["continuous", "discrete"])
+def test_checkpoints_on_the_way_change_nothing_that_is_learnt(family: Any) -> None:
+    plain, kept = (vlm_recipe(f"vlm-{family}", Path("runs"), "quickstart", 0, count) for count in (0, 10))
+    assert plain.train == recipe_vlm("quickstart", family).train
+    every = plain.train.steps // 10
+    assert kept == replace(plain, train=replace(plain.train, checkpoint_every=every, keep_every=every))
+
+
+def test_as_many_checkpoints_as_are_asked_for_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[VLMRecipe] = []
+    monkeypatch.setattr(road, "train_vlm", lambda recipe, place, resume: trained.append(recipe))
+    train_part("vlm-discrete", tmp_path, "smoke", 3, vlm_checkpoints=4)
+    (train,) = [recipe.train for recipe in trained]
+    assert (train.steps, train.keep_every, train.checkpoint_every, train.seed) == (24, 6, 6, 3)
+
+
+def test_more_checkpoints_than_steps_are_refused() -> None:
+    with pytest.raises(UserError, match="vlm-discrete has 24 steps, after 25 of which it cannot be kept"):
+        vlm_recipe("vlm-discrete", Path("runs"), "smoke", 0, 25)
 
 
 def test_every_model_is_scored_on_every_task_of_its_kind(rows: list[dict]) -> None:
