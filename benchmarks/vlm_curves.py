@@ -122,7 +122,7 @@ def table(curves: dict[str, list[Point]]) -> str:
     for model, points in curves.items():
         for point in points:
             said = " | ".join(with_interval(point.rows[task]) for task in TASKS)
-            lines.append(f"| {model} | {point.step:,} | {point.seconds / 60:.1f} | {said} |")
+            lines.append(f"| {model} | {point.step:,} | {point.seconds / 60:.2f} | {said} |")
     first = next(iter(curves.values()))[0].rows
     said = " | ".join(format_value(first[task].metric, first[task].baseline) for task in TASKS)
     lines.append(f"| the most frequent answer | | | {said} |")
