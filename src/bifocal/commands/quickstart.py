@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -29,6 +30,7 @@ from bifocal.evaluation.results import (
     read_results,
     write_results,
 )
+from bifocal.models.precision import open_device
 from bifocal.recipes.clip import recipe_clip, train_clip
 from bifocal.recipes.runs import finished
 from bifocal.recipes.sources import world_of
@@ -54,7 +56,15 @@ SHOWN = {
 NOVEL_SHARE = 1 / 3  # novel splits are asked fewer questions
 
 
-def quickstart(out: Path, scale: Scale = "quickstart", *, seed: int = 0, resume: bool = False) -> list[Row]:
+def quickstart(
+    out: Path,
+    scale: Scale = "quickstart",
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    device: str = "cpu",
+    workers: int = 0,
+) -> list[Row]:
     """Train VQ-VAE, CLIP and both VLMs, evaluate, compare, and write results.json and report.html into ``out``.
 
     With ``resume`` finished parts are kept and the interrupted one goes on. Raises ``UserError`` if ``out`` holds a run
@@ -62,22 +72,23 @@ def quickstart(out: Path, scale: Scale = "quickstart", *, seed: int = 0, resume:
     """
     if not resume and out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: continue it with --resume, or choose another --out")
+    open_device(device)
     out.mkdir(parents=True, exist_ok=True)
     times: dict[str, float] = {}
     began = time.perf_counter()
     for name in STANDARD_ORDER if scale == "standard" else MODELS:
         start = time.perf_counter()
         if not finished(out / name):
-            train_part(name, out, scale, seed)
+            train_part(name, out, scale, {"seed": seed, "device": device, "workers": workers})
         times[f"train {name}"] = time.perf_counter() - start
     if scale == "smoke":
         for name in MODELS:
             require_falling_loss(out / name)
     start = time.perf_counter()
     world = world_of(WorldSettings())
-    rows = evaluate_all(out, scale, world)
+    rows = evaluate_all(out, scale, world, device=device)
     times["evaluate"] = time.perf_counter() - start
-    vqvae = inference.load(out / "vqvae")
+    vqvae = inference.load(out / "vqvae", device=device)
     assert isinstance(vqvae, inference.VQVAE)
     shown = 64 if scale == "smoke" else 400
     vqvae_figures(vqvae, [world.picture(f"test/{index}/0") for index in range(shown)], out / "figures")
@@ -94,25 +105,28 @@ def quickstart(out: Path, scale: Scale = "quickstart", *, seed: int = 0, resume:
     return rows
 
 
-def train_part(name: str, out: Path, scale: Scale, seed: int) -> None:
-    """Train one of the four models, going on from its checkpoints where there are any."""
+def train_part(name: str, out: Path, scale: Scale, given: Mapping[str, Any]) -> None:
+    """Train one of the four models, going on from its checkpoints where there are any.
+
+    ``given`` are settings of the trainer that take the place of the recipe's.
+    """
     place = out / name
     resume = (place / "recipe.json").exists()
     if name == "vqvae":
         recipe = recipe_vqvae(scale)
         if scale == "standard":
             recipe = replace(recipe, perceptual=str(out / "clip"))
-        train_vqvae(replace(recipe, train=replace(recipe.train, seed=seed)), place, resume=resume)
+        train_vqvae(replace(recipe, train=replace(recipe.train, **given)), place, resume=resume)
     elif name == "clip":
         contrastive = recipe_clip(scale)
-        train_clip(replace(contrastive, train=replace(contrastive.train, seed=seed)), place, resume=resume)
+        train_clip(replace(contrastive, train=replace(contrastive.train, **given)), place, resume=resume)
     else:
         family: Literal["discrete", "continuous"] = "discrete" if name == "vlm-discrete" else "continuous"
         vlm = recipe_vlm(scale, family)
         vision = str(out / ("vqvae" if family == "discrete" else "clip"))
         if scale == "standard" and family == "discrete":
             vlm = replace(vlm, align=str(out / "clip"))
-        train_vlm(replace(vlm, vision=vision, train=replace(vlm.train, seed=seed)), place, resume=resume)
+        train_vlm(replace(vlm, vision=vision, train=replace(vlm.train, **given)), place, resume=resume)
 
 
 def require_falling_loss(run: Path) -> None:
@@ -125,7 +139,7 @@ def require_falling_loss(run: Path) -> None:
         )
 
 
-def evaluate_all(out: Path, scale: Scale, world: World) -> list[Row]:
+def evaluate_all(out: Path, scale: Scale, world: World, *, device: str) -> list[Row]:
     """Every model on its tasks, on the test split and the novel ones; finished parts are kept in ``results.json``."""
     path = out / "results.json"
     rows = read_results(path) if path.exists() else []
@@ -151,6 +165,7 @@ def evaluate_all(out: Path, scale: Scale, world: World) -> list[Row]:
                 about=about,
                 directory=out,
                 world=world,
+                device=device,
                 name=model,
             )
             write_results(path, rows, about)

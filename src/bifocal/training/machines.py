@@ -59,6 +59,7 @@ SHEETS = {
     for sheet in (
         Machine("a100", 80e9, 312e12, 19.5e12, 2039e9, 300e9, "NVIDIA A100 80GB SXM data sheet"),
         Machine("h100", 80e9, 989e12, 67e12, 3350e9, 450e9, "NVIDIA H100 SXM data sheet, dense"),
+        Machine("h200", 141e9, 989e12, 67e12, 4800e9, 450e9, "NVIDIA H200 data sheet, dense"),
         Machine("l4", 24e9, 121e12, 30.3e12, 300e9, 32e9, "NVIDIA L4 data sheet, dense"),
         Machine("rtx4090", 24e9, 165e12, 82.6e12, 1008e9, 32e9, "NVIDIA Ada architecture paper, dense"),
     )
