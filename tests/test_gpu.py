@@ -1,4 +1,4 @@
-"""What only a GPU can show: every model trains, goes on, answers and draws there as on a CPU; passed over without one."""
+"""What only a GPU can show: every model trains, goes on, answers and draws there as on a CPU."""
 
 from __future__ import annotations
 

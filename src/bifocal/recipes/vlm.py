@@ -100,7 +100,9 @@ class VLMRecipe:
             raise ValueError(
                 "train_vision is for a run without stages: give learning.joint a vision rate instead"
             )
-        if not self.tasks.reading() and (self.family == "continuous" or self.tasks.drawing < 1 or self.stages):
+        if not self.tasks.reading() and (
+            self.family == "continuous" or self.tasks.drawing < 1 or self.stages
+        ):
             raise ValueError(
                 "a VLM whose tasks are all 0 reads nothing: give one a weight, or let a discrete one draw in all of "
                 "its rows (tasks.drawing 1, without stages)"
