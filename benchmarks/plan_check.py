@@ -52,21 +52,15 @@ def check(
     name: str, scale: str, settings: Sequence[str], called: str, machine: str, more: Sequence[str]
 ) -> dict[str, Any]:
     """Forecast and measurement of one recipe."""
-    known = forecast(recipe_of(name, scale, settings), [Fleet(1, machine)])
-    command = [
-        sys.executable,
-        __file__,
-        name,
-        "--scale",
-        scale,
-        "--machine",
-        machine,
-        *more,
-        "--measure-only",
-    ]
-    command += ["--settings", *settings] if settings else []
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    measured = json.loads(done.stdout.splitlines()[-1])
+    recipe = recipe_of(name, scale, settings)
+    known = forecast(recipe, [Fleet(1, machine)])
+    if machine == CPU:
+        command = [sys.executable, __file__, name, "--scale", scale, *more, "--measure-only"]
+        command += ["--settings", *settings] if settings else []
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        measured = json.loads(done.stdout.splitlines()[-1])
+    else:  # what lies on a GPU is counted there, whatever this process holds
+        measured = dataclasses.asdict(take_steps_on(recipe, known.sketch.size, open_device("cuda")))
     (row,) = known.rows
     return {
         "recipe": called or name,
@@ -146,11 +140,7 @@ def main(
         raise UserError("--called is for one recipe")
     if measure_only:
         recipe = recipe_of(recipes[0], scale, settings)
-        size = sketch(recipe).size
-        if machine == CPU:
-            steps = take_steps(recipe, size, seconds=seconds, workers=workers)
-        else:
-            steps = take_steps_on(recipe, size, open_device("cuda"))
+        steps = take_steps(recipe, sketch(recipe).size, seconds=seconds, workers=workers)
         print(json.dumps(dataclasses.asdict(steps)))
         return
     kept = artifacts.read_json(results) if results.exists() else {}

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,14 @@ GPU = torch.device("cuda")
 EXACT = replace(toys.SETTINGS, dtype="float32", keep_checkpoints=10)
 NAMES = ("vqvae", "vqvae-ema", "clip", "vlm-discrete", "vlm-continuous", "prior", "parti")
 RECIPES = ("vqvae", "clip", "vlm-continuous", "vlm-discrete", "prior", "parti")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float32_is_float32() -> Iterator[None]:
+    """Convolutions of a GPU round their inputs to TF32 unless they are told not to."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +190,10 @@ def test_a_rank_of_nccl_trains_what_a_process_does(parallel: str, tmp_path: Path
         [*launch, "-m", *words, "--out", str(tmp_path / "rank"), "--train.parallel", parallel],
     ):
         done = subprocess.run(
-            [sys.executable, *start], env=os.environ | {"PYTHONPATH": source}, capture_output=True, text=True
+            [sys.executable, *start],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])},
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "rank") == pytest.approx(losses(tmp_path / "one"), rel=2e-2)
