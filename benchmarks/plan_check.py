@@ -2,11 +2,17 @@
 
     python benchmarks/plan_check.py vqvae
     python benchmarks/plan_check.py vlm-discrete --page docs/scaling.md
+    python benchmarks/plan_check.py --machine h100 --results runs/plan_check_h100.json
+    python benchmarks/plan_check.py clip --machine h100 --settings batch_size=1024 model.vision.width=768 \\
+        model.vision.layers=12 model.vision.heads=12 --called "clip, 768 wide, 12 layers"
 
 Each recipe is first forecast, then some of its steps are taken as the trainer takes them (making the batch included),
 in a process of their own, with frozen encoders of random weights. Memory is what these steps add to the process at its
 peak; time is the median step with its quartiles. The table holds the latest line of every recipe that was checked,
 which are kept in ``--results``. Its last column is the share of the time in which the step waited for its batch.
+
+With ``--machine`` the forecast is that of the GPU's data sheet and steps are taken on the first GPU here, with batches
+that are there already: memory is what torch allocates on the GPU, time that of twelve steps divided by twelve.
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +30,40 @@ from page import Page
 
 from bifocal import artifacts
 from bifocal.config import UserError
+from bifocal.models.precision import open_device
 from bifocal.recipes.forecast import forecast
 from bifocal.recipes.named import recipe_named
-from bifocal.recipes.rehearsal import take_steps
+from bifocal.recipes.rehearsal import take_steps, take_steps_on
 from bifocal.recipes.sketches import sketch
-from bifocal.training.machines import Fleet
+from bifocal.training.machines import CPU, Fleet
 
 RECIPES = ("vqvae", "clip", "vlm-continuous", "vlm-discrete", "prior", "parti")
 MEMORY_WITHIN, TIME_WITHIN = 0.15, 0.30
 
 
-def recipe_of(name: str, scale: str) -> Any:
+def recipe_of(name: str, scale: str, settings: Sequence[str]) -> Any:
     model, _, family = name.partition("-")
-    return recipe_named(model, scale, {}, family=family or None)
+    return recipe_named(
+        model, scale, dict(setting.split("=", 1) for setting in settings), family=family or None
+    )
 
 
-def check(name: str, scale: str, seconds: float, workers: int) -> dict[str, Any]:
+def check(
+    name: str, scale: str, settings: Sequence[str], called: str, machine: str, more: Sequence[str]
+) -> dict[str, Any]:
     """Forecast and measurement of one recipe."""
-    known = forecast(recipe_of(name, scale), [Fleet(1, "cpu")])
-    command = [sys.executable, __file__, name, "--scale", scale, "--seconds", str(seconds)]
-    command += ["--workers", str(workers), "--measure-only"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    measured = json.loads(done.stdout.splitlines()[-1])
+    recipe = recipe_of(name, scale, settings)
+    known = forecast(recipe, [Fleet(1, machine)])
+    if machine == CPU:
+        command = [sys.executable, __file__, name, "--scale", scale, *more, "--measure-only"]
+        command += ["--settings", *settings] if settings else []
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        measured = json.loads(done.stdout.splitlines()[-1])
+    else:  # what lies on a GPU is counted there, whatever this process holds
+        measured = dataclasses.asdict(take_steps_on(recipe, known.sketch.size, open_device("cuda")))
     (row,) = known.rows
     return {
-        "recipe": name,
+        "recipe": called or name,
         "scale": scale,
         "parameters": known.parameters,
         "batch": f"{known.sketch.size} {known.sketch.unit}",
@@ -94,6 +110,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main(
     recipes: tyro.conf.Positional[tuple[str, ...]] = RECIPES,
     scale: str = "quickstart",
+    settings: tuple[str, ...] = (),
+    called: str = "",
+    machine: str = CPU,
     seconds: float = 6.0,
     workers: int = 0,
     results: Path = Path("runs/plan_check.json"),
@@ -105,6 +124,9 @@ def main(
     Args:
         recipes: of vqvae, clip, vlm-continuous, vlm-discrete, prior, parti.
         scale: quickstart or smoke.
+        settings: KEY=VALUE of the recipe that are to differ.
+        called: what the line of such a recipe is called.
+        machine: this one, or whose data sheet it is that the first GPU here is forecast by.
         seconds: how long steps are taken.
         workers: processes that make batches ahead of the steps that are measured; the forecast has none.
         results: where the lines are kept.
@@ -114,22 +136,27 @@ def main(
     unknown = sorted(set(recipes) - set(RECIPES))
     if unknown:
         raise UserError(f"there is no recipe {unknown[0]!r}: choose from {', '.join(RECIPES)}")
+    if called and len(recipes) > 1:
+        raise UserError("--called is for one recipe")
     if measure_only:
-        recipe = recipe_of(recipes[0], scale)
+        recipe = recipe_of(recipes[0], scale, settings)
         steps = take_steps(recipe, sketch(recipe).size, seconds=seconds, workers=workers)
         print(json.dumps(dataclasses.asdict(steps)))
         return
     kept = artifacts.read_json(results) if results.exists() else {}
     wrong = []
     for name in recipes:
-        kept[name] = row = check(name, scale, seconds, workers)
+        more = ("--seconds", str(seconds), "--workers", str(workers))
+        row = check(name, scale, settings, called, machine, more)
+        kept[row["recipe"]] = row
         print(line(row), flush=True)
         if abs(off(row, "memory")) > MEMORY_WITHIN or abs(off(row, "step")) > TIME_WITHIN:
             wrong.append(name)
     results.parent.mkdir(parents=True, exist_ok=True)
     artifacts.atomic_write_json(results, kept)
     if page is not None:
-        Page(page, "plan_check").fill(table([kept[name] for name in RECIPES if name in kept]))
+        mark = "plan_check" if machine == CPU else f"plan_check {machine}"
+        Page(page, mark).fill(table(list(kept.values())))
     if wrong:
         sys.exit(
             f"further off than {MEMORY_WITHIN:.0%} of memory or {TIME_WITHIN:.0%} of time: {', '.join(wrong)}"

@@ -159,7 +159,7 @@ def main(
     for model in MODELS:
         run = runs / model
         if not finished(run):
-            recipe = vlm_recipe(model, encoders or runs, scale, seed, points)
+            recipe = vlm_recipe(model, encoders or runs, scale, {"seed": seed}, points)
             train_vlm(recipe, run, resume=begun(run))
     curves = {model: curve_of(runs / model, datasets, runs / "curves") for model in MODELS}
     picture = report.picture("families")

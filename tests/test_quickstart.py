@@ -51,7 +51,7 @@ def test_every_loss_falls(smoke: Path) -> None:
 
 @pytest.mark.parametrize("family", ["continuous", "discrete"])
 def test_checkpoints_on_the_way_change_nothing_that_is_learnt(family: Any) -> None:
-    plain, kept = (vlm_recipe(f"vlm-{family}", Path("runs"), "quickstart", 0, count) for count in (0, 10))
+    plain, kept = (vlm_recipe(f"vlm-{family}", Path("runs"), "quickstart", {}, count) for count in (0, 10))
     assert plain.train == recipe_vlm("quickstart", family).train
     every = plain.train.steps // 10
     assert kept == replace(plain, train=replace(plain.train, checkpoint_every=every, keep_every=every))
@@ -62,14 +62,14 @@ def test_as_many_checkpoints_as_are_asked_for_are_kept(
 ) -> None:
     trained: list[VLMRecipe] = []
     monkeypatch.setattr(road, "train_vlm", lambda recipe, place, resume: trained.append(recipe))
-    train_part("vlm-discrete", tmp_path, "smoke", 3, vlm_checkpoints=4)
+    train_part("vlm-discrete", tmp_path, "smoke", {"seed": 3}, vlm_checkpoints=4)
     (train,) = [recipe.train for recipe in trained]
     assert (train.steps, train.keep_every, train.checkpoint_every, train.seed) == (24, 6, 6, 3)
 
 
 def test_more_checkpoints_than_steps_are_refused() -> None:
     with pytest.raises(UserError, match="vlm-discrete has 24 steps, after 25 of which it cannot be kept"):
-        vlm_recipe("vlm-discrete", Path("runs"), "smoke", 0, 25)
+        vlm_recipe("vlm-discrete", Path("runs"), "smoke", {}, 25)
 
 
 def test_every_model_is_scored_on_every_task_of_its_kind(rows: list[dict]) -> None:

@@ -45,7 +45,7 @@ def test_a_plan_without_this_machine_measures_nothing(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--machines", "8xtpu"], "choose cpu (this machine) or one of a100, h100, l4, rtx4090"),
+        (["--machines", "8xtpu"], "choose cpu (this machine) or one of a100, h100, h200, l4, rtx4090"),
         (["--machines", ","], "--machines names no machine"),
         (["--batch-sise", "3"], "did you mean 'batch_size'?"),
         (["--family", "discrete"], "--family is for vlm, not for prior"),

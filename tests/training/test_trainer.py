@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -355,3 +356,32 @@ def test_the_gradient_is_divided_and_clipped() -> None:
     taken, norm = optimizer.step(2.0, 1.0)
     assert taken and norm == pytest.approx(5.0)  # of the gradient over the divisor
     torch.testing.assert_close(seen[0], torch.tensor([[0.3, 0.4]]))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_every_number_is_stepped_by_its_own_gradient(kind: Literal["adamw", "muon"], layout: Any) -> None:
+    """Kernels lie in memory as the model, the backward pass and the optimizer each like it."""
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 8, 4)
+    model.weight.data = model.weight.data.contiguous(memory_format=layout)
+    alone = copy.deepcopy(model)
+    settings = OptimizerSettings(kind=kind, learning_rate=1e-2, clip=1e9)
+    optimizer = MasterOptimizer(model, settings, torch.float32)
+    betas = (settings.beta1, settings.beta2)
+    judge = torch.optim.AdamW(
+        alone.parameters(),
+        lr=settings.learning_rate,
+        betas=betas,
+        weight_decay=0.0,
+        foreach=False,
+        fused=False,
+    )
+    for step in range(4):
+        pictures = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+        for each in (model, alone):
+            each(pictures).square().sum().backward()
+        optimizer.step(1.0, 1.0)
+        judge.step()
+        judge.zero_grad()
+    torch.testing.assert_close(model.weight, alone.weight, rtol=1e-5, atol=1e-6)

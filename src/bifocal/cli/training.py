@@ -18,6 +18,8 @@ def quickstart(
     smoke: bool = False,
     seed: int = 0,
     resume: bool = False,
+    device: str = "cpu",
+    workers: int = 0,
     vlm_checkpoints: int = 0,
 ) -> None:
     """The whole road on the default data: train, evaluate, compare, report.
@@ -30,12 +32,22 @@ def quickstart(
         smoke: the same road at toy size, in about a minute.
         seed: decides every random choice.
         resume: keep what is finished in OUT and go on.
+        device: where to compute.
+        workers: processes that make batches ahead of the steps; worth it beside a GPU.
         vlm_checkpoints: keep so many of either VLM on its way, for curves against time (docs/curves.md); say it again
             with --resume.
     """
     from bifocal.commands.quickstart import quickstart as go
 
-    go(out, "smoke" if smoke else scale, seed=seed, resume=resume, vlm_checkpoints=vlm_checkpoints)
+    go(
+        out,
+        "smoke" if smoke else scale,
+        seed=seed,
+        resume=resume,
+        device=device,
+        workers=workers,
+        vlm_checkpoints=vlm_checkpoints,
+    )
 
 
 def train(
@@ -130,7 +142,7 @@ def plan(
         smoke: toy size.
         steps: optimizer steps.
         machines: [COUNTx]NAME[@PRICE AN HOUR FOR EACH], with commas between: cpu is this machine, others are a100,
-            h100, l4, rtx4090.
+            h100, h200, l4, rtx4090.
         output: a plot (PNG, PDF or SVG).
         json_output: print the forecast as JSON and nothing else.
         dtype: auto is bf16 where it is fast.

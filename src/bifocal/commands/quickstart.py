@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -29,6 +30,7 @@ from bifocal.evaluation.results import (
     read_results,
     write_results,
 )
+from bifocal.models.precision import open_device
 from bifocal.recipes.clip import recipe_clip, train_clip
 from bifocal.recipes.runs import finished
 from bifocal.recipes.sources import world_of
@@ -60,6 +62,8 @@ def quickstart(
     *,
     seed: int = 0,
     resume: bool = False,
+    device: str = "cpu",
+    workers: int = 0,
     vlm_checkpoints: int = 0,
 ) -> list[Row]:
     """Train VQ-VAE, CLIP and both VLMs, evaluate, compare, and write results.json and report.html into ``out``.
@@ -70,22 +74,24 @@ def quickstart(
     """
     if not resume and out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: continue it with --resume, or choose another --out")
+    open_device(device)
     out.mkdir(parents=True, exist_ok=True)
     times: dict[str, float] = {}
     began = time.perf_counter()
     for name in STANDARD_ORDER if scale == "standard" else MODELS:
         start = time.perf_counter()
         if not finished(out / name):
-            train_part(name, out, scale, seed, vlm_checkpoints)
+            given = {"seed": seed, "device": device, "workers": workers}
+            train_part(name, out, scale, given, vlm_checkpoints)
         times[f"train {name}"] = time.perf_counter() - start
     if scale == "smoke":
         for name in MODELS:
             require_falling_loss(out / name)
     start = time.perf_counter()
     world = world_of(WorldSettings())
-    rows = evaluate_all(out, scale, world)
+    rows = evaluate_all(out, scale, world, device=device)
     times["evaluate"] = time.perf_counter() - start
-    vqvae = inference.load(out / "vqvae")
+    vqvae = inference.load(out / "vqvae", device=device)
     assert isinstance(vqvae, inference.VQVAE)
     shown = 64 if scale == "smoke" else 400
     vqvae_figures(vqvae, [world.picture(f"test/{index}/0") for index in range(shown)], out / "figures")
@@ -102,33 +108,41 @@ def quickstart(
     return rows
 
 
-def train_part(name: str, out: Path, scale: Scale, seed: int, vlm_checkpoints: int = 0) -> None:
-    """Train one of the four models, going on from its checkpoints where there are any."""
+def train_part(
+    name: str, out: Path, scale: Scale, given: Mapping[str, Any], vlm_checkpoints: int = 0
+) -> None:
+    """Train one of the four models, going on from its checkpoints where there are any.
+
+    ``given`` are settings of the trainer that take the place of the recipe's.
+    """
     place = out / name
     resume = (place / "recipe.json").exists()
     if name == "vqvae":
         recipe = recipe_vqvae(scale)
         if scale == "standard":
             recipe = replace(recipe, perceptual=str(out / "clip"))
-        train_vqvae(replace(recipe, train=replace(recipe.train, seed=seed)), place, resume=resume)
+        train_vqvae(replace(recipe, train=replace(recipe.train, **given)), place, resume=resume)
     elif name == "clip":
         contrastive = recipe_clip(scale)
-        train_clip(replace(contrastive, train=replace(contrastive.train, seed=seed)), place, resume=resume)
+        train_clip(replace(contrastive, train=replace(contrastive.train, **given)), place, resume=resume)
     else:
-        train_vlm(vlm_recipe(name, out, scale, seed, vlm_checkpoints), place, resume=resume)
+        train_vlm(vlm_recipe(name, out, scale, given, vlm_checkpoints), place, resume=resume)
 
 
-def vlm_recipe(name: str, encoders: Path, scale: Scale, seed: int = 0, checkpoints: int = 0) -> VLMRecipe:
+def vlm_recipe(
+    name: str, encoders: Path, scale: Scale, given: Mapping[str, Any], checkpoints: int = 0
+) -> VLMRecipe:
     """How the quickstart trains vlm-continuous or vlm-discrete on the ``clip`` and ``vqvae`` in ``encoders``.
 
-    With ``checkpoints`` so many of them, at even distances, are kept. Raises ``UserError`` where there are fewer steps.
+    ``given`` is as in ``train_part``. With ``checkpoints`` so many of them, at even distances, are kept. Raises
+    ``UserError`` where there are fewer steps.
     """
     family: Literal["discrete", "continuous"] = "discrete" if name == "vlm-discrete" else "continuous"
     recipe = recipe_vlm(scale, family)
     vision = str(encoders / ("vqvae" if family == "discrete" else "clip"))
     if scale == "standard" and family == "discrete":
         recipe = replace(recipe, align=str(encoders / "clip"))
-    train = replace(recipe.train, seed=seed)
+    train = replace(recipe.train, **given)
     if not 0 <= checkpoints <= train.steps:
         raise UserError(f"{name} has {train.steps} steps, after {checkpoints} of which it cannot be kept")
     if checkpoints:
@@ -147,7 +161,7 @@ def require_falling_loss(run: Path) -> None:
         )
 
 
-def evaluate_all(out: Path, scale: Scale, world: World) -> list[Row]:
+def evaluate_all(out: Path, scale: Scale, world: World, *, device: str) -> list[Row]:
     """Every model on its tasks, on the test split and the novel ones; finished parts are kept in ``results.json``."""
     path = out / "results.json"
     rows = read_results(path) if path.exists() else []
@@ -173,6 +187,7 @@ def evaluate_all(out: Path, scale: Scale, world: World) -> list[Row]:
                 about=about,
                 directory=out,
                 world=world,
+                device=device,
                 name=model,
             )
             write_results(path, rows, about)

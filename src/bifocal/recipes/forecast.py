@@ -19,7 +19,16 @@ from bifocal.models.precision import fast_dtype
 from bifocal.recipes.rehearsal import STEPS, Rehearsed, rehearse
 from bifocal.recipes.runs import parts_of
 from bifocal.recipes.sketches import Sketch, sketch
-from bifocal.training.machines import CPU, SHEETS, Calibration, Fleet, calibrate, link_of, this_memory
+from bifocal.training.machines import (
+    CPU,
+    SHEETS,
+    Calibration,
+    Fleet,
+    calibrate,
+    link_of,
+    telling,
+    this_memory,
+)
 from bifocal.training.memory import process_memory
 from bifocal.training.trace import Place, StepCost, stand_ins, trace_step
 
@@ -223,7 +232,9 @@ def row_of(known: Forecast, fleet: Fleet, *, sharded: bool) -> Row:
         machine = SHEETS[fleet.machine]
         line, has = known.elsewhere, machine.memory
         low, high = (machine.seconds(cost.operations) for cost in line.costs)
-        compute = line.at(batch, (low, high)) + machine.seconds(line.costs[1].optimizer_operations)
+        optimizer = line.costs[1].optimizer_operations
+        computing = line.at(batch, (low, high)) + machine.seconds(optimizer)
+        compute = max(computing, telling([*line.costs[1].operations, *optimizer]))
         busy = compute  # batches are made ahead of time
         if data > compute:
             notes.append(f"needs train.workers {math.ceil(data / compute)} a rank")

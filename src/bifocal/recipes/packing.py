@@ -52,15 +52,17 @@ class Packer:
         self.texts = passages(template.tokenizer, "train", recipe.row_length) if recipe.plain_text else []
 
     def rows(self, split: str, step: int, size: int) -> Rows:
-        """``size`` rows; in a discrete model the last of them hold drawings. Stages are for training alone."""
+        """``size`` rows; in a discrete model the last of them hold drawings, and all if it reads nothing.
+
+        Stages are for training alone.
+        """
         recipe = self.recipe
         rng = random.Random(f"{recipe.train.seed}/{split}/{step}")
         stage = stage_at(recipe.stages, step, recipe.train.steps) if split == "train" else None
         tasks, kinds = (recipe.tasks, {}) if stage is None else (stage.tasks, stage.kinds)
         reading = tasks.reading()
-        drawing = (
-            min(round(recipe.batch_size * tasks.drawing), size - 1) if recipe.family == "discrete" else 0
-        )
+        drawing = round(recipe.batch_size * tasks.drawing) if recipe.family == "discrete" else 0
+        drawing = min(drawing, size - 1) if reading else size
         count = self.source.documents(split)
         builder = RowBuilder(self.template, recipe.row_length)
         for _ in range(min(round(size * recipe.plain_text), size - 1) if split == "train" else 0):

@@ -26,6 +26,7 @@ from bifocal.recipes.mixture import source_of
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import shuffled
 from bifocal.recipes.texts import Texts, known_words, taught, texts_of
+from bifocal.training.feeding import to_device
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import Outcome, TrainSettings
 
@@ -216,17 +217,16 @@ def train_parti(
     }
     batches = Batches(recipe, texts, tokenizer, model.config.text.context, stores)
 
-    def at(split: str, step: int, size: int, drop: float = 0.0) -> Drawings:
-        batch = batches.at(split, step, size, drop)
-        return Drawings(batch.tokens.to(device), batch.dropped.to(device), batch.codes.to(device))
-
     size = recipe.batch_size
     pictures = min(HELD_OUT, len(batches.keys[held_out]))
-    validation = [at(held_out, step, min(size, pictures)) for step in range(-(-pictures // size))]
+    validation = [
+        to_device(batches.at(held_out, step, min(size, pictures), drop=0.0), device)
+        for step in range(-(-pictures // size))
+    ]
     return run(
         model,
         recipe.train,
-        lambda step: at("train", step, size, recipe.drop_text),
+        lambda step: batches.at("train", step, size, recipe.drop_text),
         out,
         recipe=recipe,
         samples_per_step=size,

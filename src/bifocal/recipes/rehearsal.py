@@ -12,9 +12,12 @@ import pkgutil
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import torch
 
 from bifocal.config import from_dict, to_dict
 from bifocal.recipes.sketches import sketch
@@ -79,6 +82,27 @@ def take_steps(recipe: Any, size: int, *, seconds: float = 0.0, workers: int = 0
     low, middle, high = statistics.quantiles([whole - waited for whole, waited in taken[WARM:]], n=4)
     waited = statistics.mean(waited for _, waited in taken[WARM:])
     return Rehearsed(size, memory, middle, low, high, waited)
+
+
+def take_steps_on(recipe: Any, size: int, device: torch.device, *, rounds: int = 4) -> Rehearsed:
+    """Likewise on an accelerator, ``STEPS`` in each of ``rounds``, with batches that are there already.
+
+    It is told what to do long before it is done, so a step's seconds are those of a round, at the end of which it is
+    waited for, divided by its steps. Memory is what torch allocated there at its peak.
+    """
+    torch.cuda.reset_peak_memory_stats(device)
+    held = torch.cuda.memory_allocated(device)
+    coming = sketch(recipe).steps(size, device=device, repeated=4)
+    taken = []
+    for _ in range(1 + rounds):  # in the first, kernels are loaded and chosen
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        for _ in range(STEPS):
+            next(coming)
+        torch.cuda.synchronize(device)
+        taken.append((time.perf_counter() - began) / STEPS)
+    low, middle, high = statistics.quantiles(taken[1:], n=4)
+    return Rehearsed(size, torch.cuda.max_memory_allocated(device) - held, middle, low, high, 0.0)
 
 
 def main(told: Sequence[Any]) -> None:

@@ -24,6 +24,7 @@ RECIPE = "recipe.json"
 INIT_FROM = "init_from"  # what the recipe of a run calls the one that it begins with
 # settings of training on which nothing that is learnt depends: a run may go on with others
 FREE = (
+    "device",
     "keep_checkpoints",
     "keep_every",
     "asynchronous",

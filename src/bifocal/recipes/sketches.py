@@ -6,6 +6,7 @@ the right shape and nothing in it.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -40,11 +41,13 @@ from bifocal.recipes.prior import PriorRecipe
 from bifocal.recipes.texts import taught, texts_of
 from bifocal.recipes.vlm import VLMRecipe, build
 from bifocal.recipes.vqvae import VQVAERecipe, perceptual_of
-from bifocal.training.feeding import Waiting, feed
+from bifocal.training.feeding import Waiting, feed, to_device
 from bifocal.training.optimizer import MasterOptimizer
 from bifocal.training.parallel import checkpoint_activations
 from bifocal.training.trace import stand_ins
 from bifocal.training.trainer import TrainSettings
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -102,14 +105,23 @@ class Sketch:
                 module.search = first_code
         return model
 
-    def steps(self, size: int, workers: int = 0) -> Iterator[tuple[float, float]]:
-        """Takes steps of ``size`` samples without end; gives the seconds of each, and those waited for its batch."""
-        device = torch.device("cpu")
+    def steps(
+        self, size: int, workers: int = 0, device: torch.device = CPU, *, repeated: int = 0
+    ) -> Iterator[tuple[float, float]]:
+        """Takes steps of ``size`` samples without end; gives the seconds of each, and those waited for its batch.
+
+        With ``repeated`` so many batches are made ahead and come again and again, so that nothing is waited for. An
+        accelerator is not waited for either: its seconds are those until it was told what to do.
+        """
         torch.manual_seed(self.train.seed)
-        model = self.model().train()
+        model = self.model().to(device).train()
         optimizer = MasterOptimizer(model, self.train.optimizer, fast_dtype(device, self.train.dtype))
         after_step = getattr(model, "after_step", None)
-        coming = Waiting(feed(lambda step: self.batch(step, size), 0, 10**6, device, workers))
+        coming = Waiting(
+            itertools.cycle([to_device(self.batch(step, size), device) for step in range(repeated)])
+            if repeated
+            else feed(lambda step: self.batch(step, size), 0, 10**6, device, workers)
+        )
         began = time.perf_counter()
         for batch in coming:
             total, count, _ = model.loss(batch)  # type: ignore[operator]
@@ -157,7 +169,7 @@ def sketch_vqvae(recipe: VQVAERecipe) -> Sketch:
 
     def make() -> VQVAEModel:
         model = VQVAEModel(recipe.model)
-        model.perceptual = perceptual_of(recipe, torch.device("cpu"))
+        model.perceptual = perceptual_of(recipe, CPU)
         return model
 
     def batch(step: int, size: int) -> Tensor:

@@ -100,6 +100,13 @@ class VLMRecipe:
             raise ValueError(
                 "train_vision is for a run without stages: give learning.joint a vision rate instead"
             )
+        if not self.tasks.reading() and (
+            self.family == "continuous" or self.tasks.drawing < 1 or self.stages
+        ):
+            raise ValueError(
+                "a VLM whose tasks are all 0 reads nothing: give one a weight, or let a discrete one draw in all of "
+                "its rows (tasks.drawing 1, without stages)"
+            )
         if not 0 <= self.plain_text < 1:
             raise ValueError(f"plain_text is a share of the rows below 1, got {self.plain_text}")
         if self.align is not None and self.family == "continuous":
@@ -227,7 +234,8 @@ def train_vlm(
     template = Template(tokenizer, model.image_path.positions, recipe.number_pictures)
     packer = Packer(recipe, source, template, stores, teacher)
     held_out = [to_device(packer.rows("validation", 0, min(HELD_OUT_ROWS, recipe.batch_size)), device)]
-    probes = {"answers": answers(model, tokenizer, source, recipe.tasks.reading(), device)}
+    reading = recipe.tasks.reading()
+    probes = {"answers": answers(model, tokenizer, source, reading, device)} if reading else {}
     if discrete and recipe.tasks.drawing > 0:
         draws = drawings(model, tokenizer, source, device, recipe.train.seed)
         probes |= {} if draws is None else {"drawings": draws}

@@ -1,7 +1,8 @@
 """How long a traced step takes: on this machine by making its operations again, on others by their data sheets.
 
 Figures of data sheets are those of dense products with float32 sums. No program reaches them; ``PRODUCT_SHARE`` and
-``MEMORY_SHARE`` say what part is assumed, ``CALL_SECONDS`` what every operation costs at least.
+``MEMORY_SHARE`` say what part is assumed, ``KERNEL_SECONDS`` what every operation costs an accelerator at least. It is
+told what to do by a program that takes ``CALL_SECONDS`` for each, while it works: a step takes the longer of the two.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from bifocal.training.trace import Operation
 
 PRODUCT_SHARE = 0.4
 MEMORY_SHARE = 0.7
-CALL_SECONDS = 6e-6
+KERNEL_SECONDS = 3e-6
+CALL_SECONDS = (
+    25e-6  # of PyTorch without compiling, on the machine of an H100 that benchmarks/plan_check.py ran on
+)
 NODE = 8  # accelerators that share a machine
 NETWORK_BYTES = 50e9  # a second between machines, each way: 400 Gbit/s
 ETHERNET_BYTES = 1.25e9  # between machines without accelerators: 10 Gbit/s
@@ -50,8 +54,13 @@ class Machine:
             rate = self.bf16 if operation.dtype == torch.bfloat16 else self.float32
             computing = operation.flops / (PRODUCT_SHARE * rate)
             moving = operation.bytes / (MEMORY_SHARE * self.bandwidth)
-            total += operation.count * max(computing, moving, CALL_SECONDS)
+            total += operation.count * max(computing, moving, KERNEL_SECONDS)
         return total
+
+
+def telling(operations: Sequence[Operation]) -> float:
+    """Seconds that a program needs to tell an accelerator to do all of these."""
+    return CALL_SECONDS * sum(operation.count for operation in operations)
 
 
 SHEETS = {
@@ -59,6 +68,7 @@ SHEETS = {
     for sheet in (
         Machine("a100", 80e9, 312e12, 19.5e12, 2039e9, 300e9, "NVIDIA A100 80GB SXM data sheet"),
         Machine("h100", 80e9, 989e12, 67e12, 3350e9, 450e9, "NVIDIA H100 SXM data sheet, dense"),
+        Machine("h200", 141e9, 989e12, 67e12, 4800e9, 450e9, "NVIDIA H200 data sheet, dense"),
         Machine("l4", 24e9, 121e12, 30.3e12, 300e9, 32e9, "NVIDIA L4 data sheet, dense"),
         Machine("rtx4090", 24e9, 165e12, 82.6e12, 1008e9, 32e9, "NVIDIA Ada architecture paper, dense"),
     )

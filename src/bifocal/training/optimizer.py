@@ -134,6 +134,15 @@ def part_of(name: str, parts: Sequence[str]) -> str:
     return max(fitting, key=len)
 
 
+def laid_out_like(master: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient with its numbers in memory in the order of its master's.
+
+    torch's fused AdamW walks through both as they lie: where orders differ (a kernel whose master lies channels last)
+    it steps each number by the gradient of another one on a CPU, without a word, and refuses on a GPU.
+    """
+    return gradient if gradient.stride() == master.stride() else torch.empty_like(master).copy_(gradient)
+
+
 class MasterOptimizer:
     """Steps float32 masters and copies them into the model's weights, which may be of lower precision.
 
@@ -200,6 +209,10 @@ class MasterOptimizer:
             gradient, weight.grad = weight.grad, None
             raw.append(None if gradient is None else gradient.float())
         summed = parallel.sum_over_ranks(raw, list(self.masters.values()))
+        summed = [
+            None if gradient is None else laid_out_like(master, gradient)
+            for master, gradient in zip(self.masters.values(), summed, strict=True)
+        ]
         for (name, master), gradient in zip(self.masters.items(), summed, strict=True):
             master.grad = gradient
             if name in self.matrices:

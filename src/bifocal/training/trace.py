@@ -23,7 +23,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, t
 from torch.utils.flop_counter import flop_registry
 
 from bifocal.training.feeding import tensors_in
-from bifocal.training.fused import FusedAttentionMode
+from bifocal.training.fused import FusedKernels
 from bifocal.training.heap import Heap
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings
 
@@ -284,7 +284,7 @@ def trace_step(
             weight.data = weight.data.to(dict(masters_model.named_parameters())[name].dtype)
         other = Recorder()
         hold_batch(other, batch)
-        with other, FusedAttentionMode():
+        with other, FusedKernels():
             activations = _backward(model, batch, other)
         passes = tuple(other.operations.values())
         peak = max(peak, held + other.peak)
