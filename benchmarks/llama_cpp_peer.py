@@ -91,7 +91,7 @@ class LlamaCpp:
 
         self.api: Any = llama_cpp
         self.vocabulary, self.longest = vocabulary, longest
-        logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
+        logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # its warnings count as errors
         llama_cpp.llama_backend_init()
         self.model = llama_cpp.llama_model_load_from_file(
             str(path).encode(), llama_cpp.llama_model_default_params()
