@@ -101,7 +101,7 @@ def test_gradients_are_those_of_a_cpu(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_goes_on_on_a_gpu_to_the_same_weights(name: str, runs: Path, tmp_path: Path) -> None:
-    """Sums over threads that come in any order on a GPU may differ in their last digits, of which Muon makes more."""
+    """To the last digits: sums of a GPU come in any order, and Muon makes its matrices orthogonal in bf16."""
     shutil.copytree(runs / f"{name}-gpu", tmp_path / name)
     shutil.rmtree(tmp_path / name / "checkpoints" / f"step-{toys.STEPS}")
     toys.starts(runs, replace(EXACT, device="cuda"))[name](tmp_path / name, resume=True)
@@ -110,9 +110,7 @@ def test_a_run_goes_on_on_a_gpu_to_the_same_weights(name: str, runs: Path, tmp_p
     )
     assert whole.keys() == again.keys()
     for key, weight in whole.items():
-        torch.testing.assert_close(again[key], weight, rtol=1e-2, atol=1e-3)
-    equal = sum(torch.equal(whole[key], again[key]) for key in whole)
-    print(f"{name}: {equal} of {len(whole)} tensors equal to the bit")
+        assert (again[key] - weight).float().norm() <= 1e-2 * weight.float().norm(), key
 
 
 def test_what_was_begun_on_a_cpu_goes_on_on_a_gpu(runs: Path, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def assumptions(known: Forecast) -> list[str]:
             said.append(
                 f"{name}: {sheet.source}; assumed are {PRODUCT_SHARE:.0%} of its {sheet.bf16 / 1e12:.0f} TFLOP/s in "
                 f"bf16, {MEMORY_SHARE:.0%} of its {sheet.bandwidth / 1e9:.0f} GB/s, and {CALL_SECONDS * 1e6:.0f} "
-                "microseconds an operation at least."
+                "microseconds in which Python tells it to do an operation."
             )
     if any(row.ranks > 1 for row in known.rows):
         said.append(

@@ -297,7 +297,7 @@ class Codebook(Quantizer):
         """
         everyone_ND = distributed.gather_with_gradient(vectors_ND)
         distance_N = nearest(everyone_ND, self.codebook())[1].clamp_min(1e-12)
-        chosen = torch.multinomial(distance_N, len(dead), replacement=True)
+        chosen = torch.multinomial(distance_N.cpu(), len(dead), replacement=True).to(dead.device)
         start_ND = everyone_ND[distributed.from_first_rank(chosen)]
         self.embedding.weight[dead] = start_ND
         self.average_sums[dead] = start_ND
@@ -309,9 +309,11 @@ def spread_out(vectors_ND: Tensor, count: int) -> Tensor:
     """(count, D) of the vectors, each drawn by its squared distance to those before it, with a little noise.
 
     This is the seeding of k-means++ (Arthur & Vassilvitskii 2007). A uniform draw would spend most codes on copies of
-    the background. Noise keeps codes apart where there are fewer distinct vectors than codes.
+    the background. Noise keeps codes apart where there are fewer distinct vectors than codes. All is drawn on the CPU,
+    so that a seed chooses the same on every device.
     """
-    drawn = torch.randint(len(vectors_ND), (count,), device=vectors_ND.device)
+    device, vectors_ND = vectors_ND.device, vectors_ND.cpu()
+    drawn = torch.randint(len(vectors_ND), (count,))
     start_KD = vectors_ND[drawn]
     distance_N = (vectors_ND - start_KD[0]).square().sum(dim=1)
     for k in range(1, count):
@@ -319,7 +321,7 @@ def spread_out(vectors_ND: Tensor, count: int) -> Tensor:
             break
         start_KD[k] = vectors_ND[torch.multinomial(distance_N, 1)].squeeze(0)
         torch.minimum(distance_N, (vectors_ND - start_KD[k]).square().sum(dim=1), out=distance_N)
-    return start_KD + 0.01 * vectors_ND.std(correction=0) * torch.randn_like(start_KD)
+    return (start_KD + 0.01 * vectors_ND.std(correction=0) * torch.randn_like(start_KD)).to(device)
 
 
 class Residual(Quantizer):
