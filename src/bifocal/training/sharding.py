@@ -9,7 +9,6 @@ whole gradient, steps it, and sends it round.
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,8 +34,6 @@ from bifocal.training.optimizer import (
     MasterOptimizer,
     OptimizerSettings,
     adamw_of,
-    as_matrix,
-    from_matrix,
     muon_of,
     sorted_out,
 )
@@ -73,7 +70,7 @@ class ShardedOptimizer(MasterOptimizer):
         for name, owner in self.owners.items():
             whole = _whole(self.weights[name])
             if owner == dist.get_rank():
-                self.matrices[name] = as_matrix(whole).clone()
+                self.matrices[name] = whole.clone()
         self.parts = dict.fromkeys(self.weights, "")
         groups = [
             {name: self.masters[name] for name in names if self.masters[name].numel()}
@@ -113,7 +110,7 @@ class ShardedOptimizer(MasterOptimizer):
             assert gradient is not None
             whole = _whole(gradient)
             if name in self.matrices:
-                self.matrices[name].grad = as_matrix(whole)
+                self.matrices[name].grad = whole
         self.step_all(taken, share)
         for name in self.owners:
             self._send_round(name)
@@ -124,7 +121,7 @@ class ShardedOptimizer(MasterOptimizer):
         """The whole matrix from the rank that stepped it; everyone keeps its piece."""
         weight = self.weights[name]
         if name in self.matrices:
-            whole = from_matrix(self.matrices[name], weight.shape)
+            whole = self.matrices[name]
         else:
             whole = torch.empty(weight.shape, device=weight.device)
         with distributed.meeting(f"the matrix {name}"):
@@ -211,7 +208,7 @@ class ShardedOptimizer(MasterOptimizer):
         for name in self.owners:
             momentum, whole = _whole(pieces[f"momentum.{name}"]), _whole(self.weights[name])
             if name in self.matrices:
-                self.matrices[name].copy_(as_matrix(whole))
+                self.matrices[name].copy_(whole)
                 self._state(self.matrices[name])["momentum_buffer"] = momentum.clone()
 
     def _state(self, tensor: Tensor) -> dict[str, Any]:
@@ -243,22 +240,16 @@ class ShardedOptimizer(MasterOptimizer):
 def _spread(model: nn.Module, dtype: torch.dtype, mesh: Any) -> None:
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     kept = float32_names(model)
-    for module in model.modules():
-        if (
-            isinstance(module, nn.Conv2d)
-            and module.weight.requires_grad
-            and not module.weight.is_contiguous()
-        ):
-            module.forward = functools.partial(_convolve, module)  # type: ignore[method-assign]
     whole: set[nn.Parameter] = set()
     for name, weight in model.named_parameters():
         if name in kept or not weight.requires_grad:
             whole.add(weight)
             weight.data = weight.data.to(torch.float32 if name in kept else dtype)
-        else:
-            weight.data = (
-                weight.data.contiguous()
-            )  # kernels lie channels last, where no piece is one of memory
+        elif weight.ndim == 4 and "embed" not in name:
+            raise UserError(
+                "train.parallel shard is for models of matrices: kernels lie channels last and cannot be taken apart; "
+                "a model of convolutions is small enough to be whole on every rank"
+            )
     # ranks gather together, so a layer of its own must be called as often on each
     layers = [] if getattr(model, "calls_vary", False) else parallel.blocks(model)
     for layer in layers:
@@ -284,12 +275,6 @@ def _spread(model: nn.Module, dtype: torch.dtype, mesh: Any) -> None:
 
     model.loss = loss_of_all  # type: ignore[assignment]
     register_fsdp_forward_method(model, "loss")
-
-
-def _convolve(layer: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
-    """As the layer does, with its kernel channels last: so it lay before it was taken apart, which needs rows."""
-    kernel = layer.weight.contiguous(memory_format=torch.channels_last)
-    return layer._conv_forward(x_BCHW, kernel, layer.bias)
 
 
 def piece_of(tensor: Tensor) -> Tensor:
