@@ -49,8 +49,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SHARDED = replace(SETTINGS, parallel="shard")
-IN_PIECES = ("clip", "vlm-continuous", "prior", "parti")
-GONE_ON_WITH = ("clip", "vlm-continuous", "parti")
+IN_PIECES = ("clip", "vlm-continuous", "prior", "parti", "vqvae", "vqvae-ema")
+GONE_ON_WITH = ("clip", "vlm-continuous", "parti", "vqvae-ema")
 
 
 def shard_all(place: Path) -> None:
@@ -116,6 +116,17 @@ def test_pieces_are_gone_on_with_to_the_bit_and_by_another_number_of_ranks(name:
         losses(shards / f"{name}-shard")[:-1], abs=3e-6
     )
     assert largest_difference(whole, alone) < 1e-3  # of a step of Muon
+
+
+def test_a_codebook_beside_pieces_moves_as_in_one_process(shards: Path) -> None:
+    """Averages, counts and codes after the first step, in which nothing has gone through Muon yet."""
+    one, two = (
+        checkpoint.load_step(shards / f"vqvae-ema{end}" / "checkpoints" / "step-1").model_tensors
+        for end in ("", "-shard")
+    )
+    moved = [name for name in one if name.startswith("quantize.")]
+    assert "quantize.average_sums" in moved and "quantize.embedding.weight" in moved
+    assert largest_difference({name: one[name] for name in moved}, {name: two[name] for name in moved}) < 1e-6
 
 
 def go_on_and_begin(place: Path) -> None:

@@ -34,6 +34,8 @@ from bifocal.training.optimizer import (
     MasterOptimizer,
     OptimizerSettings,
     adamw_of,
+    as_matrix,
+    from_matrix,
     muon_of,
     sorted_out,
 )
@@ -70,7 +72,7 @@ class ShardedOptimizer(MasterOptimizer):
         for name, owner in self.owners.items():
             whole = _whole(self.weights[name])
             if owner == dist.get_rank():
-                self.matrices[name] = whole.clone()
+                self.matrices[name] = as_matrix(whole).clone()
         self.parts = dict.fromkeys(self.weights, "")
         groups = [
             {name: self.masters[name] for name in names if self.masters[name].numel()}
@@ -110,7 +112,7 @@ class ShardedOptimizer(MasterOptimizer):
             assert gradient is not None
             whole = _whole(gradient)
             if name in self.matrices:
-                self.matrices[name].grad = whole
+                self.matrices[name].grad = as_matrix(whole)
         self.step_all(taken, share)
         for name in self.owners:
             self._send_round(name)
@@ -121,7 +123,7 @@ class ShardedOptimizer(MasterOptimizer):
         """The whole matrix from the rank that stepped it; everyone keeps its piece."""
         weight = self.weights[name]
         if name in self.matrices:
-            whole = self.matrices[name]
+            whole = from_matrix(self.matrices[name], weight.shape)
         else:
             whole = torch.empty(weight.shape, device=weight.device)
         with distributed.meeting(f"the matrix {name}"):
@@ -208,7 +210,7 @@ class ShardedOptimizer(MasterOptimizer):
         for name in self.owners:
             momentum, whole = _whole(pieces[f"momentum.{name}"]), _whole(self.weights[name])
             if name in self.matrices:
-                self.matrices[name].copy_(whole)
+                self.matrices[name].copy_(as_matrix(whole))
                 self._state(self.matrices[name])["momentum_buffer"] = momentum.clone()
 
     def _state(self, tensor: Tensor) -> dict[str, Any]:
@@ -241,17 +243,17 @@ def _spread(model: nn.Module, dtype: torch.dtype, mesh: Any) -> None:
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     kept = float32_names(model)
     whole: set[nn.Parameter] = set()
+    maps = False
     for name, weight in model.named_parameters():
         if name in kept or not weight.requires_grad:
             whole.add(weight)
             weight.data = weight.data.to(torch.float32 if name in kept else dtype)
-        elif weight.ndim == 4 and "embed" not in name:
-            raise UserError(
-                "train.parallel shard is for models of matrices: kernels lie channels last and cannot be taken apart; "
-                "a model of convolutions is small enough to be whole on every rank"
-            )
-    # ranks gather together, so a layer of its own must be called as often on each
-    layers = [] if getattr(model, "calls_vary", False) else parallel.blocks(model)
+        elif not weight.is_contiguous():  # a kernel, channels last, of which no rows lie together
+            weight.data = weight.data.contiguous()
+            maps = True
+    # Ranks gather together, so a layer of its own must be called as often on each. What enters one becomes a view, and
+    # torch's view of the map of a single picture forgets that its channels come last.
+    layers = [] if maps or getattr(model, "calls_vary", False) else parallel.blocks(model)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=whole)
     fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole)
