@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from bifocal import artifacts, distributed
 from bifocal.config import UserError
 from bifocal.training import checkpoint
+from bifocal.training.optimizer import MasterOptimizer
 from bifocal.training.saving import TRIAL, Saver, copied, not_saved
 from bifocal.training.sharding import SHARDS, ShardedOptimizer, piece_of
 
@@ -42,7 +43,7 @@ class ShardedSaver(Saver):
     def __init__(
         self,
         directory: Path,
-        optimizer: ShardedOptimizer,
+        optimizer: MasterOptimizer,
         buffers: Mapping[str, Tensor],
         *,
         keep: int,
@@ -54,7 +55,7 @@ class ShardedSaver(Saver):
         self.group = distributed.group_apart()
         self.mesh = DeviceMesh.from_group(self.group, "cpu")
         # a new thread is on the first GPU, whichever its rank trains on
-        on_gpu = optimizer.mesh.device_type == "cuda"
+        on_gpu = self.optimizer.mesh.device_type == "cuda"
         here = functools.partial(torch.cuda.set_device, torch.cuda.current_device()) if on_gpu else None
         self.writer = ThreadPoolExecutor(max_workers=1, initializer=here)
 
