@@ -49,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SHARDED = replace(SETTINGS, parallel="shard")
-IN_PIECES = ("clip", "vlm-continuous", "prior", "parti", "vqvae", "vqvae-ema")
+IN_PIECES = ("clip", "vlm-continuous", "prior", "parti", "vqvae", "vqvae-ema", "vlm-discrete")
 GONE_ON_WITH = ("clip", "vlm-continuous", "parti", "vqvae-ema")
 
 
