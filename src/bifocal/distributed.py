@@ -32,6 +32,7 @@ class _State:
 
     alone = False
     meeting = "none yet"
+    timeout_seconds = TIMEOUT_SECONDS
 
 
 def is_distributed() -> bool:
@@ -88,7 +89,21 @@ def init_from_environment(timeout_seconds: float = TIMEOUT_SECONDS) -> bool:
     # tensors on a GPU by nccl, those in main memory by gloo, whatever the model computes on
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    _State.timeout_seconds = timeout_seconds
     return True
+
+
+def group_apart() -> dist.ProcessGroup:
+    """A second group of all ranks, over main memory, for threads that meet while the ranks train.
+
+    Two meetings of one group that begin in another order on another rank would get each other's tensors. It waits as
+    long as the first one. Every rank must call it, and `dist.destroy_process_group` at the end.
+    """
+    with meeting("a group for what is done beside training"):
+        group: dist.ProcessGroup = dist.new_group(
+            backend="gloo", timeout=timedelta(seconds=_State.timeout_seconds)
+        )
+    return group
 
 
 def shutdown() -> None:
@@ -122,6 +137,14 @@ def meeting(name: str) -> Iterator[None]:
         yield
     except RuntimeError as error:  # gloo and nccl raise nothing more special
         raise LostRank(f"{name}: {str(error).splitlines()[0]}") from error
+
+
+def is_lost_rank(error: RuntimeError) -> bool:
+    """Whether an error says that a rank did not come: a `LostRank`, or what gloo and nccl raise by themselves.
+
+    What torch exchanges within a model (FSDP) has no name, and its errors no class that tells them from others.
+    """
+    return isinstance(error, LostRank | dist.DistError) or "/gloo/" in str(error)
 
 
 def missing_ranks() -> list[int]:

@@ -21,7 +21,6 @@ from bifocal.models.parti import DecoderConfig
 from bifocal.models.text import TextConfig
 from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.parti import PartiRecipe, recipe_parti, train_parti
-from bifocal.training.trainer import TrainSettings
 
 
 @pytest.fixture(scope="module")
@@ -214,13 +213,6 @@ def test_letters_may_be_large_and_spaces_many(parti: inference.Parti) -> None:
 def test_an_empty_prompt_draws_what_guidance_does_not_change(parti: inference.Parti) -> None:
     drawn = [pixels(parti.draw("  ", seed=1, guidance=guidance)) for guidance in (1.0, 5.0)]
     assert np.array_equal(*drawn)
-
-
-def test_weights_in_pieces_are_refused_before_anything_is_written(vqvae: Path, tmp_path: Path) -> None:
-    recipe = PartiRecipe(vision=str(vqvae), train=TrainSettings(parallel="shard"))
-    with pytest.raises(UserError, match="a Parti is whole on every rank: leave --train"):
-        train_parti(recipe, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_prompt_that_is_too_long_is_refused_with_the_limit(parti: inference.Parti) -> None:

@@ -49,15 +49,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SHARDED = replace(SETTINGS, parallel="shard")
-OF_MATRICES = ("clip", "vlm-continuous", "prior")
+IN_PIECES = ("clip", "vlm-continuous", "prior", "parti", "vqvae", "vqvae-ema", "vlm-discrete")
+GONE_ON_WITH = ("clip", "vlm-continuous", "parti", "vqvae-ema")
 
 
 def shard_all(place: Path) -> None:
     """Runs in pieces, whole, and with their last step once more."""
     starts = toys.starts(place, SHARDED)
-    for name in OF_MATRICES:
+    for name in IN_PIECES:
         starts[name](place / f"{name}-shard")
-    for name in OF_MATRICES[:2]:
+    for name in GONE_ON_WITH:
         again = place / f"{name}-again"
         if distributed.is_main():
             shutil.copytree(place / f"{name}-shard", again)
@@ -68,7 +69,7 @@ def shard_all(place: Path) -> None:
 
 def shard_alone(place: Path) -> None:
     starts = toys.starts(place, SHARDED)
-    for name in OF_MATRICES[:2]:
+    for name in GONE_ON_WITH:
         alone = place / f"{name}-alone"
         shutil.copytree(place / f"{name}-shard", alone)
         shutil.rmtree(alone / "checkpoints" / f"step-{toys.STEPS}")
@@ -77,13 +78,13 @@ def shard_alone(place: Path) -> None:
 
 @pytest.fixture(scope="module")
 def shards(runs: Path) -> Path:
-    """Runs by two ranks that have pieces of the model, two of them ended once more by two ranks and by one."""
+    """Runs by two ranks that have pieces of the model, some of them ended once more by two ranks and by one."""
     run_on_ranks(shard_all, runs)
     run_on_ranks(shard_alone, runs, world_size=1)
     return runs
 
 
-@pytest.mark.parametrize("name", OF_MATRICES)
+@pytest.mark.parametrize("name", IN_PIECES)
 def test_two_ranks_with_pieces_of_a_model_train_what_one_process_does(name: str, shards: Path) -> None:
     """Losses of every step, and the norms of gradients of the first two: the second shows the first step.
 
@@ -105,7 +106,7 @@ def test_two_ranks_with_pieces_of_a_model_train_what_one_process_does(name: str,
     assert all(weight.isfinite().all() for weight in loaded.parameters())
 
 
-@pytest.mark.parametrize("name", OF_MATRICES[:2])
+@pytest.mark.parametrize("name", GONE_ON_WITH)
 def test_pieces_are_gone_on_with_to_the_bit_and_by_another_number_of_ranks(name: str, shards: Path) -> None:
     whole, again, alone = (
         load_file(shards / f"{name}-{end}" / "model.safetensors") for end in ("shard", "again", "alone")
@@ -115,6 +116,17 @@ def test_pieces_are_gone_on_with_to_the_bit_and_by_another_number_of_ranks(name:
         losses(shards / f"{name}-shard")[:-1], abs=3e-6
     )
     assert largest_difference(whole, alone) < 1e-3  # of a step of Muon
+
+
+def test_a_codebook_beside_pieces_moves_as_in_one_process(shards: Path) -> None:
+    """Averages, counts and codes after the first step, in which nothing has gone through Muon yet."""
+    one, two = (
+        checkpoint.load_step(shards / f"vqvae-ema{end}" / "checkpoints" / "step-1").model_tensors
+        for end in ("", "-shard")
+    )
+    moved = [name for name in one if name.startswith("quantize.")]
+    assert "quantize.average_sums" in moved and "quantize.embedding.weight" in moved
+    assert largest_difference({name: one[name] for name in moved}, {name: two[name] for name in moved}) < 1e-6
 
 
 def go_on_and_begin(place: Path) -> None:

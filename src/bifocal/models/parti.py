@@ -7,6 +7,7 @@ before it and, through cross-attention, from every word of the prompt.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -97,10 +98,15 @@ class Drawings:
 
 @dataclass
 class Memory:
-    """What the decoder attends to of a prompt, computed once for all codes of its picture."""
+    """What the decoder attends to of a prompt: keys and values, computed once for all codes of its picture.
 
-    keys_values: list[tuple[Tensor, Tensor]]  # of each layer, (B, heads, S, E) twice
+    In training each layer is called once and makes its own of the ``states``: where ranks have pieces of the weights,
+    they are whole within a layer's forward alone.
+    """
+
+    keys_values: Sequence[tuple[Tensor, Tensor]]  # of each layer, (B, heads, S, E) twice; none in training
     bias: Tensor  # (B, 1, 1, S): 0 at words, -inf at padding
+    states: Tensor | None = None  # (B, S, text width), in training
 
 
 class Attention(nn.Module):
@@ -160,7 +166,10 @@ class DecoderLayer(nn.Module):
         self, x_BTD: Tensor, memory: Memory, bias: Tensor | None, cache: KeyValueCache | None, layer: int
     ) -> Tensor:
         x_BTD = x_BTD + self.self_attn(self.self_attn_norm(x_BTD), bias, cache, layer)
-        words = memory.keys_values[layer]
+        if memory.states is None:
+            words = memory.keys_values[layer]
+        else:
+            words = self.cross_attn.keys_values(memory.states)
         x_BTD = x_BTD + self.cross_attn(self.cross_attn_norm(x_BTD), words, memory.bias)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
@@ -207,6 +216,12 @@ class PartiModel(nn.Module):
 
     def read(self, tokens_BT: Tensor, dropped_B: Tensor) -> Memory:
         """(B, T) token ids, padded, and which of the texts are dropped, (B,) bool -> what the decoder attends to."""
+        words = self._states(tokens_BT, dropped_B)
+        assert words.states is not None
+        layers = [layer.cross_attn.keys_values(words.states) for layer in self.layers]  # type: ignore[union-attr, operator]
+        return Memory(layers, words.bias)
+
+    def _states(self, tokens_BT: Tensor, dropped_B: Tensor) -> Memory:
         padding = self.config.text.padding
         assert padding is not None
         states_BTD = self.text_model.states(tokens_BT)
@@ -217,8 +232,7 @@ class PartiModel(nn.Module):
         seen_BT = torch.where(dropped_B[:, None], first_T, seen_BT)
         bias = torch.zeros(seen_BT.shape, dtype=states_BTD.dtype, device=tokens_BT.device)
         bias = bias.masked_fill_(~seen_BT, float("-inf"))[:, None, None]
-        layers = [layer.cross_attn.keys_values(states_BTD) for layer in self.layers]  # type: ignore[union-attr, operator]
-        return Memory(layers, bias)
+        return Memory((), bias, states_BTD)
 
     def places(self, grid: Grid) -> Tensor:
         """(N, D) float32: what tells each place of a grid, in raster order.
@@ -260,7 +274,8 @@ class PartiModel(nn.Module):
 
     def loss(self, batch: Drawings) -> tuple[Tensor, int, dict[str, float]]:
         """Cross-entropy in nats, summed over codes; how many codes; accuracy and bits a code."""
-        logits_BNK = self.logits(batch.codes, self.read(batch.tokens, batch.dropped), self.config.grid)
+        memory = self._states(batch.tokens, batch.dropped)
+        logits_BNK = self.logits(batch.codes, memory, self.config.grid)
         total = losses.next_token(logits_BNK.flatten(0, 1), batch.codes.flatten()).sum()
         count = batch.codes.numel()
         right = logits_BNK.detach().argmax(dim=-1) == batch.codes

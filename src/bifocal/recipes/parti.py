@@ -190,9 +190,6 @@ def train_parti(
     recipe: PartiRecipe, out: Path, *, resume: bool = False, init_from: str | None = None
 ) -> Outcome:
     """Train into ``out``; the codes of the pictures are kept in ``out/encoded``."""
-    if recipe.train.parallel == "shard":
-        # keys and values of the prompt are made outside of the layers, where no rank has their weights whole
-        raise UserError("a Parti is whole on every rank: leave --train.parallel out")
     device = open_device(recipe.train.device)
     vqvae = open_tokenizer(recipe)
     source = source_of(recipe.data, recipe.world, recipe.episodes)

@@ -36,11 +36,15 @@ def lost_ranks_named(where: Callable[[], str]) -> Iterator[None]:
     """Where a rank does not come to a meeting, end with a sentence of who, at which step and to what."""
     try:
         yield
-    except distributed.LostRank as error:
+    except RuntimeError as error:
+        if not distributed.is_lost_rank(error):
+            raise
+        named = isinstance(error, distributed.LostRank)
+        what = str(error) if named else f"pieces of the model: {str(error).splitlines()[0]}"
         missing = distributed.missing_ranks()
         who = ", ".join(map(str, missing)) if missing else "none that is known"
         raise UserError(
-            f"rank {distributed.rank()} waited in vain {where()} for {error}. Ranks that did not come, dead or "
+            f"rank {distributed.rank()} waited in vain {where()} for {what}. Ranks that did not come, dead or "
             f"hanging: {who}. The run goes on from its last checkpoint with --resume"
         ) from error
 

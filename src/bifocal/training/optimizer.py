@@ -68,6 +68,14 @@ def as_matrix(tensor: Tensor) -> Tensor:
     return tensor if tensor.ndim == 2 else tensor.permute(0, 2, 3, 1).reshape(len(tensor), -1)
 
 
+def from_matrix(matrix: Tensor, shape: Sequence[int]) -> Tensor:
+    """What ``as_matrix`` made a matrix of, contiguous."""
+    if len(shape) == 2:
+        return matrix
+    channels, inputs, height, width = shape
+    return matrix.view(channels, height, width, inputs).permute(0, 3, 1, 2).contiguous()
+
+
 def sorted_out(
     weights: Mapping[str, Tensor], settings: OptimizerSettings
 ) -> tuple[list[str], list[str], list[str]]:

@@ -61,7 +61,7 @@ def same_start(model: nn.Module) -> None:
 @torch.no_grad()
 def sum_over_ranks(gradients: list[Tensor | None], like: Sequence[Tensor]) -> list[Tensor | None]:
     """Add up the gradients of all ranks, in float32. None stays None only where no rank has a gradient."""
-    if distributed.world_size() == 1:
+    if distributed.world_size() == 1 or not gradients:
         return gradients
     here = torch.tensor([gradient is not None for gradient in gradients], dtype=torch.int32)
     somewhere = distributed.all_reduce_sum(here.to(like[0].device), "which gradients there are").tolist()

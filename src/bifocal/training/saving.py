@@ -153,10 +153,15 @@ class Saver:
                 shards=shards,
             )
         except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"saving step {step} to '{directory}' failed ({error}): what was saved before stands; make room, and "
-                "go on with --resume"
-            ) from error
+            raise not_saved(directory, step, str(error)) from error
+
+
+def not_saved(directory: Path, step: int, why: str) -> UserError:
+    """What a user is told where a step could not be saved."""
+    return UserError(
+        f"saving step {step} to '{directory}' failed ({why}): what was saved before stands; make room, and go on with "
+        "--resume"
+    )
 
 
 def copied(tensor: Tensor) -> Tensor:

@@ -9,17 +9,14 @@ whole gradient, steps it, and sends it round.
 from __future__ import annotations
 
 import copy
-import shutil
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
@@ -29,7 +26,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from bifocal import artifacts, distributed
+from bifocal import distributed
 from bifocal.config import UserError
 from bifocal.models.precision import float32_names
 from bifocal.training import checkpoint, parallel
@@ -37,10 +34,11 @@ from bifocal.training.optimizer import (
     MasterOptimizer,
     OptimizerSettings,
     adamw_of,
+    as_matrix,
+    from_matrix,
     muon_of,
     sorted_out,
 )
-from bifocal.training.saving import TRIAL, Saver
 
 SHARDS = "shards"  # the folder of a checkpoint in which the pieces lie
 
@@ -65,7 +63,7 @@ class ShardedOptimizer(MasterOptimizer):
         _spread(model, dtype, self.mesh)
         self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         # memory of the weights themselves: they are float32, and gathered in the precision of the products
-        self.masters = {name: _local(weight) for name, weight in self.weights.items()}
+        self.masters = {name: piece_of(weight) for name, weight in self.weights.items()}
         matrices, decayed, plain = sorted_out(self.weights, settings)
         assert all(isinstance(self.weights[name], DTensor) for name in matrices)
         largest_first = sorted(matrices, key=lambda name: -self.weights[name].numel())
@@ -74,7 +72,7 @@ class ShardedOptimizer(MasterOptimizer):
         for name, owner in self.owners.items():
             whole = _whole(self.weights[name])
             if owner == dist.get_rank():
-                self.matrices[name] = whole.clone()
+                self.matrices[name] = as_matrix(whole).clone()
         self.parts = dict.fromkeys(self.weights, "")
         groups = [
             {name: self.masters[name] for name in names if self.masters[name].numel()}
@@ -99,7 +97,7 @@ class ShardedOptimizer(MasterOptimizer):
         summed = parallel.sum_over_ranks(
             [weight.grad for weight in wholes.values()], [self.masters[name] for name in wholes]
         )
-        local = [_local(weight.grad) for weight in pieces.values() if weight.grad is not None]
+        local = [piece_of(weight.grad) for weight in pieces.values() if weight.grad is not None]
         here = [gradient for gradient in summed if gradient is not None]
         torch._foreach_div_([*local, *here], divisor)
         squares = torch.stack([gradient.square().sum() for gradient in local]).sum()
@@ -114,7 +112,7 @@ class ShardedOptimizer(MasterOptimizer):
             assert gradient is not None
             whole = _whole(gradient)
             if name in self.matrices:
-                self.matrices[name].grad = whole
+                self.matrices[name].grad = as_matrix(whole)
         self.step_all(taken, share)
         for name in self.owners:
             self._send_round(name)
@@ -125,12 +123,14 @@ class ShardedOptimizer(MasterOptimizer):
         """The whole matrix from the rank that stepped it; everyone keeps its piece."""
         weight = self.weights[name]
         if name in self.matrices:
-            whole = self.matrices[name]
+            whole = from_matrix(self.matrices[name], weight.shape)
         else:
             whole = torch.empty(weight.shape, device=weight.device)
         with distributed.meeting(f"the matrix {name}"):
             dist.broadcast(whole, src=self.owners[name])
-        self.masters[name].copy_(_local(distribute_tensor(whole, self.mesh, [Shard(0)], src_data_rank=None)))
+        self.masters[name].copy_(
+            piece_of(distribute_tensor(whole, self.mesh, [Shard(0)], src_data_rank=None))
+        )
 
     @torch.no_grad()
     def publish(self, names: Sequence[str] | None = None) -> None:
@@ -210,7 +210,7 @@ class ShardedOptimizer(MasterOptimizer):
         for name in self.owners:
             momentum, whole = _whole(pieces[f"momentum.{name}"]), _whole(self.weights[name])
             if name in self.matrices:
-                self.matrices[name].copy_(whole)
+                self.matrices[name].copy_(as_matrix(whole))
                 self._state(self.matrices[name])["momentum_buffer"] = momentum.clone()
 
     def _state(self, tensor: Tensor) -> dict[str, Any]:
@@ -243,17 +243,17 @@ def _spread(model: nn.Module, dtype: torch.dtype, mesh: Any) -> None:
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     kept = float32_names(model)
     whole: set[nn.Parameter] = set()
+    maps = False
     for name, weight in model.named_parameters():
         if name in kept or not weight.requires_grad:
             whole.add(weight)
             weight.data = weight.data.to(torch.float32 if name in kept else dtype)
-        elif weight.ndim == 4 and "embed" not in name:
-            raise UserError(
-                "train.parallel shard is for models of matrices: kernels lie channels last and cannot be taken apart; "
-                "a model of convolutions is small enough to be whole on every rank"
-            )
-    # ranks gather together, so a layer of its own must be called as often on each
-    layers = [] if getattr(model, "calls_vary", False) else parallel.blocks(model)
+        elif not weight.is_contiguous():  # a kernel, channels last, of which no rows lie together
+            weight.data = weight.data.contiguous()
+            maps = True
+    # Ranks gather together, so a layer of its own must be called as often on each. What enters one becomes a view, and
+    # torch's view of the map of a single picture forgets that its channels come last.
+    layers = [] if maps or getattr(model, "calls_vary", False) else parallel.blocks(model)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=whole)
     fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole)
@@ -279,7 +279,7 @@ def _spread(model: nn.Module, dtype: torch.dtype, mesh: Any) -> None:
     register_fsdp_forward_method(model, "loss")
 
 
-def _local(tensor: Tensor) -> Tensor:
+def piece_of(tensor: Tensor) -> Tensor:
     """A rank's piece, or what is whole on every rank; without history."""
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
@@ -290,78 +290,3 @@ def _whole(tensor: Tensor) -> Tensor:
     with distributed.meeting("the gathering of a matrix"):
         whole: Tensor = DTensor.full_tensor(tensor.detach())  # type: ignore[arg-type]
         return whole
-
-
-class ShardedSaver(Saver):
-    """Checkpoints to which every rank writes its pieces, by torch's distributed checkpoint in safetensors.
-
-    What is whole, and the manifest over everything, comes from the first rank, which publishes the directory when all
-    have written. Training waits.
-    """
-
-    optimizer: ShardedOptimizer
-
-    def trial(self) -> None:
-        """Save once and read it back."""
-        place = self.directory / TRIAL
-        needed = sum(_local(tensor).numel() * 4 for tensor in self.optimizer.pieces().values())
-        everyone = sum(distributed.gather_objects(needed))
-
-        def room(_: Any) -> None:
-            shutil.rmtree(place, ignore_errors=True)
-            what = f"keeping {self.keep} checkpoints and writing the next"
-            artifacts.require_free_space(self.directory, (self.keep + 1) * everyone, what)
-
-        distributed.first_rank_does(room)
-        self._write_together(place, 0, {}, 1, set())
-
-        def read_back(_: Any) -> None:
-            checkpoint.load_step(place / "step-0")
-            shutil.rmtree(place)
-
-        distributed.first_rank_does(read_back)
-
-    @torch.no_grad()
-    def put_back(self, found: checkpoint.Checkpoint) -> None:
-        """Every rank must call it; there may be more or fewer than have saved."""
-        if SHARDS not in found.state:
-            raise UserError(f"checkpoint {found.path} was saved whole: go on without --train.parallel shard")
-        for name, buffer in self.buffers.items():
-            buffer.copy_(found.model_tensors[name])
-        self.optimizer.take(found)
-
-    def save(self, step: int, state: Mapping[str, Any], loss: float | None = None) -> None:
-        """Every rank must call it."""
-        self.note_best(step, loss)
-        self._write_together(self.directory, step, {**state, "best": self.best}, self.keep, self.kept())
-
-    def _write_together(
-        self, directory: Path, step: int, state: Mapping[str, Any], keep: int, also: set[int]
-    ) -> None:
-        beside = directory / f"step-{step}.{SHARDS}.tmp"
-
-        def begin(_: Any) -> None:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-
-        distributed.first_rank_does(begin)
-        writer = HuggingFaceStorageWriter(str(beside), save_distributed=True)
-        try:
-            state_dict_saver.save(self.optimizer.pieces(), storage_writer=writer)
-        except CheckpointException as error:
-            raise UserError(f"saving step {step} to '{directory}' failed ({error})") from error
-        weights, moments = self.optimizer.wholes()
-
-        def publish(_: Any) -> None:
-            self._write(
-                directory,
-                step,
-                {**weights, **self.buffers},
-                moments,
-                {**state, SHARDS: True},
-                keep,
-                also,
-                beside,
-            )
-
-        distributed.first_rank_does(publish)

@@ -29,7 +29,8 @@ from bifocal.training.memory import keep_freed_memory
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings, learning_rate_share
 from bifocal.training.progress import Progress
 from bifocal.training.saving import Saver, moved_without_gradient
-from bifocal.training.sharding import ShardedOptimizer, ShardedSaver
+from bifocal.training.sharded_saving import ShardedSaver
+from bifocal.training.sharding import ShardedOptimizer
 from bifocal.training.watching import Probe, Watchers, require_tracker
 
 STOPPED = "stopped.json"  # left by a run that was asked to stop and did so cleanly
