@@ -201,8 +201,15 @@ def world_with_truth(source: Source) -> World | None:
     return None
 
 
-def require_truth(source: Source) -> World:
-    """The world of scenes that a source has. Raises ``UserError`` where it has none."""
+def require_truth(source: Source, init_from: str | None = None) -> World:
+    """The world of scenes that a source has. Raises ``UserError`` where it has none, and for a run that goes on from
+    another one, whose projector has learnt already.
+    """
+    if init_from is not None:
+        raise UserError(
+            f"--init-from {init_from} brings a projector that has learnt, and --name-start would put another one in "
+            "its place: give one of them"
+        )
     world = world_with_truth(source)
     if world is None:
         raise UserError(
@@ -230,7 +237,7 @@ def start_with_names(
 
     def work(still_going: Callable[[], None]) -> str:
         words = Words(world, tokenizer, model.language_model.embed_tokens.weight)
-        batches = list(_positions(world, words, path, encode, scenes, still_going))
+        batches = list(positions_of(world, "train", words, path, encode, scenes, still_going))
         held_out = batches[-max(1, round(HELD_OUT * len(batches))) :]
         strength = solve(path, words, batches[: -len(held_out)], held_out)
         covered, right = named_rightly(path, words, held_out)
@@ -260,21 +267,22 @@ def named_rightly(path: ContinuousPath, words: Words, positions: Sequence[Positi
     return covered, right
 
 
-def _positions(
+def positions_of(
     world: World,
+    split: str,
     words: Words,
     path: ContinuousPath,
     encode: Callable[[Tensor], Tensor],
     count: int,
-    still_going: Callable[[], None],
+    still_going: Callable[[], None] = lambda: None,
 ) -> Iterator[Positions]:
-    """The positions of the first training scenes, in at least ten batches."""
+    """The positions of the first ``count`` scenes of a split, in at least ten batches where there are as many."""
     side = math.isqrt(path.positions)
     size = min(BATCH, math.ceil(count / 10))
     with Progress("name positions", total=count) as progress:
         for start in range(0, count, size):
             scenes = [
-                world.scenes("train", number, pictures=1)[0]
+                world.scenes(split, number, pictures=1)[0]
                 for number in range(start, min(start + size, count))
             ]
             images = to_tensor([world.render(scene) for scene in scenes]).to(path.linear_1.weight.device)

@@ -57,7 +57,12 @@ def recipe_named(
     if model == "parti":
         return replace(apply_overrides(recipe_parti(scale), settings), vision=vision or "")
     if model == "vlm-smollm":
-        return replace(apply_overrides(recipe_smollm(scale), settings), vision=vision or "")
+        attached = recipe_smollm(scale)
+        # scenes alone say what stands where (who mixes them in can ask for it), and the projector of a run to go on
+        # from has learnt
+        if data is not None or init_from is not None:
+            attached = replace(attached, name_start=0)
+        return replace(apply_overrides(attached, settings), vision=vision or "")
     chosen = recipe_vlm(scale, "discrete" if family == "discrete" else "continuous")
     if data is not None:  # the stages are made for the kinds of question that scenes have
         chosen = replace(chosen, stages=())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bifocal import distributed
 from bifocal.models.lora import LoRASettings
 from bifocal.recipes.curriculum import TaskWeights
 from bifocal.recipes.decoders import RANDOM, SMOLLM
@@ -27,6 +28,8 @@ def train_smollm(
     recipe: VLMRecipe, out: Path, *, resume: bool = False, init_from: str | None = None
 ) -> Outcome:
     """Train into ``out``; what is left there is an ordinary continuous VLM, the low-rank changes merged."""
+    if not recipe.name_start and init_from is None and distributed.is_main():
+        print(f"{TITLE}: the projector begins as it was drawn, and not with names (--name-start)", flush=True)
     return train_vlm(recipe, out, resume=resume, init_from=init_from, title=TITLE)
 
 
@@ -47,6 +50,7 @@ def recipe_smollm(scale: str) -> VLMRecipe:
             instruct=Learning(0.75, projector=1e-3, language=1e-3),
         ),
         pixel_shuffle=2,
+        name_start=128 if smoke else 8_000,
         plain_text=0.1,
         sentences=True,
         # what tells most of a picture in the few answers that there is time for
