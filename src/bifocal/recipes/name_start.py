@@ -12,7 +12,7 @@ were drawn. The last layer leads from the units to the embeddings.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,26 +42,33 @@ SHARPNESS, THRESHOLD = 1.2, 0.67
 
 
 class Words:
-    """What positions can say: names, that there is nothing, looks and places, with the decoder's embeddings of them."""
+    """What positions can say: names, that there is nothing, looks and places, with the decoder's embeddings of them.
+
+    What words of one kind have in common (that they are nouns, or colours) says nothing of a picture and would lie
+    over the rest: of looks and places only what sets them apart from their own kind is added to a name.
+    """
 
     def __init__(self, world: World, tokenizer: TextTokenizer, table_VD: Tensor) -> None:
-        looks = [*SIZES, *TILTS, *TILE_COLOURS, *(word for word in (*COLUMNS, *ROWS, MIDDLE) if word)]
         self.names = [concept.name for concept in world.concepts]
-        self.name_at = {name: place for place, name in enumerate(self.names)}
+        said, self.kinds = [*self.names, BACKGROUND], [slice(0, len(self.names))]
         self.background = len(self.names)
-        self.look_at = {word: self.background + 1 + place for place, word in enumerate(looks)}
-        said = [*self.names, BACKGROUND, *looks]
+        self.look_at: dict[str, int] = {}
+        for kind in (SIZES, TILTS, TILE_COLOURS, tuple(word for word in (*COLUMNS, *ROWS, MIDDLE) if word)):
+            self.look_at |= {word: len(said) + place for place, word in enumerate(kind)}
+            self.kinds.append(slice(len(said), len(said) + len(kind)))
+            said += kind
         # as they stand inside a sentence
         ids = [tokenizer.encode(f" {word}") for word in said]
         table_VD = table_VD.detach().float().cpu()
         self.mean_D = table_VD.mean(dim=0)
-        strength_K = torch.ones(len(said))
-        strength_K[self.background + 1 :] = LOOKS
-        apart_KD = torch.stack([table_VD[each].mean(dim=0) for each in ids]) - self.mean_D
-        self.apart_KD = apart_KD * strength_K[:, None]
+        self.own_KD = torch.stack([table_VD[each].mean(dim=0) for each in ids]) - self.mean_D
+        self.common_D = self.own_KD[self.kinds[0]].mean(dim=0)  # of names
+        for kind in self.kinds:
+            self.own_KD[kind] -= self.own_KD[kind].mean(dim=0)
+        self.name_at = {name: place for place, name in enumerate(self.names)}
 
     def __len__(self) -> int:
-        return len(self.apart_KD)
+        return len(self.own_KD)
 
     def said(self, scene: Scene, side: int) -> Tensor:
         """(N, K) bool: which words each of side x side positions is to say, row by row."""
@@ -94,11 +101,18 @@ class Words:
             said_NK[place, [self.look_at[word] for word in looks if word]] = True
         return said_NK
 
+    def embeddings(self, stretch: Mapping[int, float]) -> Tensor:
+        """(K, D) what each word adds to the mean embedding; the kinds' own parts are so many times as long."""
+        added_KD = self.own_KD.clone()
+        for number, kind in enumerate(self.kinds):
+            added_KD[kind] *= stretch[number] * (LOOKS if number else 1.0)
+        added_KD[self.kinds[0]] += self.common_D
+        return added_KD
+
     def named(self, vectors_ND: Tensor) -> Tensor:
-        """(N,) int64: the name whose embedding is nearest to each of the projector's outputs."""
-        names_CD = self.apart_KD[: self.background]
-        apart_ND = vectors_ND - self.mean_D
-        return (apart_ND @ names_CD.T - names_CD.square().sum(dim=1) / 2).argmax(dim=1)
+        """(N,) int64: the name whose embedding lies in the direction nearest to each of the projector's outputs."""
+        own_ND = vectors_ND - self.mean_D - self.common_D
+        return (own_ND @ F.normalize(self.own_KD[self.kinds[0]], dim=1).T).argmax(dim=1)
 
 
 @dataclass(frozen=True)
@@ -179,16 +193,20 @@ def solve(
     def opened(some: Positions) -> Tensor:
         return F.gelu(F.linear(some.inputs_ND, first, first_bias))
 
-    def embeddings(some: Positions) -> Tensor:
-        return some.said_NK.float() @ words.apart_KD
-
-    last, last_bias, strength = regression(train, held_out, opened, embeddings)
+    last_KH, last_K, strength = regression(train, held_out, opened, lambda some: some.said_NK.float())
     # what is uncertain comes out short, and the decoder is used to embeddings of full length
-    wanted = sum(embeddings(some).square().sum().item() for some in held_out)
-    found = sum(F.linear(opened(some), last, last_bias).square().sum().item() for some in held_out)
-    stretch = math.sqrt(wanted / found)
-    path.linear_2.weight.copy_(last * stretch)
-    path.linear_2.bias.copy_(last_bias * stretch + words.mean_D)
+    stretch = {}
+    for number, kind in enumerate(words.kinds):
+        own = words.own_KD[kind]
+        wanted = sum((some.said_NK[:, kind].float() @ own).square().sum().item() for some in held_out)
+        found = sum(
+            (F.linear(opened(some), last_KH[kind], last_K[kind]) @ own).square().sum().item()
+            for some in held_out
+        )
+        stretch[number] = math.sqrt(wanted / max(found, 1e-12))
+    added_KD = words.embeddings(stretch)
+    path.linear_2.weight.copy_(added_KD.T @ last_KH)
+    path.linear_2.bias.copy_(last_K @ added_KD + words.mean_D)
     return strength
 
 
