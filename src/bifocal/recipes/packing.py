@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -63,7 +64,7 @@ class Packer:
         )
         count = self.source.documents(split)
         builder = RowBuilder(self.template, recipe.row_length)
-        for _ in range(min(round(size * recipe.plain_text), size - 1) if split == "train" else 0):
+        for _ in range(min(texts_in(step, size * recipe.plain_text), size - 1) if split == "train" else 0):
             builder.add_text(rng.choice(self.texts))
         number = step * size * 4  # room for the several drawings of a row
         misses = 0
@@ -104,6 +105,11 @@ class Packer:
         if not samples:
             return None
         return drawing_sample(samples[0], blank=rng.random() < self.recipe.drop_prompt)
+
+
+def texts_in(step: int, each: float) -> int:
+    """How many rows of plain text a step has where there are to be ``each`` in a step, on average: 2.5 is 2, then 3."""
+    return math.floor((step + 1) * each + 0.5) - math.floor(step * each + 0.5)
 
 
 def rows_of(builder: RowBuilder, pictures: torch.Tensor, features: torch.Tensor | None = None) -> Rows:
