@@ -36,7 +36,7 @@ COVERED = 0.25  # of a position, for the thing to be named there
 BACKGROUND = "background"
 COLUMNS, ROWS, MIDDLE = ("left", "", "right"), ("top", "", "bottom"), "middle"
 LOOKS = 1.0  # how strongly looks and places are said, beside a name at 1
-STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # of the ridge, in shares of the inputs' mean square
+STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of the ridge, in shares of the inputs' mean square
 # A unit's score is 1 on average where its word is said; it opens above THRESHOLD, at a slope of SHARPNESS.
 SHARPNESS, THRESHOLD = 1.2, 0.67
 
