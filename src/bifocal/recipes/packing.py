@@ -117,8 +117,8 @@ class Packer:
 
 
 def with_article(sample: Sample, articles: Mapping[str, str]) -> Sample:
-    """The sample with the answer "an owl" where it is "owl": so people say it, and a name that stands inside a sentence is
-    mostly one token of a language model, and several where it begins an answer.
+    """The sample with the answer "an owl" where it is "owl": so people say it, and a name that stands inside a sentence
+    is mostly one token of a language model, and several where it begins an answer.
     """
     article = articles.get(sample.answer_text)
     if sample.slice not in NAMING or article is None:
