@@ -63,8 +63,8 @@ class Words:
         self.mean_D = table_VD.mean(dim=0)
         self.own_KD = torch.stack([table_VD[each].mean(dim=0) for each in ids]) - self.mean_D
         self.common_D = self.own_KD[self.kinds[0]].mean(dim=0)  # of names
-        for kind in self.kinds:
-            self.own_KD[kind] -= self.own_KD[kind].mean(dim=0)
+        for run in self.kinds:
+            self.own_KD[run] -= self.own_KD[run].mean(dim=0)
         self.name_at = {name: place for place, name in enumerate(self.names)}
 
     def __len__(self) -> int:

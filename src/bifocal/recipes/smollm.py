@@ -6,7 +6,9 @@ perplexity on plain text that it is not trained on stands in the run's log and r
 
 The projector is solved from scenes and stays as it is: three quarters of the positions that a thing covers then have
 its name nearest (docs/language-models.md). Were it to learn with the rest, nearly all of the gradient that is clipped
-would be its own. Eight rows of 256 tokens, some 75 answers, take 4.1 s a step on two cores with bf16.
+would be its own. At a rate of 3e-3 the loss on questions about held-out scenes was 1.07 after 10 steps, at 1e-3 1.45
+after 13 (that run's answers had no articles). Eight rows of 256 tokens, some 75 answers, take 4.1 s a step on two cores
+with bf16.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def on_own_data(recipe: VLMRecipe) -> VLMRecipe:
 def recipe_smollm(scale: str) -> VLMRecipe:
     """About twelve minutes on two cores, or toy size with a random language model that needs no wheel."""
     smoke = scale == "smoke"
-    steps = 24 if smoke else 140
+    steps = 24 if smoke else 150
     return VLMRecipe(
         decoder=RANDOM if smoke else SMOLLM,
         # narrow products are slow for what they compute, so not every layer has one
@@ -56,7 +58,7 @@ def recipe_smollm(scale: str) -> VLMRecipe:
             alpha=8.0 if smoke else 32.0,
             layers=("q_proj", "k_proj", "v_proj", "o_proj"),
         ),
-        learning=LearningStages(instruct=Learning(1.0, language=1e-3)),
+        learning=LearningStages(instruct=Learning(1.0, language=3e-3)),
         pixel_shuffle=2,
         name_start=128 if smoke else 8_000,
         plain_text=0.05,
@@ -72,6 +74,6 @@ def recipe_smollm(scale: str) -> VLMRecipe:
             log_every=4 if smoke else 10,
             validate_every=12 if smoke else 35,
             checkpoint_every=12 if smoke else 35,
-            optimizer=OptimizerSettings(learning_rate=1e-3, warmup_steps=4 if smoke else 10),
+            optimizer=OptimizerSettings(learning_rate=1e-3, warmup_steps=4 if smoke else 5),
         ),
     )
