@@ -78,6 +78,21 @@ def test_a_favoured_kind_comes_more_often_and_the_others_still_come(scenes: Scen
     assert favoured.keys() == plain.keys()
 
 
+def test_what_is_told_of_a_picture_has_kinds_too(scenes: SceneSource) -> None:
+    def first(kinds: dict[str, float]) -> Counter[str]:
+        told = [
+            scenes.document("train", number, random.Random(number), {"captioning": 1.0}, kinds)[0]
+            for number in range(200)
+        ]
+        return Counter(sample.slice for sample in told)
+
+    plain, rare = first({}), first({"list": 0.01})
+    assert plain.keys() == {"caption", "list", "place"}
+    # 45 of 100, and less than one
+    assert 60 < plain["list"] < 120
+    assert rare["list"] < 10 and rare["place"] > plain["place"]
+
+
 def test_an_unknown_kind_of_question_is_refused_with_those_there_are(scenes: SceneSource) -> None:
     with pytest.raises(UserError, match=r'no kind "exist" of question about scenes; choose from .*exists'):
         slices(scenes, {"exist": 10})

@@ -10,7 +10,7 @@ from bifocal.config import UserError, apply_overrides
 from bifocal.recipes.clip import begun_with, recipe_clip
 from bifocal.recipes.parti import recipe_parti
 from bifocal.recipes.prior import recipe_prior
-from bifocal.recipes.smollm import recipe_smollm
+from bifocal.recipes.smollm import on_own_data, recipe_smollm
 from bifocal.recipes.vlm import recipe_vlm
 from bifocal.recipes.vqvae import recipe_vqvae
 
@@ -57,7 +57,12 @@ def recipe_named(
     if model == "parti":
         return replace(apply_overrides(recipe_parti(scale), settings), vision=vision or "")
     if model == "vlm-smollm":
-        return replace(apply_overrides(recipe_smollm(scale), settings), vision=vision or "")
+        attached = recipe_smollm(scale)
+        if data is not None:
+            attached = on_own_data(attached)
+        elif init_from is not None:  # whose projector has learnt
+            attached = replace(attached, name_start=0)
+        return replace(apply_overrides(attached, settings), vision=vision or "")
     chosen = recipe_vlm(scale, "discrete" if family == "discrete" else "continuous")
     if data is not None:  # the stages are made for the kinds of question that scenes have
         chosen = replace(chosen, stages=())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,11 +14,12 @@ from bifocal.config import UserError
 from bifocal.data.batch import RowBuilder, Template
 from bifocal.data.pictures import to_tensor
 from bifocal.data.prompts import in_sentences
-from bifocal.data.sample import Sample
+from bifocal.data.sample import Message, Sample
 from bifocal.encoded import EncodedStore
 from bifocal.models.vlm import Rows
 from bifocal.recipes.alignment import Teacher
 from bifocal.recipes.curriculum import stage_at
+from bifocal.recipes.name_start import world_with_truth
 from bifocal.recipes.plain_text import passages
 from bifocal.recipes.sources import Source, drawing_sample
 
@@ -24,6 +27,11 @@ if TYPE_CHECKING:
     from bifocal.recipes.vlm import VLMRecipe
 
 DRAWING = "text-to-image"
+NAMING = (
+    "object",
+    "relation",
+    "pair-both",
+)  # kinds of question about scenes that a thing's name alone answers
 
 
 def asked_of(recipe: VLMRecipe) -> set[str]:
@@ -49,6 +57,8 @@ class Packer:
     ) -> None:
         self.recipe, self.source, self.template, self.stores = recipe, source, template, stores
         self.teacher = teacher
+        world = world_with_truth(source) if recipe.sentences else None
+        self.articles = {} if world is None else {each.name: each.article for each in world.concepts}
         self.texts = passages(template.tokenizer, "train", recipe.row_length) if recipe.plain_text else []
 
     def rows(self, split: str, step: int, size: int) -> Rows:
@@ -65,7 +75,7 @@ class Packer:
         drawing = min(drawing, size - 1) if reading else size
         count = self.source.documents(split)
         builder = RowBuilder(self.template, recipe.row_length)
-        for _ in range(min(round(size * recipe.plain_text), size - 1) if split == "train" else 0):
+        for _ in range(min(texts_in(step, size * recipe.plain_text), size - 1) if split == "train" else 0):
             builder.add_text(rng.choice(self.texts))
         number = step * size * 4  # room for the several drawings of a row
         misses = 0
@@ -73,7 +83,7 @@ class Packer:
             turn = self.source.turn(split, number, recipe.train.seed)
             samples = self.source.document(split, turn, rng, reading, kinds)
             if recipe.sentences:
-                samples = [in_sentences(sample, rng) for sample in samples]
+                samples = [in_sentences(with_article(sample, self.articles), rng) for sample in samples]
             number += 1
             # a document begins a row, or joins the last one if both are short (a user's own data)
             misses = 0 if builder.add_document(samples) else misses + 1
@@ -106,6 +116,22 @@ class Packer:
         if not samples:
             return None
         return drawing_sample(samples[0], blank=rng.random() < self.recipe.drop_prompt)
+
+
+def with_article(sample: Sample, articles: Mapping[str, str]) -> Sample:
+    """The sample with the answer "an owl" where it is "owl": so people say it, and a name that stands inside a sentence
+    is mostly one token of a language model, and several where it begins an answer.
+    """
+    article = articles.get(sample.answer_text)
+    if sample.slice not in NAMING or article is None:
+        return sample
+    answer = Message("assistant", (f"{article} {sample.answer_text}",))
+    return replace(sample, messages=(*sample.messages[:-1], answer))
+
+
+def texts_in(step: int, each: float) -> int:
+    """How many rows of plain text a step has where there are to be ``each`` in a step, on average: 2.5 is 2, then 3."""
+    return math.floor((step + 1) * each + 0.5) - math.floor(step * each + 0.5)
 
 
 def rows_of(builder: RowBuilder, pictures: torch.Tensor, features: torch.Tensor | None = None) -> Rows:

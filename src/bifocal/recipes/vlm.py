@@ -31,10 +31,12 @@ from bifocal.recipes.decoders import words_of
 from bifocal.recipes.encoding import ENCODED, encode_split
 from bifocal.recipes.learning import LearningStages, Rates, let_learn, rates_of, rates_with_vision, told
 from bifocal.recipes.mixture import MixtureSource, source_of
+from bifocal.recipes.name_start import FEWEST, require_truth, start_with_names
 from bifocal.recipes.packing import Packer, asked_of, reads_store
 from bifocal.recipes.plain_text import Remembered
 from bifocal.recipes.probes import answers, drawings
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
+from bifocal.training import checkpoint
 from bifocal.training.feeding import to_device
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import Outcome, TrainSettings
@@ -53,7 +55,9 @@ class VLMRecipe:
     ``decoder`` begins with a language model instead of a random decoder (``decoders``): its sizes and tokenizer are
     that model's. ``learning`` says which parts learn when; ``train_vision`` lets the vision tower learn all along, at
     ``vision_share`` of the others' rate. ``plain_text`` is the share of rows that hold plain text, so that it is not
-    forgotten; with ``sentences`` answers begin with a capital and end with a period.
+    forgotten; with ``sentences`` answers begin with a capital and end with a period, and a scene's thing that is named
+    alone has its article. ``name_start`` is from how many training scenes the projector of a continuous VLM is solved,
+    so that it begins with the decoder's own words for what stands where; 0 leaves it as it was drawn.
     """
 
     family: Literal["discrete", "continuous"] = "continuous"
@@ -71,6 +75,7 @@ class VLMRecipe:
     lora: LoRASettings = field(default_factory=LoRASettings)
     learning: LearningStages = field(default_factory=LearningStages)
     pixel_shuffle: int = 1
+    name_start: int = 0
     train_vision: bool = False
     vision_share: float = 0.1
     plain_text: float = 0.0
@@ -109,6 +114,11 @@ class VLMRecipe:
             )
         if not 0 <= self.plain_text < 1:
             raise ValueError(f"plain_text is a share of the rows below 1, got {self.plain_text}")
+        if self.name_start and (self.family == "discrete" or self.name_start < FEWEST):
+            raise ValueError(
+                "name_start is for the continuous family, whose projector it solves from that many scenes, at least "
+                f"{FEWEST}; got {self.name_start} for the {self.family} one"
+            )
         if self.align is not None and self.family == "continuous":
             raise ValueError(
                 "align is for the discrete family: a continuous VLM reads the features of a CLIP as it is"
@@ -191,6 +201,7 @@ def train_vlm(
     source = source_of(recipe.data, recipe.world, recipe.episodes)
     if isinstance(source, MixtureSource):
         source.require(asked_of(recipe))
+    world = require_truth(source, init_from) if recipe.name_start else None
     codes = encoder.config.quantizer.codes if isinstance(encoder, VQVAEModel) else 0
     words, language, llama = words_of(init_from, recipe.decoder, box_bins=recipe.box_bins, texts=source.texts)
     recipe = recipe if language is None else replace(recipe, language=language)
@@ -222,6 +233,8 @@ def train_vlm(
         for split in ("train", "validation")
         if reads_store(recipe, split)
     }
+    if world is not None and not (resume and checkpoint.steps(out / "checkpoints")):
+        start_with_names(model, tokenizer, world, encoding.encode, scenes=recipe.name_start, title=title)
     teacher = None
     if clip is not None:
         teacher = Teacher(clip, source, out / ENCODED, device, fast_dtype(device, recipe.train.dtype))

@@ -53,6 +53,27 @@ def objects_of(view: View) -> dict[str, int]:
     return {name: len(indices) for name, indices in view.members.items()}
 
 
+def _caption(view: View, random: Random, lexicon: Lexicon) -> Draft:
+    text = captions.caption(view, random)
+    return Draft("caption", pick(DESCRIBE, random), (text,), "", "", ())
+
+
+def _list(view: View, random: Random, lexicon: Lexicon) -> Draft:
+    return Draft("list", pick(captions.LIST, random), captions.listing(view, random), "", "", ())
+
+
+def _place(view: View, random: Random, lexicon: Lexicon) -> Draft:
+    return Draft("place", pick(captions.PLACES, random), (captions.places(view),), "", "", ())
+
+
+CAPTION_DRAWS: dict[str, Draw] = {
+    "caption": _of_one(_caption),
+    "list": _of_one(_list),
+    "place": _of_one(_place),
+}
+CAPTION_WEIGHTS = {"caption": 0.4, "list": 0.45, "place": 0.15}
+
+
 class _Mix:
     """Some draws, each with how often to choose it."""
 
@@ -88,6 +109,7 @@ class Speaker:
         self._favoured: dict[tuple[tuple[str, float], ...], Mixes] = {}
         self._rates: dict[tuple[str, str, str], float] = {}
         self._calibrate(world)
+        self._draws["captioning", 1] = _Mix(CAPTION_DRAWS, CAPTION_WEIGHTS)
 
     def _calibrate(self, world: World) -> None:
         random = random_module.Random("calibration").random
@@ -154,8 +176,6 @@ class Speaker:
                 return None
             rate = self._rates.get((draft.slice, draft.group, draft.label))
             return draft if rate is None or random() < rate else None
-        if task == "captioning":
-            return self._captioning(views[0], random)
         if task == "text-to-image":
             if len(views[0].objects) > 3 and random() < 0.8:
                 return None
@@ -170,15 +190,6 @@ class Speaker:
             text = captions.clip_text(views[0], random)
             return Draft("all", "", (text,), "", "", ())
         return None
-
-    def _captioning(self, view: View, random: Random) -> Draft:
-        way = random()
-        if way < 0.4:
-            text = captions.caption(view, random)
-            return Draft("caption", pick(DESCRIBE, random), (text,), "", "", ())
-        if way < 0.85:
-            return Draft("list", pick(captions.LIST, random), captions.listing(view, random), "", "", ())
-        return Draft("place", pick(captions.PLACES, random), (captions.places(view),), "", "", ())
 
     def sample(self, task: str, draft: Draft, views: Sequence[View], identity: str) -> Sample:
         """A draft as a conversation; pictures come first in the user's message, or are the answer of a drawing."""
