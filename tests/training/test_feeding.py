@@ -42,7 +42,7 @@ def batch_at(step: int) -> Batch:
     return Batch(step, torch.full((2, 3), step), (Part(torch.arange(step)),))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_come_in_order_whoever_makes_them(workers: int) -> None:
     came = list(feed(batch_at, 3, 8, CPU, workers))
     assert [batch.step for batch in came] == [3, 4, 5, 6, 7]
@@ -76,6 +76,30 @@ def test_what_goes_wrong_in_a_worker_ends_the_run() -> None:
 
     with pytest.raises(ValueError, match="sample 7 is no picture"):
         next(feed(broken, 0, 4, CPU, 1))
+
+
+def test_on_a_cpu_workers_leave_the_steps_their_cores() -> None:
+    """They make batches while this process makes one, and at no other time."""
+
+    def timed(step: int) -> tuple[int, float, float]:
+        began = time.monotonic()
+        time.sleep(0.1)
+        return os.getpid(), began, time.monotonic()
+
+    coming = feed(timed, 0, 7, CPU, 2)
+    asked, made = [], []
+    for _ in range(7):
+        called = time.monotonic()
+        made.append(next(coming))
+        asked.append((called, time.monotonic()))
+        time.sleep(0.15)  # a step
+    mine = [process == os.getpid() for process, _, _ in made]
+    assert mine == [True, False, False, True, False, False, True]
+    for process, began, ended in made:
+        if process != os.getpid():
+            assert any(first <= began and ended <= last + 0.05 for first, last in asked)
+    # three at once take the time of one
+    assert sum(last - first for first, last in asked) < 0.1 * 7
 
 
 def test_waiting_is_a_share_of_the_time_since_it_was_last_asked() -> None:

@@ -33,7 +33,7 @@ def quickstart(
         seed: decides every random choice.
         resume: keep what is finished in OUT and go on.
         device: where to compute.
-        workers: processes that make batches ahead of the steps; worth it beside a GPU.
+        workers: processes that make batches too: on a CPU while the one that trains makes one, else ahead of time.
         vlm_checkpoints: keep so many of either VLM on its way, for curves against time (docs/curves.md); say it again
             with --resume.
     """

@@ -40,13 +40,13 @@ STOPPED = "stopped.json"  # left by a run that was asked to stop and did so clea
 class TrainSettings:
     """What is the same for every model.
 
-    ``workers`` processes make batches ahead of time; with none the process that trains makes them. ``tracker`` is who
-    else is told the figures (``watching.open_tracker``). A batch goes through the model in ``accumulate`` pieces (of
-    each rank's rows), and ``activation_checkpointing`` computes layers anew on the way back: both save memory. The
-    ``keep_checkpoints`` newest checkpoints are kept, every one at a multiple of ``keep_every`` (0: none) and the best;
-    they are written beside training if ``asynchronous``. A step whose gradient is more than ``spike_factor`` times as
-    large as usual is skipped (0: none is). Asked to stop, a run saves within ``stop_seconds`` or ends without; a rank
-    waits ``timeout_seconds`` for the others.
+    ``workers`` processes make batches too, ahead of time for an accelerator and in turn with the steps of a CPU
+    (``feeding.feed``). ``tracker`` is who else is told the figures (``watching.open_tracker``). A batch goes through
+    the model in ``accumulate`` pieces (of each rank's rows), and ``activation_checkpointing`` computes layers anew on
+    the way back: both save memory. The ``keep_checkpoints`` newest checkpoints are kept, every one at a multiple of
+    ``keep_every`` (0: none) and the best; they are written beside training if ``asynchronous``. A step whose gradient
+    is more than ``spike_factor`` times as large as usual is skipped (0: none is). Asked to stop, a run saves within
+    ``stop_seconds`` or ends without; a rank waits ``timeout_seconds`` for the others.
     """
 
     steps: int = 1000
