@@ -61,8 +61,8 @@ def feed(
         yield from _in_turn(batch_at, first, last, workers)
         return
     if workers:
-        coming = _from_processes(lambda index: batch_at(first + index), last - first, workers)
-        yield from (to_device(batch, device) for batch in coming)
+        made = _from_processes(lambda index: batch_at(first + index), last - first, workers)
+        yield from (to_device(batch, device) for batch in made)
         return
     if device.type == "cpu":
         yield from map(batch_at, range(first, last))
