@@ -64,7 +64,7 @@ def test_workers_end_when_the_run_leaves_the_loop() -> None:
     next(coming)
     workers = set(multiprocessing.active_children()) - before
     assert len(workers) == 2
-    coming.close()  # type: ignore[attr-defined]
+    coming.close()
     for worker in workers:
         worker.join(10)
         assert not worker.is_alive()

@@ -11,7 +11,7 @@ import multiprocessing
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -48,7 +48,7 @@ class Waiting:
 
 def feed(
     batch_at: Callable[[int], Any], first: int, last: int, device: torch.device, workers: int = 0
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Batches ``first`` to ``last - 1`` in order, on ``device``.
 
     With ``workers`` so many processes make them too; they end with this one, however it ends. For an accelerator they

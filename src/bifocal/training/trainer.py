@@ -257,7 +257,10 @@ def train(
         saver.trial()
         if start < settings.steps:
             dry_step(model, to_device(pieces_at(start), device))
-        coming = Waiting(feed(pieces_at, start, settings.steps, device, settings.workers))
+        batches = feed(pieces_at, start, settings.steps, device, settings.workers)
+        # however the loop ends: workers that wait for their turn would never end by themselves
+        stack.callback(batches.close)
+        coming = Waiting(batches)
         votes = torch.zeros(2, dtype=torch.float64)
         window_began, since = time.perf_counter(), start
         for step, batch in enumerate(coming, start=start):
