@@ -2,7 +2,7 @@
 
     python benchmarks/plan_check.py vqvae
     python benchmarks/plan_check.py vlm-discrete --page docs/scaling.md
-    python benchmarks/plan_check.py --machine h100 --results runs/plan_check_h100.json
+    python benchmarks/plan_check.py --machine h100
     python benchmarks/plan_check.py clip --machine h100 --settings batch_size=1024 model.vision.width=768 \\
         model.vision.layers=12 model.vision.heads=12 --called "clip, 768 wide, 12 layers"
 
@@ -35,7 +35,7 @@ from bifocal.recipes.forecast import forecast
 from bifocal.recipes.named import recipe_named
 from bifocal.recipes.rehearsal import take_steps, take_steps_on
 from bifocal.recipes.sketches import sketch
-from bifocal.training.machines import CPU, Fleet
+from bifocal.training.machines import CPU, Fleet, read_fleet
 
 RECIPES = ("vqvae", "clip", "vlm-continuous", "vlm-discrete", "prior", "parti")
 MEMORY_WITHIN, TIME_WITHIN = 0.15, 0.30
@@ -43,6 +43,9 @@ MEMORY_WITHIN, TIME_WITHIN = 0.15, 0.30
 
 def recipe_of(name: str, scale: str, settings: Sequence[str]) -> Any:
     model, _, family = name.partition("-")
+    for setting in settings:
+        if "=" not in setting:
+            raise UserError(f"--settings {setting!r} is not of the form KEY=VALUE, as in batch_size=64")
     return recipe_named(
         model, scale, dict(setting.split("=", 1) for setting in settings), family=family or None
     )
@@ -115,7 +118,7 @@ def main(
     machine: str = CPU,
     seconds: float = 6.0,
     workers: int = 0,
-    results: Path = Path("runs/plan_check.json"),
+    results: Path | None = None,
     page: Path | None = None,
     measure_only: bool = False,
 ) -> None:
@@ -129,13 +132,18 @@ def main(
         machine: this one, or whose data sheet it is that the first GPU here is forecast by.
         seconds: how long steps are taken.
         workers: processes that make batches ahead of the steps that are measured; the forecast has none.
-        results: where the lines are kept.
+        results: where the lines are kept (runs/plan_check.json, or one of the machine's own, if not given).
         page: a Markdown page whose marks <!-- plan_check --> are to hold the table.
         measure_only: print what the steps of one recipe take as JSON, and nothing else.
     """
     unknown = sorted(set(recipes) - set(RECIPES))
     if unknown:
         raise UserError(f"there is no recipe {unknown[0]!r}: choose from {', '.join(RECIPES)}")
+    read_fleet(machine)
+    if machine != CPU and workers:
+        raise UserError("--workers is for this machine: on a GPU the batches are there already")
+    own = "" if machine == CPU else f"_{machine}"
+    results = results or Path(f"runs/plan_check{own}.json")
     if called and len(recipes) > 1:
         raise UserError("--called is for one recipe")
     if measure_only:

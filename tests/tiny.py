@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from bifocal import inference
 from bifocal.data.chat_format import read_template
 from bifocal.data.chat_text import ChatTokenizer
 from bifocal.data.sample import Box, Message, Picture, Sample, write_samples
@@ -181,3 +182,12 @@ def rows(model: VLM) -> Rows:
         pictures=torch.zeros(2, positions, VISION.width),
         answers=2,
     )
+
+
+def eyes_and_data(place: Path) -> Path:
+    """``place`` with a finished ``clip`` of random weights and a folder ``data`` in it, for a continuous VLM."""
+    words = tokenizer()
+    (place / "clip").mkdir()
+    inference.save(place / "clip", clip(len(words)), words)
+    folder(place / "data")
+    return place

@@ -34,12 +34,7 @@ TOWER = "image_path.vision_model."
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("parts")
-    words = tiny.tokenizer()
-    (place / "clip").mkdir()
-    inference.save(place / "clip", tiny.clip(len(words)), words)
-    tiny.folder(place / "data")
-    return place
+    return tiny.eyes_and_data(tmp_path_factory.mktemp("parts"))
 
 
 def recipe(parts: Path, **changes: object) -> VLMRecipe:

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tiny
-from bifocal import inference
 from bifocal.cli import main
 from bifocal.config import UserError
 from bifocal.data.sample import Box
@@ -185,12 +184,7 @@ def test_it_stands_in_the_log_what_was_solved(
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("parts")
-    words = tiny.tokenizer()
-    (place / "clip").mkdir()
-    inference.save(place / "clip", tiny.clip(len(words)), words)
-    tiny.folder(place / "data")
-    return place
+    return tiny.eyes_and_data(tmp_path_factory.mktemp("parts"))
 
 
 def recipe(parts: Path, **changes: Any) -> VLMRecipe:

@@ -43,8 +43,12 @@ class Saver:
         self.directory, self.optimizer, self.buffers = directory, optimizer, buffers
         self.keep, self.every = keep, every
         self.best: tuple[int, float] | None = None
-        self.writer = ThreadPoolExecutor(max_workers=1) if beside and distributed.is_main() else None
+        self.beside = beside
+        self.writer = self._open_writer()
         self.pending: Future[None] | None = None
+
+    def _open_writer(self) -> ThreadPoolExecutor | None:
+        return ThreadPoolExecutor(max_workers=1) if self.beside and distributed.is_main() else None
 
     def trial(self) -> None:
         """Save once and read it back, before the work of hours shows that it cannot be saved."""

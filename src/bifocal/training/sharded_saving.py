@@ -23,7 +23,6 @@ from torch.distributed.tensor import DTensor
 from bifocal import artifacts, distributed
 from bifocal.config import UserError
 from bifocal.training import checkpoint
-from bifocal.training.optimizer import MasterOptimizer
 from bifocal.training.saving import TRIAL, Saver, copied, not_saved
 from bifocal.training.sharding import SHARDS, ShardedOptimizer, piece_of
 
@@ -40,24 +39,14 @@ class ShardedSaver(Saver):
 
     optimizer: ShardedOptimizer
 
-    def __init__(
-        self,
-        directory: Path,
-        optimizer: MasterOptimizer,
-        buffers: Mapping[str, Tensor],
-        *,
-        keep: int,
-        every: int = 0,
-        beside: bool = True,
-    ) -> None:
-        super().__init__(directory, optimizer, buffers, keep=keep, every=every, beside=beside)
-        self.beside = beside
+    def _open_writer(self) -> ThreadPoolExecutor:
+        """A thread on every rank, whether or not training waits for it, and the group in which they meet."""
         self.group = distributed.group_apart()
         self.mesh = DeviceMesh.from_group(self.group, "cpu")
         # a new thread is on the first GPU, whichever its rank trains on
         on_gpu = self.optimizer.mesh.device_type == "cuda"
         here = functools.partial(torch.cuda.set_device, torch.cuda.current_device()) if on_gpu else None
-        self.writer = ThreadPoolExecutor(max_workers=1, initializer=here)
+        return ThreadPoolExecutor(max_workers=1, initializer=here)
 
     def trial(self) -> None:
         """Save once and read it back."""
