@@ -75,13 +75,15 @@ def quickstart(
     if not resume and out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: continue it with --resume, or choose another --out")
     open_device(device)
+    given = {"seed": seed, "device": device, "workers": workers}
+    for name in MODELS[2:]:  # what is wrong with them is said before their encoders are trained
+        vlm_recipe(name, out, scale, given, vlm_checkpoints)
     out.mkdir(parents=True, exist_ok=True)
     times: dict[str, float] = {}
     began = time.perf_counter()
     for name in STANDARD_ORDER if scale == "standard" else MODELS:
         start = time.perf_counter()
         if not finished(out / name):
-            given = {"seed": seed, "device": device, "workers": workers}
             train_part(name, out, scale, given, vlm_checkpoints)
         times[f"train {name}"] = time.perf_counter() - start
     if scale == "smoke":

@@ -22,7 +22,7 @@ from bifocal.training.watching import Probe
 
 RECIPE = "recipe.json"
 INIT_FROM = "init_from"  # what the recipe of a run calls the one that it begins with
-# settings of training on which nothing that is learnt depends: a run may go on with others
+# settings of training on which nothing that is learnt depends but last digits: a run may go on with others
 FREE = (
     "device",
     "keep_checkpoints",
