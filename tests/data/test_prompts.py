@@ -9,7 +9,16 @@ import pytest
 
 import published
 from bifocal.data.formats.base import make_sample
-from bifocal.data.prompts import OFFICIAL_SHARE, WORDINGS, asked, in_sentences, reworded, sentence
+from bifocal.data.prompts import (
+    OFFICIAL_SHARE,
+    RATIONALE,
+    WORDINGS,
+    asked,
+    in_sentences,
+    reworded,
+    sentence,
+    with_rationale,
+)
 from bifocal.data.sample import Box, Message, Picture, Sample, write_samples
 from bifocal.recipes.sources import FolderSource
 
@@ -100,3 +109,17 @@ def test_answers_are_sentences_and_questions_are_so_half_of_the_time() -> None:
         (Picture(0), "what is it?"),
         (Picture(0), "What is it?"),
     }
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"), [({RATIONALE: "two, one"}, "two, one: false"), ({}, "false"), (None, "false")]
+)
+def test_a_rationale_stands_before_the_verdict_and_is_no_reference(facts, said) -> None:
+    messages = (
+        Message("user", (Picture(0), "there is one owl. true or false?")),
+        Message("assistant", ("false",)),
+    )
+    sample = Sample("s", "reasoning", "single", ("p",), messages, ("false",), facts)
+    told = with_rationale(sample)
+    assert told.answer_text == said
+    assert told.messages[0] == sample.messages[0] and told.references == ("false",)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from bifocal.data.prompts import RATIONALE
 from bifocal.data.sample import Box, Message, Sample
 from bifocal.data.scenes.compose import SPLITS, World
 from bifocal.data.scenes.dataset import clip_caption, samples_for
@@ -108,6 +109,29 @@ def test_a_swapped_number_side_or_relation_is_noticed(world, reader, samples):
                     noticed += 1
     assert total > 500
     assert noticed / total > 0.9  # "the left image has exactly one owl" may be true of the right one too
+
+
+def test_the_verdict_follows_from_the_words_and_the_rationale(samples):
+    """What decides a statement is all in its rationale: no two pictures give the same words another verdict."""
+    verdicts: dict[tuple[str, str, str], set[str]] = {}
+    statements = [sample for sample in samples if sample.task == "reasoning"]
+    for sample in statements:
+        assert sample.facts is not None
+        words = re.sub(r"^true or false: |^is it true that |\. true or false\?$|\?$", "", sample.question)
+        verdicts.setdefault((sample.slice, words, sample.facts[RATIONALE]), set()).add(sample.answer_text)
+    assert len(statements) > 1000 and len(verdicts) < len(statements)
+    assert not [key for key, found in verdicts.items() if len(found) > 1]
+
+
+def test_a_rationale_of_another_picture_is_refused(world, reader, samples):
+    statements = [sample for sample in samples if sample.task == "reasoning"]
+    refused = 0
+    for sample, other in zip(statements[:400], statements[1:], strict=False):
+        if sample.facts != other.facts:
+            with pytest.raises(Unclear, match="was to be seen"):
+                check(replace(sample, facts=other.facts), scenes_of(world, sample), reader)
+            refused += 1
+    assert refused > 200
 
 
 def test_refcoco_plus_never_says_where(samples):

@@ -169,11 +169,15 @@ def test_nothing_to_score_is_said():
         ("yes, it is.", "true"),
         ("False.", "false"),
         ("no", "false"),
+        ("no, yes: true", "true"),  # a rationale before it
+        ("top left: False.", "false"),
+        ("true: the owl is small", "true"),
+        ("two, one:", None),
         ("maybe", None),
         ("", None),
     ],
 )
-def test_verdicts_are_read_from_the_first_word(text, verdict):
+def test_verdicts_are_read_behind_a_rationale_or_from_the_first_word(text, verdict):
     assert reasoning.verdict(text) == verdict
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
+import torch
 
+from bifocal.data.batch import Template
 from bifocal.data.sample import Message, Picture, Sample
 from bifocal.data.scenes import WorldSettings
-from bifocal.recipes.packing import NAMING, texts_in, with_article
+from bifocal.data.text import TextTokenizer
+from bifocal.recipes.curriculum import TaskWeights
+from bifocal.recipes.packing import NAMING, Packer, texts_in, with_article
 from bifocal.recipes.sources import SceneSource
+from bifocal.recipes.vlm import recipe_vlm
 
 ARTICLES = {"owl": "an", "orange": "an", "dog": "a"}
 
@@ -37,6 +44,28 @@ def test_a_thing_that_is_named_alone_has_its_article(kind: str, answer: str, sai
     changed = with_article(sample, ARTICLES)
     assert changed.answer_text == said
     assert changed.messages[0] == sample.messages[0] and changed.references == (answer,)
+
+
+@pytest.mark.parametrize("rationales", [True, False])
+def test_statements_are_judged_with_or_without_their_rationale(rationales: bool) -> None:
+    recipe = replace(recipe_vlm("smoke"), rationales=rationales, tasks=TaskWeights(0, 0, 0, 1, 0), stages=())
+    source = SceneSource(recipe.world, 8)
+    tokenizer = TextTokenizer.train(source.texts(), size=512, box_bins=0)
+    store = {"train": Zeros()}
+    packer = Packer(recipe, source, Template(tokenizer, 4, number_pictures=False), store)  # type: ignore[arg-type]
+    rows = packer.rows("train", 0, 4)
+    supervised = tokenizer.decode(rows.tokens[rows.supervised].tolist())
+    assert rows.answers > 8
+    verdicts = supervised.count("true") + supervised.count("false")
+    assert verdicts == rows.answers
+    assert supervised.count(":") == (verdicts if rationales else 0)
+
+
+class Zeros:
+    """A store that has every picture."""
+
+    def get(self, keys: Sequence[str]) -> torch.Tensor:
+        return torch.zeros(len(keys), 4, 8)
 
 
 def test_those_kinds_are_the_ones_that_scenes_answer_with_names() -> None:

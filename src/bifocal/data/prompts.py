@@ -29,6 +29,7 @@ WORDINGS: Mapping[str, tuple[str, ...]] = {
     "reasoning": JUDGE,
     "vqa": ANSWER,
 }
+RATIONALE = "rationale"  # in a sample's facts: what in the pictures its answer follows from
 # How often training asks in the words of evaluation; every other wording has an equal part of the rest.
 OFFICIAL_SHARE = 0.5
 
@@ -57,6 +58,18 @@ def reworded(sample: Sample, rng: random.Random) -> Sample:
     said = rng.choice(wordings[1:]).replace("{}", words)
     asked = Message("user", tuple(said if isinstance(part, str) else part for part in parts))
     return replace(sample, messages=(asked, sample.messages[1]))
+
+
+def with_rationale(sample: Sample) -> Sample:
+    """The sample with an answer that first says what decides it, where its facts have that: "two, one: false".
+
+    So each step of the thought is supervised, and the verdict can read it (a chain of thought; Wei et al. 2022).
+    """
+    rationale = (sample.facts or {}).get(RATIONALE)
+    if not rationale or [message.role for message in sample.messages] != ["user", "assistant"]:
+        return sample
+    answer = Message("assistant", (f"{rationale}: {sample.answer_text}",))
+    return replace(sample, messages=(sample.messages[0], answer))
 
 
 def in_sentences(sample: Sample, rng: random.Random) -> Sample:

@@ -13,10 +13,11 @@ from bifocal.evaluation.scoring import Measure, majority, mean_measure, score_ro
 from bifocal.measures import verdict
 
 TASK = "reasoning"
+MAX_NEW_TOKENS = 48  # a verdict, and room for what is said before it
 
 
 def predict(
-    model: Answering, dataset: Dataset, *, max_new_tokens: int = 8, **asking: Unpack[Asking]
+    model: Answering, dataset: Dataset, *, max_new_tokens: int = MAX_NEW_TOKENS, **asking: Unpack[Asking]
 ) -> list[Prediction]:
     """Greedy answers, each with ``correct`` and ``unparsed`` (neither true nor false)."""
     return ask_and_judge(model, dataset, judge, max_new_tokens=max_new_tokens, **asking)

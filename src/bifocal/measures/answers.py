@@ -44,6 +44,12 @@ _VERDICTS = {
 
 
 def verdict(text: str) -> str | None:
-    """ "true" or "false" by the answer's first word, else None: "Yes, it is." -> "true"."""
-    words = normalize_answer(text).split()
-    return _VERDICTS.get(words[0]) if words else None
+    """ "true" or "false" by the answer's first word, else None: "Yes, it is." -> "true".
+
+    The word behind the last colon comes before it: "no, yes: true" gives its reasons first.
+    """
+    for part in dict.fromkeys((text.rpartition(":")[2], text)):
+        words = normalize_answer(part).split()
+        if words and words[0] in _VERDICTS:
+            return _VERDICTS[words[0]]
+    return None

@@ -336,7 +336,7 @@ def recipe_clip(scale: str, tower: str = "vit") -> CLIPRecipe:
                 optimizer=OptimizerSettings(kind="muon", warmup_steps=4),
             ),
         )
-    steps = {"quickstart": 370, "standard": 1000}[scale]
+    steps = {"quickstart": 220, "standard": 1000}[scale]
     return CLIPRecipe(
         train=TrainSettings(
             steps=steps,

@@ -56,15 +56,15 @@ def scene_stages(find: float, tell: float) -> tuple[Stage, ...]:
     count, compare and judge. A longer run needs the same number of steps of the first two, so a smaller share.
     """
     return (
-        Stage(find, TaskWeights(reasoning=0.5)),
+        Stage(find, TaskWeights(reasoning=1)),
         Stage(
             tell,
-            TaskWeights(captioning=2, vqa=8, grounding=4, reasoning=0.5),
+            TaskWeights(captioning=2, vqa=8, grounding=4, reasoning=1.5),
             {"exists": 10, "every": 6, "pair-which": 2},
         ),
         Stage(
             1.0,
-            TaskWeights(captioning=3, vqa=8, grounding=3, reasoning=6),
+            TaskWeights(captioning=3, vqa=8, grounding=3, reasoning=5),
             {"exists": 2, "every": 2, "count": 2, "compare": 2},
         ),
     )

@@ -13,7 +13,7 @@ import torch
 from bifocal.config import UserError
 from bifocal.data.batch import RowBuilder, Template
 from bifocal.data.pictures import to_tensor
-from bifocal.data.prompts import in_sentences
+from bifocal.data.prompts import in_sentences, with_rationale
 from bifocal.data.sample import Message, Sample
 from bifocal.encoded import EncodedStore
 from bifocal.models.vlm import Rows
@@ -82,6 +82,8 @@ class Packer:
         while len(builder.rows) < size - drawing:
             turn = self.source.turn(split, number, recipe.train.seed)
             samples = self.source.document(split, turn, rng, reading, kinds)
+            if recipe.rationales:
+                samples = [with_rationale(sample) for sample in samples]
             if recipe.sentences:
                 samples = [in_sentences(with_article(sample, self.articles), rng) for sample in samples]
             number += 1

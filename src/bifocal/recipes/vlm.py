@@ -56,7 +56,8 @@ class VLMRecipe:
     that model's. ``learning`` says which parts learn when; ``train_vision`` lets the vision tower learn all along, at
     ``vision_share`` of the others' rate. ``plain_text`` is the share of rows that hold plain text, so that it is not
     forgotten; with ``sentences`` answers begin with a capital and end with a period, and a scene's thing that is named
-    alone has its article. ``name_start`` is from how many training scenes the projector of a continuous VLM is solved,
+    alone has its article. With ``rationales`` it says what decides a statement before its verdict, where the data tell.
+    ``name_start`` is from how many training scenes the projector of a continuous VLM is solved,
     so that it begins with the decoder's own words for what stands where; 0 leaves it as it was drawn.
     """
 
@@ -80,6 +81,7 @@ class VLMRecipe:
     vision_share: float = 0.1
     plain_text: float = 0.0
     sentences: bool = False
+    rationales: bool = True
     align: str | None = None
     align_layer: int = 2
     align_weight: float = 1.0
@@ -305,7 +307,7 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
     # The discrete model has a small part of the quickstart: its drawings cost more to evaluate than answers do. It
     # does not get as far there as to find things, which is what the later stages build on.
     steps, episodes, stages = {
-        ("quickstart", "continuous"): (620, 8_000, scene_stages(0.35, 0.7)),
+        ("quickstart", "continuous"): (760, 8_000, scene_stages(0.35, 0.7)),
         ("quickstart", "discrete"): (110, 4_000, ()),
         ("standard", "continuous"): (2800, 40_000, scene_stages(0.2, 0.45)),
         ("standard", "discrete"): (1600, 30_000, scene_stages(0.4, 0.7)),

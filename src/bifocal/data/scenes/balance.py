@@ -14,6 +14,7 @@ class Draft(NamedTuple):
 
     ``group`` names everything in the question that could hint at the answer (its form, its numbers); answers are
     kept even within each group. ``label`` is the answer as counted, ``about`` the names the question turns on.
+    ``rationale`` says of a statement what in the pictures decides it.
     """
 
     slice: str
@@ -22,6 +23,7 @@ class Draft(NamedTuple):
     group: str
     label: str
     about: tuple[str, ...]
+    rationale: str = ""
 
 
 # The largest share of one answer within a group of questions. True for evaluation sets; training comes near.

@@ -7,8 +7,16 @@ from collections.abc import Callable, Sequence
 from bifocal.data.scenes.balance import Draft
 from bifocal.data.scenes.facts import View, total
 from bifocal.data.scenes.scene import SIZES, TILTS, Concept
-from bifocal.data.scenes.statements import Statement, are, drafted, near_number, other_colour
-from bifocal.data.scenes.words import ON_A_TILE, Lexicon, Random, a, category_plural, numbered, pick
+from bifocal.data.scenes.statements import (
+    Statement,
+    are,
+    counts,
+    drafted,
+    is_there,
+    near_number,
+    other_colour,
+)
+from bifocal.data.scenes.words import NUMBERS, ON_A_TILE, Lexicon, Random, a, category_plural, numbered, pick
 
 PairTemplate = Callable[[Sequence[View], Random, Lexicon], Statement | None]
 
@@ -18,6 +26,11 @@ _SHOWS = ("contains", "shows", "has")
 
 def _name_of_either(views: Sequence[View], random: Random, lexicon: Lexicon) -> Concept:
     return lexicon.by_name[pick(views, random).pick_name(random)]
+
+
+def counts_of(views: Sequence[View], concept: Concept) -> str:
+    """ "two, one": how many of a concept each picture shows, the left one first."""
+    return ", ".join(counts(view, concept) for view in views)
 
 
 def both_show(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
@@ -30,16 +43,20 @@ def both_show(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statem
             return None
         concept = absent
     held = [concept.name in view.members for view in views]
+    seen = ", ".join(is_there(view, concept) for view in views)
+    names = (concept.name,)
     way = random()
     if way < 0.35:
-        return f"both images show {a(concept)}", "both", all(held), (concept.name,)
+        return Statement(f"both images show {a(concept)}", "both", all(held), names, seen)
     if way < 0.6:
-        return f"exactly one image shows {a(concept)}", "one of both", held[0] != held[1], (concept.name,)
+        words = f"exactly one image shows {a(concept)}"
+        return Statement(words, "one of both", held[0] != held[1], names, seen)
     if way < 0.85:
         side = int(random() * 2)
         true = held[side] and not held[1 - side]
-        return f"only the {SIDES[side]} image shows {a(concept)}", f"only {side}", true, (concept.name,)
-    return f"neither image shows {a(concept)}", "neither", not any(held), (concept.name,)
+        words = f"only the {SIDES[side]} image shows {a(concept)}"
+        return Statement(words, f"only {side}", true, names, seen)
+    return Statement(f"neither image shows {a(concept)}", "neither", not any(held), names, seen)
 
 
 def side_count(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
@@ -47,6 +64,7 @@ def side_count(views: Sequence[View], random: Random, lexicon: Lexicon) -> State
     side = int(random() * 2)
     concept = _name_of_either(views, random, lexicon)
     number = views[side].count(concept.name)
+    seen = NUMBERS[number]
     true = random() < 0.5
     bound = pick(("exactly", "exactly", "at least"), random)
     if not true:
@@ -54,7 +72,7 @@ def side_count(views: Sequence[View], random: Random, lexicon: Lexicon) -> State
     if number < 1:
         return None
     statement = f"the {SIDES[side]} image {pick(_SHOWS, random)} {bound} {numbered(concept, number)}"
-    return statement, f"side {bound} {number}", true, (concept.name,)
+    return Statement(statement, f"side {bound} {number}", true, (concept.name,), seen)
 
 
 def side_and_no(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
@@ -66,11 +84,12 @@ def side_and_no(views: Sequence[View], random: Random, lexicon: Lexicon) -> Stat
     if lacking is concept:
         return None
     number = here.count(concept.name)
+    seen = f"{NUMBERS[number]}, {is_there(here, lacking)}"
     if lacking.name not in here.members and random() < 0.5:  # one thing wrong at a time
         number = near_number(number, random)
     true = number == here.count(concept.name) and lacking.name not in here.members
     statement = f"the {SIDES[side]} image has exactly {numbered(concept, number)} and no {lacking.name}"
-    return statement, f"side {number} and no", true, (concept.name, lacking.name)
+    return Statement(statement, f"side {number} and no", true, (concept.name, lacking.name), seen)
 
 
 def sum_count(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
@@ -82,7 +101,7 @@ def sum_count(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statem
     if not true:
         number = number + 1 if bound == "at least " else near_number(number, random)
     statement = f"there {are(number)} {bound}{numbered(concept, number)} in all"
-    return statement, f"sum {bound}{number}", true, (concept.name,)
+    return Statement(statement, f"sum {bound}{number}", true, (concept.name,), counts_of(views, concept))
 
 
 def times(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
@@ -103,7 +122,7 @@ def times(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement 
         true = true and here + there >= number
         statement = f"{statement} and at least {numbered(concept, number)} in all"
         group = f"{word} {number}"
-    return statement, group, true, (concept.name,)
+    return Statement(statement, group, true, (concept.name,), counts_of(views, concept))
 
 
 def one_has_more(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
@@ -113,16 +132,18 @@ def one_has_more(views: Sequence[View], random: Random, lexicon: Lexicon) -> Sta
     gap = views[side].count(concept.name) - views[1 - side].count(concept.name)
     sides = SIDES[side], SIDES[1 - side]
     way = random()
-    names = (concept.name,)
+    names, seen = (concept.name,), counts_of(views, concept)
     if way < 0.35:
         statement = f"the {sides[0]} image has more {concept.plural} than the {sides[1]} image"
-        return statement, "side more", gap > 0, names
+        return Statement(statement, "side more", gap > 0, names, seen)
     if way < 0.6:
         statement = f"the {sides[0]} image has fewer {concept.plural} than the {sides[1]} image"
-        return statement, "side fewer", gap < 0, names
+        return Statement(statement, "side fewer", gap < 0, names, seen)
     if way < 0.8:
-        return f"one image has more {concept.plural} than the other", "one more", gap != 0, names
-    return f"both images have the same number of {concept.plural}", "same number", gap == 0, names
+        statement = f"one image has more {concept.plural} than the other"
+        return Statement(statement, "one more", gap != 0, names, seen)
+    statement = f"both images have the same number of {concept.plural}"
+    return Statement(statement, "same number", gap == 0, names, seen)
 
 
 def more_things(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
@@ -130,14 +151,15 @@ def more_things(views: Sequence[View], random: Random, lexicon: Lexicon) -> Stat
     side = int(random() * 2)
     concept = _name_of_either(views, random, lexicon)
     if random() < 0.5 or concept.category not in lexicon.countable:
-        counts = [len(view.objects) for view in views]
+        numbers = [len(view.objects) for view in views]
         words = "things"
     else:
-        counts = [len(view.families.get(concept.category, ())) for view in views]
+        numbers = [len(view.families.get(concept.category, ())) for view in views]
         words = category_plural(concept.category)
-    true = counts[side] > counts[1 - side]
+    true = numbers[side] > numbers[1 - side]
+    seen = ", ".join(NUMBERS[number] for number in numbers)
     statement = f"the {SIDES[side]} image shows more {words} than the {SIDES[1 - side]} image"
-    return statement, f"more {words}", true, (concept.name,)
+    return Statement(statement, f"more {words}", true, (concept.name,), seen)
 
 
 def _unique(view: View, random: Random) -> int | None:
@@ -158,7 +180,7 @@ def larger_across(views: Sequence[View], random: Random, lexicon: Lexicon) -> St
     names = (here.names[one], there.names[two])
     other = f"the {names[1]} in the {SIDES[1 - side]} image"
     statement = f"the {names[0]} in the {SIDES[side]} image is {kind} than {other}"
-    return statement, f"across {kind}", true, names
+    return Statement(statement, f"across {kind}", true, names, ", ".join(sizes))
 
 
 def looks_in(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:
@@ -172,20 +194,20 @@ def looks_in(views: Sequence[View], random: Random, lexicon: Lexicon) -> Stateme
     way = int(random() * 3)
     if way == 0:
         value = pick(SIZES, random)
-        words, true = value, thing.size == value
+        words, seen, true = value, thing.size, thing.size == value
     elif way == 1:
         if not thing.concept.can_tilt:
             return None
         value = pick(TILTS, random)
-        words, true = value, thing.tilt == value
+        words, seen, true = value, thing.tilt, thing.tilt == value
     else:
         if thing.tile is None:
             return None
         true = random() < 0.5
         value = thing.tile if true else other_colour(views[1 - side], thing.tile, random)
-        words = ON_A_TILE[value]
+        words, seen = ON_A_TILE[value], thing.tile
     statement = f"the {thing.concept.name} in the {SIDES[side]} image is {words}"
-    return statement, f"in is {value}", true, (thing.concept.name,)
+    return Statement(statement, f"in is {value}", true, (thing.concept.name,), seen)
 
 
 PAIR_TEMPLATES: tuple[PairTemplate, ...] = (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from bifocal.data.scenes.concepts import CATEGORY_NOUNS
 from bifocal.data.scenes.scene import Concept, Scene, SceneObject
@@ -188,3 +190,28 @@ class PhraseReader:
         if len(order) > 1 and abs(order[0].centre[axis] - order[1].centre[axis]) < SURELY_NOT:
             raise Unclear(f"{word!r} does not tell two objects apart.")
         return order[:1]
+
+
+Table = list[tuple[str, Callable[[re.Match[str], Sequence[Scene]], Any]]]
+
+
+def not_said(match: re.Match[str]) -> Any:
+    raise Unclear(f"{match[0]!r} is not said of so many pictures.")
+
+
+def look_up(table: Table, words: str, scenes: Sequence[Scene]) -> Any:
+    """What the first pattern that can be read says; a pattern whose words name nothing gives way to the next."""
+    problem: Unclear | None = None
+    for pattern, meaning in table:
+        match = _compiled(pattern).fullmatch(words)
+        if match is not None:
+            try:
+                return meaning(match, scenes)
+            except Unclear as error:
+                problem = problem or error
+    raise problem or Unclear(f"{words!r} cannot be read.")
+
+
+@lru_cache(maxsize=256)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)

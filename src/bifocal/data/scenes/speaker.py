@@ -7,9 +7,10 @@ import weakref
 from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 from bifocal.config import UserError
-from bifocal.data.prompts import DESCRIBE
+from bifocal.data.prompts import DESCRIBE, RATIONALE
 from bifocal.data.sample import Message, Part, Picture, Sample
 from bifocal.data.scenes import captions, pair_statements, statements
 from bifocal.data.scenes.balance import SHARES, Draft, Tally, acceptance
@@ -196,9 +197,11 @@ class Speaker:
         asked: tuple[Part, ...] = _PICTURE_PARTS[0 if task == "text-to-image" else len(views)]
         if draft.question:
             asked = (*asked, draft.question)
-        facts = None
+        facts: dict[str, Any] | None = None
         if task in ("captioning", "text-to-image"):
             facts = {"objects": objects_of(views[0])}
+        elif draft.rationale:
+            facts = {RATIONALE: draft.rationale}
         answer = draft.answer[0]
         if task == "text-to-image":
             references: tuple[str, ...] = (draft.question,)

@@ -4,22 +4,28 @@ Each template first tosses whether to be true, then looks for words that make it
 with one number, relation, attribute, concept or side exchanged, and is only used where the facts clearly deny it.
 ``group`` holds the template with its numbers and attributes, so that evening out true and false within every group
 leaves nothing in the words to guess from. ``pair_statements`` holds those about two pictures.
+
+A statement comes with its rationale: what is to be seen of the things that it names, in their order, as questions about
+them would be answered ("two, one" for "there are more owls than hearts"). With the words the verdict follows from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from bifocal.data.prompts import JUDGE
 from bifocal.data.scenes.balance import Draft
-from bifocal.data.scenes.facts import View
-from bifocal.data.scenes.scene import SIZES, TILE_COLOURS, TILTS
+from bifocal.data.scenes.facts import UNCLEAR, View
+from bifocal.data.scenes.scene import SIZES, TILE_COLOURS, TILTS, Concept
 from bifocal.data.scenes.words import (
     CELL_PHRASES,
+    CELLS,
     DIRECTION_PHRASES,
     DIRECTIONS,
     NUMBERS,
     ON_A_TILE,
+    OPPOSITE,
     Lexicon,
     Random,
     a,
@@ -28,12 +34,32 @@ from bifocal.data.scenes.words import (
     pick,
 )
 
-Statement = tuple[str, str, bool, tuple[str, ...]]  # the words, their group, whether true, the names in them
+
+class Statement(NamedTuple):
+    """The words, the group they belong to, whether they are true, the names in them, and what decides it."""
+
+    words: str
+    group: str
+    true: bool
+    about: tuple[str, ...]
+    rationale: str
+
+
 SingleTemplate = Callable[[View, Random, Lexicon], Statement | None]
 
 
 def are(number: int) -> str:
     return "is" if number == 1 else "are"
+
+
+def counts(view: View, *concepts: Concept) -> str:
+    """ "two, one": how many of each concept a picture shows."""
+    return ", ".join(NUMBERS[view.count(each.name)] for each in concepts)
+
+
+def is_there(view: View, *concepts: Concept) -> str:
+    """ "yes, no": which of the concepts a picture shows."""
+    return ", ".join("yes" if each.name in view.members else "no" for each in concepts)
 
 
 def near_number(number: int, random: Random) -> int:
@@ -54,16 +80,16 @@ def exact_count(view: View, random: Random, lexicon: Lexicon) -> Statement | Non
             concept = absent
         else:
             number = near_number(number, random)
-    group = f"exactly {number}"
-    if random() < 0.5:
-        return f"there {are(number)} exactly {numbered(concept, number)}", group, true, (name,)
-    return f"the picture shows exactly {numbered(concept, number)}", group, true, (name,)
+    group, seen = f"exactly {number}", NUMBERS[view.count(concept.name)]
+    words = f"there {are(number)}" if random() < 0.5 else "the picture shows"
+    return Statement(f"{words} exactly {numbered(concept, number)}", group, true, (name,), seen)
 
 
 def bounded_count(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
     """ "there are at least two owls", "there are at most two owls" """
     name = view.pick_name(random)
     concept, number = lexicon.by_name[name], view.count(name)
+    seen = NUMBERS[number]
     true = random() < 0.5
     if random() < 0.5:
         bound = "at least"
@@ -77,7 +103,8 @@ def bounded_count(view: View, random: Random, lexicon: Lexicon) -> Statement | N
             number += 1
     if number < 1:
         return None
-    return f"there {are(number)} {bound} {numbered(concept, number)}", f"{bound} {number}", true, (name,)
+    words = f"there {are(number)} {bound} {numbered(concept, number)}"
+    return Statement(words, f"{bound} {number}", true, (name,), seen)
 
 
 def thing_count(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
@@ -87,13 +114,15 @@ def thing_count(view: View, random: Random, lexicon: Lexicon) -> Statement | Non
     concept = view.objects[index].concept
     if random() < 0.5 or concept.category not in lexicon.countable:
         number = len(view.objects)
+        seen = NUMBERS[number]
         number = number if true else near_number(number, random)
-        words = f"{NUMBERS[number]} {'thing' if number == 1 else 'things'}"
-        return f"there {are(number)} {words} in all", f"things {number}", true, (concept.name,)
+        words = f"there {are(number)} {NUMBERS[number]} {'thing' if number == 1 else 'things'} in all"
+        return Statement(words, f"things {number}", true, (concept.name,), seen)
     number = len(view.families[concept.category])
+    seen = NUMBERS[number]
     number = number if true else near_number(number, random)
-    words = numbered_category(concept.category, number)
-    return f"there {are(number)} exactly {words}", f"family {number}", true, (concept.name,)
+    words = f"there {are(number)} exactly {numbered_category(concept.category, number)}"
+    return Statement(words, f"family {number}", true, (concept.name,), seen)
 
 
 def presence(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
@@ -106,26 +135,31 @@ def presence(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
     true = random() < 0.5
     if way < 0.2:
         shown = absent if true else first
-        return f"there is no {shown.name}", "no", true, (shown.name,)
+        return Statement(f"there is no {shown.name}", "no", true, (shown.name,), is_there(view, shown))
     second = lexicon.by_name[view.pick_name(random)]
     other = lexicon.absent([*view.members, absent.name], second, random)
     if other is None:
         return None
+
+    def of_two(link: str, pair: tuple[Concept, Concept]) -> Statement:
+        words = f"there is {a(pair[0])} {link} {pair[1].name if link == 'but no' else a(pair[1])}"
+        return Statement(words, link, true, (pair[0].name, pair[1].name), is_there(view, *pair))
+
     if way < 0.45:
         if second is first:
             return None
         pair = (first, second) if true else (first, absent) if random() < 0.5 else (absent, first)
-        return f"there is {a(pair[0])} and {a(pair[1])}", "and", true, (pair[0].name, pair[1].name)
+        return of_two("and", pair)
     if way < 0.7:
         pair = ((first, absent) if random() < 0.5 else (absent, first)) if true else (absent, other)
-        return f"there is {a(pair[0])} or {a(pair[1])}", "or", true, (pair[0].name, pair[1].name)
+        return of_two("or", pair)
     if true:
         pair = (first, absent)
     elif second is not first and random() < 0.5:
         pair = (first, second)
     else:
         pair = (absent, first) if random() < 0.5 else (absent, other)
-    return f"there is {a(pair[0])} but no {pair[1].name}", "but no", true, (pair[0].name, pair[1].name)
+    return of_two("but no", pair)
 
 
 def more(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
@@ -135,14 +169,25 @@ def more(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
     first, second = view.pick_name(random), view.pick_name(random)
     if first == second:
         return None
-    one, two = lexicon.by_name[first].plural, lexicon.by_name[second].plural
+    concepts = lexicon.by_name[first], lexicon.by_name[second]
+    one, two = (concept.plural for concept in concepts)
     gap = view.count(first) - view.count(second)
+    seen = counts(view, *concepts)
+    names = (first, second)
     way = random()
     if way < 0.4:
-        return f"there are more {one} than {two}", "more", gap > 0, (first, second)
+        return Statement(f"there are more {one} than {two}", "more", gap > 0, names, seen)
     if way < 0.8:
-        return f"there are fewer {one} than {two}", "fewer", gap < 0, (first, second)
-    return f"there are as many {one} as {two}", "as many", gap == 0, (first, second)
+        return Statement(f"there are fewer {one} than {two}", "fewer", gap < 0, names, seen)
+    return Statement(f"there are as many {one} as {two}", "as many", gap == 0, names, seen)
+
+
+def side(view: View, one: int, two: int, direction: str) -> str:
+    """On which side of ``two`` the middle of ``one`` lies, along the axis of a direction; "level" where on neither."""
+    towards = view.gap(one, two, direction)
+    if abs(towards) <= UNCLEAR:
+        return "level"
+    return direction if towards > 0 else OPPOSITE[direction]
 
 
 def related(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
@@ -156,7 +201,9 @@ def related(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
         return None
     words = pick(DIRECTION_PHRASES[direction], random)
     statement = f"{view.reference(one)} is {words} {view.reference(two)}"
-    return statement, direction, true, (view.names[one], view.names[two])
+    return Statement(
+        statement, direction, true, (view.names[one], view.names[two]), side(view, one, two, direction)
+    )
 
 
 def placed(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
@@ -182,7 +229,8 @@ def placed(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
         if cell in (3, 5) and view.nearest_cell(index) % 3 == cell % 3:
             return None
     statement = f"{view.reference(index)} is {CELL_PHRASES[cell]}"
-    return statement, f"place {cell}", true, (view.names[index],)
+    seen = CELLS[view.nearest_cell(index)]
+    return Statement(statement, f"place {cell}", true, (view.names[index],), seen)
 
 
 def looks(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
@@ -193,10 +241,10 @@ def looks(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
     true = random() < 0.5
     if way == 0:
         reference, value = view.reference(index, "size"), pick(SIZES, random)
-        words, true = value, thing.size == value
+        words, seen, true = value, thing.size, thing.size == value
     elif way == 1:
         reference, value = view.reference(index, "tilt"), pick(TILTS, random)
-        words, true = value, thing.tilt == value
+        words, seen, true = value, thing.tilt, thing.tilt == value
         if view.tilts[index] is None:
             return None
     else:
@@ -204,10 +252,10 @@ def looks(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
             return None
         reference = view.reference(index, "tile")
         value = thing.tile if true else other_colour(view, thing.tile, random)
-        words = ON_A_TILE[value]
+        words, seen = ON_A_TILE[value], thing.tile
     if reference is None:
         return None
-    return f"{reference} is {words}", f"is {value}", true, (thing.concept.name,)
+    return Statement(f"{reference} is {words}", f"is {value}", true, (thing.concept.name,), seen)
 
 
 def other_colour(view: View, colour: str, random: Random) -> str:
@@ -226,26 +274,28 @@ def all_look(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
     if not several:
         return None
     name = pick(several, random)
-    things = [view.objects[i] for i in view.members[name]]
+    members = [view.objects[i] for i in view.members[name]]
     way = int(random() * 3)
     if way == 0:
-        value = pick(SIZES, random)
-        words, having = value, sum(thing.size == value for thing in things)
+        words = value = asked = pick(SIZES, random)
+        seen = {i: view.objects[i].size for i in view.members[name]}
     elif way == 1:
-        if not things[0].concept.can_tilt:
+        if not members[0].concept.can_tilt:
             return None
-        value = pick(TILTS, random)
-        words, having = value, sum(thing.tilt == value for thing in things)
+        words = value = asked = pick(TILTS, random)
+        seen = {i: view.objects[i].tilt for i in view.members[name]}
     else:
-        tile = pick(things, random).tile
+        tile = pick(members, random).tile
         if tile is None:
             return None
         # One colour for all colours in the group's name: which it is says nothing.
-        words, value, having = ON_A_TILE[tile], "tile", sum(thing.tile == tile for thing in things)
+        words, value, asked = ON_A_TILE[tile], "tile", tile
+        seen = {i: view.objects[i].tile or "none" for i in view.members[name]}
+    having = sum(look == asked for look in seen.values())
     concept = lexicon.by_name[name]
     quantity = random()
     if quantity < 0.4:
-        kind, true = "every", having == len(things)
+        kind, true = "every", having == len(members)
         statement = f"every {name} is {words}"
     elif quantity < 0.7:
         kind, true = "exactly one of", having == 1
@@ -254,12 +304,13 @@ def all_look(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
         kind, true = "no", having == 0
         statement = f"no {name} is {words}"
     else:
-        tiles = [thing.tile for thing in things]
+        tiles = [thing.tile for thing in members]
         if None in tiles:
             return None
         kind, true = "same", len(set(tiles)) == 1
         statement = f"all the {concept.plural} are on tiles of the same colour"
-    return statement, f"{kind} {value}", true, (name,)
+    rationale = ", ".join(seen[i] for i in sorted(seen, key=view.xs.__getitem__))  # from left to right
+    return Statement(statement, f"{kind} {value}", true, (name,), rationale)
 
 
 def larger(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
@@ -270,8 +321,9 @@ def larger(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
     sizes = view.objects[one].size, view.objects[two].size
     kind = pick(("larger", "smaller"), random)
     true = sizes == (("large", "small") if kind == "larger" else ("small", "large"))
-    statement = f"{view.reference(one, 'size')} is {kind} than {view.reference(two, 'size')}"
-    return statement, kind, true, (view.names[one], view.names[two])
+    references = [view.reference(index, "size") for index in (one, two)]
+    statement = f"{references[0]} is {kind} than {references[1]}"
+    return Statement(statement, kind, true, (view.names[one], view.names[two]), ", ".join(sizes))
 
 
 SINGLE_TEMPLATES: tuple[SingleTemplate, ...] = (
@@ -289,9 +341,9 @@ SINGLE_TEMPLATES: tuple[SingleTemplate, ...] = (
 
 
 def drafted(flavour: str, statement: Statement, random: Random) -> Draft:
-    words, group, true, about = statement
+    words, group, true, about, rationale = statement
     answer = "true" if true else "false"
-    return Draft(flavour, pick(JUDGE, random).format(words), (answer,), group, answer, about)
+    return Draft(flavour, pick(JUDGE, random).format(words), (answer,), group, answer, about, rationale)
 
 
 def about_one(view: View, random: Random, lexicon: Lexicon) -> Draft | None:

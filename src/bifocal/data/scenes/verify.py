@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 from typing import Any
 
+from bifocal.data.prompts import RATIONALE
 from bifocal.data.sample import Box, Sample
 from bifocal.data.scenes.reading import (
     NUMBER_OF,
@@ -19,18 +19,21 @@ from bifocal.data.scenes.reading import (
     RELATIONS,
     SURELY_NOT,
     Phrase,
-    PhraseReader,
+    Table,
     Unclear,
     cell_of,
     cell_of_words,
+    look_up,
+    not_said,
     only,
     side_holds,
 )
 from bifocal.data.scenes.scene import Concept, Scene, SceneObject
+from bifocal.data.scenes.verify_rationales import RationaleReader
 from bifocal.data.scenes.words import NUMBERS, ORDINALS
 
 
-class Reader(PhraseReader):
+class Reader(RationaleReader):
     """Parses the whole language for one set of concepts: questions, statements, captions and lists."""
 
     def __init__(self, concepts: Iterable[Concept]) -> None:
@@ -42,9 +45,9 @@ class Reader(PhraseReader):
 
     def answer(self, question: str, scenes: Sequence[Scene]) -> str:
         """The answer to a question about the pictures. Raises ``Unclear`` where it has none, or several."""
-        return _look_up(self._questions, question.removesuffix("?"), scenes)
+        return look_up(self._questions, question.removesuffix("?"), scenes)
 
-    def _question_table(self) -> _Table:
+    def _question_table(self) -> Table:
         count, fitting, the = self._count, self.fitting, self.the
 
         def yes(value: bool) -> str:
@@ -100,11 +103,11 @@ class Reader(PhraseReader):
             (r"(?:what is this|what is the only thing here|which thing is this)",
              lambda m, s: only(s[0].objects, "this").concept.name),
             (r"what (?:is in|do) both pictures(?: show)?|which thing do both pictures show",
-             lambda m, s: in_all(s) if len(s) == 2 else _not_said(m)),
+             lambda m, s: in_all(s) if len(s) == 2 else not_said(m)),
             (r"what is in all three pictures|which thing do all three pictures show",
-             lambda m, s: in_all(s) if len(s) == 3 else _not_said(m)),
+             lambda m, s: in_all(s) if len(s) == 3 else not_said(m)),
             (r"(?:how many|what is the number of) (.+?)(?: are there| does the picture show)?",
-             lambda m, s: NUMBERS[count(self.several(m[1]), s[0])] if len(s) == 1 else _not_said(m)),
+             lambda m, s: NUMBERS[count(self.several(m[1]), s[0])] if len(s) == 1 else not_said(m)),
             (r"how many (.+) (?:are there|do the pictures show) in all",
              lambda m, s: NUMBERS[sum(count(self.several(m[1]), scene) for scene in s)]),
             (r"how many (.+) (?:are in|does) the (\w+) picture(?: show)?",
@@ -138,9 +141,9 @@ class Reader(PhraseReader):
     def truth(self, text: str, scenes: Sequence[Scene]) -> bool:
         """Whether a statement (with the words that ask for its truth) is true of one picture or a pair."""
         words = re.sub(r"^true or false: |^is it true that |\. true or false\?$|\?$", "", text)
-        return _look_up(self._statements, words, scenes)
+        return look_up(self._statements, words, scenes)
 
-    def _statement_table(self) -> _Table:
+    def _statement_table(self) -> Table:
         count, fitting, the = self._count, self.fitting, self.the
         sides = {"left": 0, "right": 1}
         bounds: dict[str, Callable[[int, int], bool]] = {
@@ -208,7 +211,7 @@ class Reader(PhraseReader):
             (r"all the (.+) are on tiles of the same colour", lambda m, s: same_tiles(m[1], s[0])),
             (rf"(the .+) in the (left|right) image is ({look})",
              lambda m, s: has(m[3], the(m[1], s[sides[m[2]]]))),
-            (rf"(the .+) is ({look})", lambda m, s: has(m[2], the(m[1], s[0])) if len(s) == 1 else _not_said(m)),
+            (rf"(the .+) is ({look})", lambda m, s: has(m[2], the(m[1], s[0])) if len(s) == 1 else not_said(m)),
             (r"(the .+) in the (left|right) image is (larger|smaller) than (the .+) in the (left|right) image",
              lambda m, s: sized(the(m[1], s[sides[m[2]]]), m[3], the(m[4], s[sides[m[5]]]))),
             (r"(the .+) is (larger|smaller) than (the .+)",
@@ -317,31 +320,6 @@ class Reader(PhraseReader):
                 raise Unclear(f"{words!r} is not at {box}.")
 
 
-_Table = list[tuple[str, Callable[[re.Match[str], Sequence[Scene]], Any]]]
-
-
-def _not_said(match: re.Match[str]) -> Any:
-    raise Unclear(f"{match[0]!r} is not said of so many pictures.")
-
-
-def _look_up(table: _Table, words: str, scenes: Sequence[Scene]) -> Any:
-    """What the first pattern that can be read says; a pattern whose words name nothing gives way to the next."""
-    problem: Unclear | None = None
-    for pattern, meaning in table:
-        match = _compiled(pattern).fullmatch(words)
-        if match is not None:
-            try:
-                return meaning(match, scenes)
-            except Unclear as error:
-                problem = problem or error
-    raise problem or Unclear(f"{words!r} cannot be read.")
-
-
-@lru_cache(maxsize=256)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
-
-
 def check(sample: Sample, scenes: Sequence[Scene], reader: Reader) -> None:
     """Raises ``Unclear`` unless the sample's answer is what the words and the boxes of its pictures give."""
     question = sample.messages[0].parts[-1]
@@ -365,6 +343,9 @@ def check(sample: Sample, scenes: Sequence[Scene], reader: Reader) -> None:
         right = reader.answer(str(question), scenes)
     elif sample.task == "reasoning":
         right = "true" if reader.truth(str(question), scenes) else "false"
+        told = (sample.facts or {}).get(RATIONALE)
+        if told != (seen := reader.seen(str(question), scenes)):
+            raise Unclear(f"{question!r}: {told!r} was to be seen where it is {seen!r}.")
     elif sample.task == "zero-shot":
         right = only(scenes[0].objects, "this").concept.name
     elif sample.task == "text-to-image":

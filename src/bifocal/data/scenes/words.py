@@ -27,6 +27,7 @@ NUMBERS: tuple[str, ...] = (
 NUMBERS += ("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen")
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 DIRECTIONS = ("left", "right", "above", "below")
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 DIRECTION_PHRASES = {  # several ways to say the same, each read as "<a> is <phrase> <b>"
     "left": ("left of", "to the left of"),
     "right": ("right of", "to the right of"),
