@@ -64,7 +64,7 @@ def scene_stages(find: float, tell: float) -> tuple[Stage, ...]:
         ),
         Stage(
             1.0,
-            TaskWeights(captioning=3, vqa=8, grounding=3, reasoning=5),
+            TaskWeights(captioning=4, vqa=8, grounding=3, reasoning=5),
             {"exists": 2, "every": 2, "count": 2, "compare": 2},
         ),
     )
