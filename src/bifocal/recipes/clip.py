@@ -52,7 +52,7 @@ class CLIPRecipe:
     of so many pairs, whatever the batch, for one more pass forwards: gradients are cached (``CLIPModel``).
     """
 
-    batch_size: int = 128
+    batch_size: int = 256
     objective: Objective = "softmax"
     chunk_size: int = 0
     text_tokens: int = 1024
@@ -336,7 +336,7 @@ def recipe_clip(scale: str, tower: str = "vit") -> CLIPRecipe:
                 optimizer=OptimizerSettings(kind="muon", warmup_steps=4),
             ),
         )
-    steps = {"quickstart": 420, "standard": 1000}[scale]
+    steps = {"quickstart": 280, "standard": 1000}[scale]
     return CLIPRecipe(
         train=TrainSettings(
             steps=steps,

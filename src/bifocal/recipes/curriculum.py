@@ -59,12 +59,12 @@ def scene_stages(find: float, tell: float) -> tuple[Stage, ...]:
         Stage(find, TaskWeights(reasoning=1)),
         Stage(
             tell,
-            TaskWeights(captioning=2, vqa=8, grounding=4, reasoning=1.5),
+            TaskWeights(captioning=2, vqa=8, grounding=3, reasoning=2.5),
             {"exists": 10, "every": 6, "pair-which": 2},
         ),
         Stage(
             1.0,
-            TaskWeights(captioning=4, vqa=8, grounding=3, reasoning=5),
+            TaskWeights(captioning=3, vqa=7, grounding=2, reasoning=6),
             {"exists": 2, "every": 2, "count": 2, "compare": 2},
         ),
     )

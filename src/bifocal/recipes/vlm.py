@@ -307,8 +307,8 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
     # The discrete model has a small part of the quickstart: its drawings cost more to evaluate than answers do. It
     # does not get as far there as to find things, which is what the later stages build on.
     steps, episodes, stages = {
-        ("quickstart", "continuous"): (750, 8_000, scene_stages(0.35, 0.7)),
-        ("quickstart", "discrete"): (110, 4_000, ()),
+        ("quickstart", "continuous"): (620, 8_000, scene_stages(0.35, 0.7)),
+        ("quickstart", "discrete"): (70, 4_000, ()),
         ("standard", "continuous"): (2800, 40_000, scene_stages(0.2, 0.45)),
         ("standard", "discrete"): (1600, 30_000, scene_stages(0.4, 0.7)),
     }[scale, family]
