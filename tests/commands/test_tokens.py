@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 import tiny
 from bifocal import inference
-from bifocal.commands.inspect import show_data
+from bifocal.commands.inspect import recipe_of, show_data
 from bifocal.commands.tokens import coloured, pieces_of, supervised_count
+from bifocal.config import to_dict
+from bifocal.data.prompts import RATIONALE
 from bifocal.data.sample import Message, Picture, Sample, write_samples
+from bifocal.recipes.runs import open_run
+from bifocal.recipes.vlm import VLMRecipe
 
 
 def model() -> inference.VLM:
@@ -57,3 +62,26 @@ def test_the_page_shows_pictures_as_they_are_seen(tmp_path: Path) -> None:
     html = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "a.png, as seen: 32 x 32" in html
     assert html.count('<span class="learnt">') == 1
+
+
+@pytest.mark.parametrize("rationales", [True, False])
+def test_answers_are_shown_in_the_words_that_the_run_was_taught(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rationales: bool
+) -> None:
+    Image.fromarray(np.zeros((50, 90, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    said = (
+        Message("user", (Picture(0), "there is one owl. true or false?")),
+        Message("assistant", ("false",)),
+    )
+    judged = Sample("one", "reasoning", "single", ("a.png",), said, ("false",), {RATIONALE: "two"})
+    write_samples(tmp_path / "samples.jsonl", [judged])
+    recipe = VLMRecipe(rationales=rationales)
+    open_run(tmp_path / "run", "vlm", recipe, resume=False, init_from="runs/other")
+    found = recipe_of(tmp_path / "run")
+    assert found is not None and to_dict(found) == to_dict(recipe)
+    show_data(tmp_path, tmp_path / "page.html", model=model(), recipe=found)
+    assert ("two: false" in capsys.readouterr().out) is rationales
+
+
+def test_a_directory_of_another_library_has_no_recipe(tmp_path: Path) -> None:
+    assert recipe_of(tmp_path) is None

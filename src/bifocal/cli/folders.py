@@ -194,9 +194,10 @@ def data_show(
         model: a finished VLM: show its tokens, the supervised ones in green, and the pictures as it sees them.
         count: how many samples, spread evenly over the folder.
     """
-    from bifocal.commands.inspect import show_data
+    from bifocal.commands.inspect import recipe_of, show_data
 
     if count < 1:
         raise config.UserError(f"-n must be at least 1, got {count}")
     vlm = None if model is None else open_vlm(model, "tokens of conversations are")
-    show_data(folder, output, task=task, count=count, model=vlm)
+    recipe = None if model is None else recipe_of(model)
+    show_data(folder, output, task=task, count=count, model=vlm, recipe=recipe)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
 
-from bifocal.artifacts import atomic_write_text
+from bifocal.artifacts import atomic_write_text, read_json
 from bifocal.commands.tokens import STYLE, coloured, pieces_of, seen_html, supervised_count, tokens_html
-from bifocal.config import UserError
+from bifocal.config import UserError, from_dict
 from bifocal.data.doctor import KINDS, Report, examine
 from bifocal.data.folder import FolderDataset
 from bifocal.data.sample import Box, Picture, Sample
 from bifocal.inference import VLM
 from bifocal.pages import Marked, Section, escape, page, picture_html
+from bifocal.recipes.packing import as_taught
+from bifocal.recipes.runs import INIT_FROM, RECIPE
+from bifocal.recipes.vlm import VLMRecipe
 from bifocal.training.progress import counted
 
 # ------------------------------------------------------------ check
@@ -72,15 +76,24 @@ _SIDE = 320  # pixels of the longest side of a shown picture
 
 
 def show_data(
-    directory: Path, out: Path, *, task: str | None = None, count: int = 60, model: VLM | None = None
+    directory: Path,
+    out: Path,
+    *,
+    task: str | None = None,
+    count: int = 60,
+    model: VLM | None = None,
+    recipe: VLMRecipe | None = None,
 ) -> None:
     """Write a page with ``count`` samples, spread evenly: pictures, boxes, questions and answers.
 
-    With a ``model`` each is shown as that model learns from it, and the first of them is printed too.
+    With a ``model`` each is shown as that model learns from it, and the first of them is printed too; ``recipe`` is
+    the one that it was trained by, which may put answers in other words.
     """
     dataset = FolderDataset(directory, task)
     number = min(count, len(dataset.samples))
     some = [dataset.samples[place * len(dataset.samples) // number] for place in range(number)]
+    if recipe is not None:
+        some = [as_taught(sample, recipe, random.Random(sample.id)) for sample in some]
     groups: dict[str, list[Sample]] = {}
     for sample in some:
         groups.setdefault(sample.task, []).append(sample)
@@ -99,6 +112,15 @@ def show_data(
         print(f"{some[0].id}: {supervised_count(found)} (green)")
         Console(soft_wrap=True).print(coloured(found))
     print(f"wrote {out}")
+
+
+def recipe_of(run: Path) -> VLMRecipe | None:
+    """The recipe of a VLM's run; None for a directory that another library wrote."""
+    if not (run / RECIPE).is_file():
+        return None
+    stored = read_json(run / RECIPE)
+    settings = {key: value for key, value in stored.items() if key not in ("kind", INIT_FROM)}
+    return from_dict(VLMRecipe, settings, str(run / RECIPE), older=True)
 
 
 def _card(dataset: FolderDataset, sample: Sample, model: VLM | None) -> str:

@@ -82,10 +82,7 @@ class Packer:
         while len(builder.rows) < size - drawing:
             turn = self.source.turn(split, number, recipe.train.seed)
             samples = self.source.document(split, turn, rng, reading, kinds)
-            if recipe.rationales:
-                samples = [with_rationale(sample) for sample in samples]
-            if recipe.sentences:
-                samples = [in_sentences(with_article(sample, self.articles), rng) for sample in samples]
+            samples = [as_taught(sample, recipe, rng, self.articles) for sample in samples]
             number += 1
             # a document begins a row, or joins the last one if both are short (a user's own data)
             misses = 0 if builder.add_document(samples) else misses + 1
@@ -118,6 +115,17 @@ class Packer:
         if not samples:
             return None
         return drawing_sample(samples[0], blank=rng.random() < self.recipe.drop_prompt)
+
+
+def as_taught(
+    sample: Sample, recipe: VLMRecipe, rng: random.Random, articles: Mapping[str, str] | None = None
+) -> Sample:
+    """The sample in the words that a recipe teaches; ``articles`` are those of a scene's things."""
+    if recipe.rationales:
+        sample = with_rationale(sample)
+    if recipe.sentences:
+        sample = in_sentences(with_article(sample, articles or {}), rng)
+    return sample
 
 
 def with_article(sample: Sample, articles: Mapping[str, str]) -> Sample:
