@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bifocal.config import from_dict, to_dict
 from bifocal.data.batch import Template
 from bifocal.data.sample import Message, Picture, Sample
 from bifocal.data.scenes import WorldSettings
@@ -17,7 +18,7 @@ from bifocal.data.text import TextTokenizer
 from bifocal.recipes.curriculum import TaskWeights
 from bifocal.recipes.packing import NAMING, Packer, texts_in, with_article
 from bifocal.recipes.sources import SceneSource
-from bifocal.recipes.vlm import recipe_vlm
+from bifocal.recipes.vlm import VLMRecipe, recipe_vlm
 
 ARTICLES = {"owl": "an", "orange": "an", "dog": "a"}
 
@@ -59,6 +60,13 @@ def test_statements_are_judged_with_or_without_their_rationale(rationales: bool)
     verdicts = supervised.count("true") + supervised.count("false")
     assert verdicts == rows.answers
     assert supervised.count(":") == (verdicts if rationales else 0)
+
+
+def test_recipes_teach_rationales_and_a_run_from_before_goes_on_without() -> None:
+    assert all(recipe_vlm(scale).rationales for scale in ("smoke", "quickstart", "standard"))
+    stored = to_dict(recipe_vlm("quickstart"))
+    del stored["rationales"]
+    assert not from_dict(VLMRecipe, stored, older=True).rationales
 
 
 class Zeros:

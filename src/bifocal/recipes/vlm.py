@@ -81,7 +81,7 @@ class VLMRecipe:
     vision_share: float = 0.1
     plain_text: float = 0.0
     sentences: bool = False
-    rationales: bool = True
+    rationales: bool = False  # recipes turn it on; what was trained before there were any goes on without
     align: str | None = None
     align_layer: int = 2
     align_weight: float = 1.0
@@ -293,6 +293,7 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
             batch_size=8,
             row_length=256,
             episodes=64,
+            rationales=True,
             language=LanguageConfig(
                 width=96, layers=2, heads=2, kv_heads=2, hidden=256, qk_norm=True, head_norm=head_norm
             ),
@@ -318,6 +319,7 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
     return VLMRecipe(
         family=family,
         episodes=episodes,
+        rationales=True,
         align_layer=3,
         language=LanguageConfig(
             width=192, layers=layers, heads=3, kv_heads=3, hidden=512, qk_norm=True, head_norm=head_norm
