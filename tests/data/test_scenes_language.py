@@ -12,6 +12,7 @@ from bifocal.data.scenes.compose import SPLITS, World
 from bifocal.data.scenes.dataset import clip_caption, samples_for
 from bifocal.data.scenes.facts import CLEAR, View
 from bifocal.data.scenes.heard import read_caption
+from bifocal.data.scenes.reading import statement_in
 from bifocal.data.scenes.scene import Concept, Scene, SceneObject
 from bifocal.data.scenes.verify import Reader, Unclear, check
 from bifocal.data.scenes.words import Lexicon, counted, join, look, numbered_category, the_look
@@ -117,7 +118,7 @@ def test_the_verdict_follows_from_the_words_and_the_rationale(samples):
     statements = [sample for sample in samples if sample.task == "reasoning"]
     for sample in statements:
         assert sample.facts is not None
-        words = re.sub(r"^true or false: |^is it true that |\. true or false\?$|\?$", "", sample.question)
+        words = statement_in(sample.question)
         verdicts.setdefault((sample.slice, words, sample.facts[RATIONALE]), set()).add(sample.answer_text)
     assert len(statements) > 1000 and len(verdicts) < len(statements)
     assert not [key for key, found in verdicts.items() if len(found) > 1]

@@ -172,6 +172,7 @@ def test_nothing_to_score_is_said():
         ("no, yes: true", "true"),  # a rationale before it
         ("top left: False.", "false"),
         ("true: the owl is small", "true"),
+        ("True: no owl is there", "true"),
         ("two, one:", None),
         ("maybe", None),
         ("", None),

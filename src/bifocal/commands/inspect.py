@@ -18,7 +18,7 @@ from bifocal.data.sample import Box, Picture, Sample
 from bifocal.inference import VLM
 from bifocal.pages import Marked, Section, escape, page, picture_html
 from bifocal.recipes.packing import as_taught
-from bifocal.recipes.runs import INIT_FROM, RECIPE
+from bifocal.recipes.runs import RECIPE, settings_in
 from bifocal.recipes.vlm import VLMRecipe
 from bifocal.training.progress import counted
 
@@ -118,9 +118,7 @@ def recipe_of(run: Path) -> VLMRecipe | None:
     """The recipe of a VLM's run; None for a directory that another library wrote."""
     if not (run / RECIPE).is_file():
         return None
-    stored = read_json(run / RECIPE)
-    settings = {key: value for key, value in stored.items() if key not in ("kind", INIT_FROM)}
-    return from_dict(VLMRecipe, settings, str(run / RECIPE), older=True)
+    return from_dict(VLMRecipe, settings_in(read_json(run / RECIPE)), str(run / RECIPE), older=True)
 
 
 def _card(dataset: FolderDataset, sample: Sample, model: VLM | None) -> str:

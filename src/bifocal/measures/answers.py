@@ -46,10 +46,9 @@ _VERDICTS = {
 def verdict(text: str) -> str | None:
     """ "true" or "false" by the answer's first word, else None: "Yes, it is." -> "true".
 
-    The word behind the last colon comes before it: "no, yes: true" gives its reasons first.
+    Where that is no plain "true" or "false", the word behind the last colon comes before it: "no, yes: true" gives its
+    reasons first, "true: no owl" last.
     """
-    for part in dict.fromkeys((text.rpartition(":")[2], text)):
-        words = normalize_answer(part).split()
-        if words and words[0] in _VERDICTS:
-            return _VERDICTS[words[0]]
-    return None
+    first, last = (normalize_answer(part).split()[:1] for part in (text, text.rpartition(":")[2]))
+    plain = [word for word in first if word in ("true", "false")]
+    return next((_VERDICTS[word] for word in (*plain, *last, *first) if word in _VERDICTS), None)

@@ -95,11 +95,15 @@ def _differences(before: dict[str, Any], written: dict[str, Any], where: str = "
     return found
 
 
+def settings_in(written: dict[str, Any]) -> dict[str, Any]:
+    """What a run's recipe file says of the recipe itself."""
+    return {name: value for name, value in written.items() if name not in ("kind", INIT_FROM)}
+
+
 def _with_new_settings(before: dict[str, Any], recipe: type) -> dict[str, Any]:
     """What an earlier version wrote, with the settings that it did not have at what it did without them."""
-    settings = {name: value for name, value in before.items() if name not in ("kind", INIT_FROM)}
     try:
-        known = config.to_dict(config.from_dict(recipe, settings, older=True))
+        known = config.to_dict(config.from_dict(recipe, settings_in(before), older=True))
     except UserError:
         return before  # so different that the comparison will say in what
     return {**json.loads(json.dumps(known)), "kind": before.get("kind"), INIT_FROM: before[INIT_FROM]}

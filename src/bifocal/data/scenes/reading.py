@@ -192,6 +192,11 @@ class PhraseReader:
         return order[:1]
 
 
+def statement_in(text: str) -> str:
+    """A statement without the words that ask for its truth."""
+    return re.sub(r"^true or false: |^is it true that |\. true or false\?$|\?$", "", text)
+
+
 Table = list[tuple[str, Callable[[re.Match[str], Sequence[Scene]], Any]]]
 
 

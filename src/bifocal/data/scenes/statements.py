@@ -201,9 +201,8 @@ def related(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
         return None
     words = pick(DIRECTION_PHRASES[direction], random)
     statement = f"{view.reference(one)} is {words} {view.reference(two)}"
-    return Statement(
-        statement, direction, true, (view.names[one], view.names[two]), side(view, one, two, direction)
-    )
+    seen = side(view, one, two, direction)
+    return Statement(statement, direction, true, (view.names[one], view.names[two]), seen)
 
 
 def placed(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
@@ -274,18 +273,18 @@ def all_look(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
     if not several:
         return None
     name = pick(several, random)
-    members = [view.objects[i] for i in view.members[name]]
+    things = [view.objects[i] for i in view.members[name]]
     way = int(random() * 3)
     if way == 0:
         words = value = asked = pick(SIZES, random)
         seen = {i: view.objects[i].size for i in view.members[name]}
     elif way == 1:
-        if not members[0].concept.can_tilt:
+        if not things[0].concept.can_tilt:
             return None
         words = value = asked = pick(TILTS, random)
         seen = {i: view.objects[i].tilt for i in view.members[name]}
     else:
-        tile = pick(members, random).tile
+        tile = pick(things, random).tile
         if tile is None:
             return None
         # One colour for all colours in the group's name: which it is says nothing.
@@ -295,7 +294,7 @@ def all_look(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
     concept = lexicon.by_name[name]
     quantity = random()
     if quantity < 0.4:
-        kind, true = "every", having == len(members)
+        kind, true = "every", having == len(things)
         statement = f"every {name} is {words}"
     elif quantity < 0.7:
         kind, true = "exactly one of", having == 1
@@ -304,7 +303,7 @@ def all_look(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
         kind, true = "no", having == 0
         statement = f"no {name} is {words}"
     else:
-        tiles = [thing.tile for thing in members]
+        tiles = [thing.tile for thing in things]
         if None in tiles:
             return None
         kind, true = "same", len(set(tiles)) == 1

@@ -27,6 +27,7 @@ from bifocal.data.scenes.reading import (
     not_said,
     only,
     side_holds,
+    statement_in,
 )
 from bifocal.data.scenes.scene import Concept, Scene, SceneObject
 from bifocal.data.scenes.verify_rationales import RationaleReader
@@ -140,8 +141,7 @@ class Reader(RationaleReader):
 
     def truth(self, text: str, scenes: Sequence[Scene]) -> bool:
         """Whether a statement (with the words that ask for its truth) is true of one picture or a pair."""
-        words = re.sub(r"^true or false: |^is it true that |\. true or false\?$|\?$", "", text)
-        return look_up(self._statements, words, scenes)
+        return look_up(self._statements, statement_in(text), scenes)
 
     def _statement_table(self) -> Table:
         count, fitting, the = self._count, self.fitting, self.the

@@ -15,12 +15,12 @@ from bifocal.data.scenes.reading import (
     Unclear,
     cell_of,
     look_up,
+    statement_in,
 )
 from bifocal.data.scenes.scene import Concept, Scene, SceneObject
-from bifocal.data.scenes.words import NUMBERS
+from bifocal.data.scenes.words import NUMBERS, OPPOSITE
 
 _SIDES = {"left": 0, "right": 1}
-_OTHER = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
 
 class RationaleReader(PhraseReader):
@@ -32,8 +32,7 @@ class RationaleReader(PhraseReader):
 
     def seen(self, text: str, scenes: Sequence[Scene]) -> str:
         """ "two, one": what there is to see of what a statement names. Raises ``Unclear`` where it cannot be read."""
-        words = re.sub(r"^true or false: |^is it true that |\. true or false\?$|\?$", "", text)
-        return str(look_up(self._seen, words, scenes))
+        return str(look_up(self._seen, statement_in(text), scenes))
 
     def _how_many(self, words: str, scenes: Sequence[Scene]) -> str:
         """Of "owls", "two owls" or "exactly one owl" in each picture."""
@@ -58,7 +57,7 @@ class RationaleReader(PhraseReader):
             return "level"
         if abs(gap) < SURE and (gap < 0) == (relation in ("left", "above")):
             raise Unclear(f"{one} and {other} are too level for {relation!r}.")
-        return relation if (gap < 0) == (relation in ("left", "above")) else _OTHER[relation]
+        return relation if (gap < 0) == (relation in ("left", "above")) else OPPOSITE[relation]
 
     def _all_of(self, noun: str, asked: str, scene: Scene) -> str:
         """The looks of all things of a kind, from left to right."""
