@@ -17,8 +17,9 @@ from bifocal.data.scenes import WorldSettings
 from bifocal.models.language import LanguageConfig
 from bifocal.models.lora import LoRASettings
 from bifocal.recipes import vlm
-from bifocal.recipes.learning import Learning, LearningStages, rates_of
+from bifocal.recipes.learning import Learning, LearningStages, name_of, rates_of
 from bifocal.recipes.packing import Packer
+from bifocal.recipes.sketches import sketch
 from bifocal.recipes.vlm import VLMRecipe, train_vlm
 from bifocal.training import checkpoint
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings, learning_rate_share
@@ -124,6 +125,21 @@ def test_a_part_that_is_frozen_stays_and_the_others_move_in_proportion() -> None
     assert step({"image_path.": 0.0, "language_model.": 1e-3}) == pytest.approx(
         {"image_path.": 1e-2, "language_model.": 1e-3}, rel=1e-3
     )
+
+
+def test_a_projector_that_no_stage_trains_is_frozen_and_not_counted(
+    parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = recipe(parts, learning=LearningStages(instruct=Learning(1.0, language=1e-2)))
+    train_vlm(held, parts / "held")
+    kept = masters(parts / "held", 2)
+    assert not any(name.startswith("image_path.") for name in kept)
+    assert moved(kept, masters(parts / "held", 8)) == {"language_model"}
+    assert "trains language model" in capsys.readouterr().out
+    planned = sketch(held).model()
+    assert {name_of(name) for name, weight in planned.named_parameters() if weight.requires_grad} == {
+        "language model"
+    }
 
 
 def test_each_stage_moves_its_parts_and_a_resumed_run_is_an_uninterrupted_one(

@@ -115,8 +115,11 @@ def let_learn(
         install_lora(model.language_model, lora, new_tokens)
     elif stages and not stages.trains("language"):
         model.language_model.requires_grad_(False)
-    if vision and isinstance(model.image_path, ContinuousPath):
-        model.image_path.vision_model.requires_grad_(True)
+    if isinstance(model.image_path, ContinuousPath):
+        if stages and not stages.trains("projector"):
+            model.image_path.requires_grad_(False)
+        if vision:
+            model.image_path.vision_model.requires_grad_(True)
 
 
 def name_of(parameter: str) -> str:
