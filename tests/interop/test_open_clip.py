@@ -17,6 +17,7 @@ import peers
 import tiny
 from bifocal import inference
 from bifocal.commands.exchange import export_command, import_command
+from bifocal.commands.interpolate import open_pair
 from bifocal.config import UserError
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from interop.foreign import (
@@ -141,18 +142,44 @@ def test_pictures_are_prepared_as_the_directory_says(tmp_path: Path, preprocess:
 def test_an_imported_directory_is_a_run_that_opens_again(tmp_path: Path, manner: str) -> None:
     place = directory(tmp_path / "theirs", **MANNERS[manner])
     import_command(place, tmp_path / "run")
-    clip = opened(tmp_path / "run")
-    assert torch.equal(clip.embed_images(pictures()), opened(place).embed_images(pictures()))
-    assert torch.equal(clip.embed_texts(TEXTS), opened(place).embed_texts(TEXTS))
+    clip, source = opened(tmp_path / "run"), opened(place)
+    # three spare pixels, whose middle the tools choose differently, and a text that open_clip cleans
+    seen = [*pictures(), tiny.picture(3, 35)[:32]]
+    said = [*TEXTS, "tom &amp; an owl"]
+    assert torch.equal(clip.embed_images(seen), source.embed_images(seen))
+    assert torch.equal(clip.embed_texts(said), source.embed_texts(said))
+    open_pair(place, tmp_path / "run")  # what it is trained into can be interpolated with it
     if (tmp_path / "run" / "open_clip_config.json").is_file():
         agree(tmp_path / "run", clip)
 
 
-def test_a_clip_of_openai_s_kind_goes_from_one_tool_to_the_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"preprocess": {"resize_mode": "longest", "fill_color": 50}},
+        {"text_cfg": {**WORDS, "pool_type": "eos", "eos_id": 2}, "tokenizer": False},
+    ],
+    ids=["filled up", "an end that transformers cannot say"],
+)
+def test_what_transformers_cannot_hold_is_finished_as_it_came(tmp_path: Path, changed: Any) -> None:
+    place = directory(tmp_path / "theirs", **changed)
+    import_command(place, tmp_path / "run")
+    assert opened(tmp_path / "run").model.config == opened(place).model.config
+    with pytest.raises(UserError, match="transformers"):
+        export_command(tmp_path / "run", "transformers", tmp_path / "there")
+
+
+def test_a_clip_of_openai_s_kind_goes_from_one_tool_to_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = directory(tmp_path / "theirs", **MANNERS["openai's"])
     import_command(place, tmp_path / "run")
-    assert (tmp_path / "run" / "config.json").is_file()  # it is a CLIPModel now
-    export_command(tmp_path / "run", "open_clip", tmp_path / "back")
+    capsys.readouterr()
+    export_command(tmp_path / "run", "transformers", tmp_path / "there")
+    assert (tmp_path / "there" / "config.json").is_file()  # it is a CLIPModel now
+    said = capsys.readouterr().out
+    assert "one pixel beside" in said and "texts are not cleaned" in said
+    export_command(tmp_path / "there", "open_clip", tmp_path / "back")
     agree(tmp_path / "back", opened(place))
 
 
@@ -338,16 +365,26 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, content: str
         bifocal.load(place)
 
 
-def test_a_quick_gelu_in_one_of_two_configurations_is_refused(tmp_path: Path) -> None:
-    place = directory(tmp_path / "theirs", **MANNERS["openai's"])
-    import_command(place, tmp_path / "run")
+@pytest.mark.parametrize(
+    ("part", "said", "reason"),
+    [
+        ("model_cfg", {"quick_gelu": False}, "says hidden_act 'quick_gelu'"),
+        ("preprocess_cfg", {"mean": [0.5, 0.5, 0.5]}, "their mean is"),
+        ("preprocess_cfg", {"resize_mode": "squash"}, "their way of making pictures square is"),
+    ],
+)
+def test_two_configurations_that_disagree_are_refused(
+    tmp_path: Path, part: str, said: dict[str, Any], reason: str
+) -> None:
+    place, both = directory(tmp_path / "theirs", **MANNERS["openai's"]), tmp_path / "both"
+    export_command(place, "transformers", both)
     config = json.loads((place / "open_clip_config.json").read_text())
-    (tmp_path / "run" / "open_clip_config.json").write_text(json.dumps(config))
-    assert opened(tmp_path / "run").model.config.text.activation == "quick_gelu"
-    del config["model_cfg"]["quick_gelu"]
-    (tmp_path / "run" / "open_clip_config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="the weights were trained with one of them"):
-        bifocal.load(tmp_path / "run")
+    (both / "open_clip_config.json").write_text(json.dumps(config))
+    assert opened(both).model.config.text.activation == "quick_gelu"
+    config[part] |= said
+    (both / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"{reason}.*the weights were trained with one of them"):
+        bifocal.load(both)
 
 
 def test_a_clip_finished_by_an_earlier_version_opens(tmp_path: Path) -> None:

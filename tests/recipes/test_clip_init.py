@@ -12,6 +12,7 @@ import torch
 import bifocal
 import tiny
 from bifocal import inference
+from bifocal.commands.interpolate import interpolate_command
 from bifocal.commands.train import train_command
 from bifocal.config import UserError
 from bifocal.models.clip import CLIPConfig, CLIPModel
@@ -54,6 +55,17 @@ def test_a_foreign_checkpoint_is_trained_on_and_stays_what_it_was(tmp_path: Path
     assert not any(report.values()), report
     said = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert said["model"]["text"]["activation"] == "quick_gelu"
+
+
+def test_what_became_of_the_old_end_id_lies_on_a_line_with_its_start(tmp_path: Path) -> None:
+    begin = clip_directory(tmp_path / "old", clip_model(text={"eos_token_id": 2}))
+    data = tiny.folder(tmp_path / "data", pictures=12)
+    train(begin, tmp_path / "run", data)
+    interpolate_command(begin, tmp_path / "run", tmp_path / "mixed", share=0.0)
+    before, mixed = inference.load(begin), inference.load(tmp_path / "mixed")
+    assert isinstance(before, inference.CLIP) and isinstance(mixed, inference.CLIP)
+    assert torch.equal(before.embed_images(pictures()), mixed.embed_images(pictures()))
+    assert torch.equal(before.embed_texts(["an owl"]), mixed.embed_texts(["an owl"]))
 
 
 def test_it_begins_with_the_very_weights(tmp_path: Path, begin: Path) -> None:

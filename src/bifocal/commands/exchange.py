@@ -10,7 +10,7 @@ from bifocal import artifacts, inference
 from bifocal.config import UserError
 from bifocal.data.text import TextTokenizer
 from bifocal.interop import open_clip
-from bifocal.interop.clip import LAYOUTS, layout_in, read_clip, write_clip
+from bifocal.interop.clip import LAYOUTS, layout_in, losses, read_clip, write_clip
 from bifocal.interop.clip_tokens import AnyTokenizer
 from bifocal.interop.vlm import LAYOUTS as VLM_LAYOUTS
 from bifocal.interop.vlm import layout_in as vlm_layout_in
@@ -73,6 +73,8 @@ def export_command(run: Path, form: str, out: Path) -> None:
     layout = next(each for each in LAYOUTS if each == form)
     with artifacts.write_directory(out) as work:
         write_clip(work, model, tokenizer, layout, weights=open_clip.EXPORTED, name=out.resolve().name)
+    for lost in losses(layout, model.config, tokenizer):
+        print(f"{layout} has no place for all that {run} does: {lost}")
 
 
 def _export_vlm(

@@ -7,7 +7,7 @@ weights there is often a point that keeps most of both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from bifocal.data.foreign_text import ForeignTokenizer
 from bifocal.data.sample import Dataset
 from bifocal.data.templates import read_templates
 from bifocal.evaluation.results import HEADLINES, format_interval, format_value, metric_title
-from bifocal.interop.clip_tokens import AnyTokenizer
-from bifocal.models.clip import CLIPModel
+from bifocal.interop.clip_tokens import AnyTokenizer, end_of
+from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.models.precision import fast_dtype, open_device, set_precision
+from bifocal.models.text import TextConfig
 from bifocal.pages import FIRST, INK, LINE, MUTED, SECOND, Section, figure_svg, page, table
 from bifocal.training.progress import Progress
 
@@ -55,29 +56,39 @@ def open_pair(start: Path, end: Path) -> tuple[CLIPModel, CLIPModel, AnyTokenize
 
     Raises ``UserError`` where they are not: their mean would mean nothing.
     """
-    models, tokenizers = [], []
+    models, tokenizers, manners = [], [], []
     for path in (start, end):
         model, tokenizer = inference.load_model(path)
         if not isinstance(model, CLIPModel):
             raise UserError(f"{path} is no CLIP, and weights are interpolated between two CLIPs")
         models.append(model)
         tokenizers.append(tokenizer)
-    if models[0].config != models[1].config:
+        manners.append(_with_named_end(model.config, tokenizer))
+    if manners[0] != manners[1]:
         raise UserError(
             f"{start} and {end} are models of different shape or manner: {end} must be trained from {start}"
         )
-    if _said_by(tokenizers[0]) != _said_by(tokenizers[1]):
+    seen = not models[0].config.text.causal
+    if _said_by(tokenizers[0], seen) != _said_by(tokenizers[1], seen):
         raise UserError(f"{start} and {end} have different tokenizers: {end} must be trained from {start}")
     return models[0], models[1], tokenizers[1]
 
 
-def _said_by(tokenizer: AnyTokenizer | None) -> tuple[Any, ...] | None:
-    """What decides how it reads; equal for two that are one."""
+def _with_named_end(config: CLIPConfig, tokenizer: AnyTokenizer | None) -> CLIPConfig:
+    """A text pooled at its highest id is pooled at its end token, which a finished run names instead."""
+    if config.text.pooling != "highest" or tokenizer is None or (end := end_of(tokenizer)) is None:
+        return config
+    return replace(config, text=replace(config.text, pooling="end", end=end, padding=TextConfig.padding))
+
+
+def _said_by(tokenizer: AnyTokenizer | None, padding_is_seen: bool) -> tuple[Any, ...] | None:
+    """What decides how it reads; equal for two that are one. What fills up a causal text stands behind its end."""
     if tokenizer is None:
         return None
     cleaning = tokenizer.cleaning if isinstance(tokenizer, ForeignTokenizer) else ""
     said = tokenizer.sequences(["A picture of 12 owls (it's nice), été."])
-    return cleaning, tokenizer.pad, said, tokenizer.tokenizer.get_vocab()
+    padding = tokenizer.pad if padding_is_seen else None
+    return cleaning, padding, said, tokenizer.tokenizer.get_vocab()
 
 
 @torch.no_grad()

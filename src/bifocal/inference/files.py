@@ -60,7 +60,7 @@ def save(path: str | Path, model: nn.Module, tokenizer: AnyTokenizer | None = No
     does.
     """
     path = Path(path)
-    if isinstance(model, CLIPModel) and (layout := layout_for(model.config)) is not None:
+    if isinstance(model, CLIPModel) and (layout := layout_for(model.config, tokenizer)) is not None:
         name = path.resolve().name.removesuffix(".tmp")
         _finish(path, lambda work: write_clip(work, model, tokenizer, layout, name=name))
         return

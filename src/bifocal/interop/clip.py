@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from bifocal import artifacts
 from bifocal.config import UserError
-from bifocal.interop import clip_transformers, open_clip
+from bifocal.data.foreign_text import ForeignTokenizer
+from bifocal.interop import clip_transformers, open_clip, open_clip_config
 from bifocal.interop.clip_tokens import AnyTokenizer, end_of, read_tokenizer, write_tokenizer
-from bifocal.interop.open_clip_config import passes_over_padding, why_not
+from bifocal.interop.open_clip_config import passes_over_padding
+from bifocal.interop.preprocessing import read_open_clip, why_not_open_clip
 from bifocal.interop.settings import says
 from bifocal.interop.weights import INDEX, WEIGHTS
 from bifocal.models.clip import CLIPConfig, CLIPModel
@@ -32,8 +35,10 @@ def layout_in(directory: Path) -> Layout | None:
 
 
 def _refuse_disagreement(directory: Path, about: dict[str, object]) -> None:
-    """Published directories often serve both tools; a QuickGELU in one alone would be silent and wrong."""
-    theirs = says(directory / open_clip.CONFIG).get("model_cfg")
+    """Published directories often serve both tools; what one file alone says would be silent and wrong."""
+    where = directory / open_clip.CONFIG
+    said = says(where)
+    theirs = said.get("model_cfg")
     if not isinstance(theirs, dict):
         return
     quick = bool(theirs.get("quick_gelu", False))
@@ -43,6 +48,18 @@ def _refuse_disagreement(directory: Path, about: dict[str, object]) -> None:
             f"{directory} says hidden_act {towers.text.activation!r} in {clip_transformers.CONFIG} and quick_gelu "
             f"{quick} in {open_clip.CONFIG}: the weights were trained with one of them; remove or correct the other"
         )
+    prepared = read_open_clip(said.get("preprocess_cfg") or {}, where)
+    # which pixel is the middle is no disagreement, but each tool's own way
+    for what, one, other in (
+        ("mean", towers.vision.mean, prepared.mean),
+        ("deviation", towers.vision.deviation, prepared.deviation),
+        ("way of making pictures square", towers.fitting, replace(prepared.fitting, rounded=False)),
+    ):
+        if one != other:
+            raise UserError(
+                f"{directory} prepares pictures in two ways: their {what} is {one} by the files of transformers and "
+                f"{other} by {open_clip.CONFIG}; the weights were trained with one of them: remove or correct the other"
+            )
 
 
 def read_clip(directory: Path, layout: Layout) -> tuple[CLIPModel, AnyTokenizer | None]:
@@ -63,12 +80,30 @@ def read_clip(directory: Path, layout: Layout) -> tuple[CLIPModel, AnyTokenizer 
     )
 
 
-def layout_for(config: CLIPConfig) -> Layout | None:
-    """In which layout a model is finished: transformers' where it can be its CLIPModel or SiglipModel, open_clip's
-    where it can be that, None where neither can."""
-    if clip_transformers.kind_of(config) is not None:
-        return "transformers"
-    return "open_clip" if why_not(config) is None else None
+def layout_for(config: CLIPConfig, tokenizer: AnyTokenizer | None = None) -> Layout | None:
+    """In which layout a model is finished: the first that it fits into without any loss, transformers' before
+    open_clip's; else open_clip's, which has a place for our own configuration too; None where it fits into neither."""
+    fits = [layout for layout in LAYOUTS if why_not(layout, config) is None]
+    whole = [layout for layout in fits if not losses(layout, config, tokenizer)]
+    return next(iter(whole or reversed(fits)), None)
+
+
+def why_not(layout: Layout, config: CLIPConfig) -> str | None:
+    """What keeps a tool from being this model, in words; None if nothing does."""
+    if layout == "transformers":
+        return clip_transformers.why_not(config)
+    return open_clip_config.why_not(config) or why_not_open_clip(config.fitting)
+
+
+def losses(layout: Layout, config: CLIPConfig, tokenizer: AnyTokenizer | None) -> list[str]:
+    """What the tool does a little otherwise with pictures and texts, in words; its files have no place for that."""
+    lost = []
+    if config.fitting.mode == "shortest" and config.fitting.rounded != (layout == "open_clip"):
+        lost.append("the middle of a picture may lie one pixel beside")
+    exact = ("none", "siglip") if layout == "transformers" else ("whitespace", "lower", "canonicalize")
+    if isinstance(tokenizer, ForeignTokenizer) and tokenizer.cleaning not in exact:
+        lost.append(f"texts are not cleaned as this tokenizer has it ({tokenizer.cleaning})")
+    return lost
 
 
 def write_clip(

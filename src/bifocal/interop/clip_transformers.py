@@ -22,6 +22,7 @@ from bifocal.interop.preprocessing import (
     SIGLIP_DEFAULTS,
     Preprocessing,
     read_transformers,
+    why_not_transformers,
     write_transformers,
 )
 from bifocal.interop.settings import setting, square
@@ -33,6 +34,7 @@ from bifocal.models.vision import VisionConfig
 
 CONFIG = "config.json"
 CLIP, SIGLIP = "clip", "siglip"
+PROCESSORS = {CLIP: "CLIP", SIGLIP: "Siglip"}  # what the names of their image processors begin with
 HIGHEST = 2  # an eos_token_id that means: whichever id is highest in a text
 # What transformers' classes take for what a configuration leaves out. That of CLIP's activation is a QuickGELU.
 _SHARED = {"num_hidden_layers": 12, "intermediate_size": 3072}
@@ -195,6 +197,23 @@ def kind_of(config: CLIPConfig) -> str | None:
     return CLIP if clip else SIGLIP if siglip else None
 
 
+def why_not(config: CLIPConfig) -> str | None:
+    """What keeps both of their classes from being this model, in words; None if nothing does."""
+    kind, text = kind_of(config), config.text
+    if kind is None:
+        return (
+            "transformers' CLIPModel has a ViT pooled by its class token and a causal text encoder pooled at its end "
+            "token, its SiglipModel a ViT pooled by attention and a text encoder pooled at the last position, both "
+            "without more or less, and this CLIP is neither: export it to open_clip"
+        )
+    if text.pooling == "end" and text.end == HIGHEST:
+        return (
+            f"the end token of this CLIP has the id {HIGHEST}, which transformers takes for something else: export it "
+            "to open_clip, or train with a tokenizer that gives it another"
+        )
+    return why_not_transformers(config.fitting, PROCESSORS[kind])
+
+
 def vision_kind(vision: VisionConfig) -> str | None:
     """Which of their picture towers has the layers of this one, or None; their mean or class token are no layer."""
     if vision.class_token and vision.pre_norm and not vision.patch_bias and vision.pooling != "attention":
@@ -221,19 +240,10 @@ def write(directory: Path, model: CLIPModel, *, begin: int | None, end: int | No
     Raises ``UserError`` for a model that neither of their classes can be.
     """
     config, vision, text = model.config, model.config.vision, model.config.text
-    kind = kind_of(config)
-    if kind is None:
-        raise UserError(
-            "transformers' CLIPModel has a ViT pooled by its class token and a causal text encoder pooled at its end "
-            "token, its SiglipModel a ViT pooled by attention and a text encoder pooled at the last position, both "
-            "without more or less, and this CLIP is neither: export it to open_clip"
-        )
+    kind, reason = kind_of(config), why_not(config)
+    if kind is None or reason is not None:
+        raise UserError(str(reason))
     assert isinstance(vision, VisionConfig)
-    if text.pooling == "end" and text.end == HIGHEST:
-        raise UserError(
-            f"the end token of this CLIP has the id {HIGHEST}, which transformers takes for something else: train with "
-            "a tokenizer that gives it another"
-        )
     if (
         end is None
     ):  # no tokenizer to say it; where texts are pooled at their highest id, that is the last one
@@ -270,7 +280,7 @@ def write(directory: Path, model: CLIPModel, *, begin: int | None, end: int | No
         }
     save_file(tensors, str(directory / WEIGHTS), metadata={"format": "pt"})
     how = Preprocessing(vision.mean, vision.deviation, config.fitting)
-    write_transformers(directory, vision.picture_size, how, "Siglip" if kind == SIGLIP else "CLIP")
+    write_transformers(directory, vision.picture_size, how, PROCESSORS[kind])
 
 
 def _their_sizes(sizes: VisionConfig | TextConfig) -> dict[str, Any]:

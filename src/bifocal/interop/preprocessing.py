@@ -143,6 +143,15 @@ def _channels(value: Any, name: str, where: Path) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def why_not_transformers(fitting: Fitting, kind: str) -> str | None:
+    """What keeps an image processor called ``kind`` from making pictures square in this way; None if nothing does."""
+    if fitting.mode == "longest":
+        return "transformers cannot fill up the shorter side of a picture, as this model needs it"
+    if kind == "Siglip" and fitting.mode == "shortest":
+        return "transformers' SiglipImageProcessor cannot crop pictures, as this model needs it"
+    return None
+
+
 def write_transformers(
     directory: Path, size: int, how: Preprocessing, kind: str, processor: Mapping[str, Any] | None = None
 ) -> None:
@@ -151,9 +160,9 @@ def write_transformers(
     ``processor`` is the whole one's class, by the name that is in the files, with its settings; without, it is the
     image processor's namesake. Raises ``UserError`` for what they cannot say.
     """
-    fitting = how.fitting
-    if fitting.mode == "longest":
-        raise UserError("transformers cannot fill up the shorter side of a picture, as this model needs it")
+    fitting, reason = how.fitting, why_not_transformers(how.fitting, kind)
+    if reason is not None:
+        raise UserError(reason)
     square, crops = {"height": size, "width": size}, fitting.mode == "shortest"
     about: dict[str, Any] = {
         "image_processor_type": f"{kind}ImageProcessor",
@@ -169,8 +178,6 @@ def write_transformers(
         "image_mean": list(how.mean),
         "image_std": list(how.deviation),
     }
-    if kind == "Siglip" and crops:
-        raise UserError("transformers' SiglipImageProcessor cannot crop pictures, as this model needs it")
     whole = processor or {"processor_class": f"{kind}Processor"}
     artifacts.atomic_write_json(
         directory / PREPROCESSOR, {**about, "processor_class": whole["processor_class"]}
@@ -203,17 +210,20 @@ def read_open_clip(about: Mapping[str, Any], where: Path) -> Preprocessing:
     )
 
 
+def why_not_open_clip(fitting: Fitting) -> str | None:
+    """What keeps open_clip from making pictures square in this way; None if nothing does."""
+    if fitting.filter not in ("bicubic", "bilinear"):
+        return f"open_clip cannot resize pictures by the filter {fitting.filter}, as this model needs it"
+    if fitting.shorter is not None:
+        return f"open_clip cannot resize the shorter side to {fitting.shorter} pixels before it crops, as this model needs"
+    return None
+
+
 def write_open_clip(how: Preprocessing) -> dict[str, Any]:
     """``preprocess_cfg`` of open_clip. Raises ``UserError`` for what it cannot say."""
-    fitting = how.fitting
-    if fitting.filter not in ("bicubic", "bilinear"):
-        raise UserError(
-            f"open_clip cannot resize pictures by the filter {fitting.filter}, as this model needs it"
-        )
-    if fitting.shorter is not None:
-        raise UserError(
-            f"open_clip cannot resize the shorter side to {fitting.shorter} pixels before it crops, as this model needs"
-        )
+    fitting, reason = how.fitting, why_not_open_clip(how.fitting)
+    if reason is not None:
+        raise UserError(reason)
     modes = {ours: theirs for theirs, ours in OPEN_CLIP_MODES.items()}
     return {
         "mean": list(how.mean),
