@@ -110,11 +110,46 @@ def test_the_command_line_prints_rows_alone_with_json(
     assert {row["variant"] for row in rows} == {"templates=photos"}
 
 
-def test_a_linear_probe_learns_from_another_folder_or_from_its_own(clip: Path, pets: Path) -> None:
+def test_a_linear_probe_learns_from_another_folder_or_from_its_own(
+    clip: Path, pets: Path, tmp_path: Path
+) -> None:
     own = by_metric(evaluate_command(clip, "linear-probe", data=str(pets)))
     assert own["top1"].n == 12 and own["top1"].variant == "training=pets, labels=12"
-    other = by_metric(evaluate_command(clip, "linear-probe", data=str(pets), train_data=str(pets)))
-    assert other["top1"].value == 1.0  # taught with the very pictures it is asked about
+    shutil.copytree(pets, tmp_path / "copy")
+    other = by_metric(
+        evaluate_command(clip, "linear-probe", data=str(pets), train_data=str(tmp_path / "copy"))
+    )
+    assert other["top1"].value == 1.0  # taught with copies of the pictures it is asked about
+    with pytest.raises(UserError, match="12 of the 12 pictures that are asked about would be learnt from"):
+        evaluate_command(clip, "linear-probe", data=str(pets), train_data=str(pets))
+
+
+def test_a_linear_probe_learns_from_the_training_split_of_samples_that_name_one(
+    clip: Path, tmp_path: Path
+) -> None:
+    samples = []
+    for number in range(18):
+        Image.fromarray(tiny.picture(number)).save(tmp_path / f"{number}.png")
+        label = ["owl", "cat", "dog"][number % 3]
+        samples.append(
+            Sample(
+                str(number),
+                "zero-shot",
+                "all",
+                (f"{number}.png",),
+                (Message("user", (Picture(0), "?")), Message("assistant", (label,))),
+                facts={"split": "train" if number < 12 else "test"},
+            )
+        )
+    write_samples(tmp_path / "samples.jsonl", samples)
+    place = str(tmp_path)
+    rows = by_metric(evaluate_command(clip, "linear-probe", split="test", data=place, train_data=place))
+    assert rows["top1"].n == 6 and rows["top1"].variant.endswith("labels=12")
+    (tmp_path / "names.txt").write_text("owl\ncat\ndog\n")
+    with pytest.raises(UserError, match="is a list of names to choose from, and a linear-probe has those"):
+        evaluate_command(
+            clip, "linear-probe", split="test", data=place, train_data=place, classes=tmp_path / "names.txt"
+        )
 
 
 def test_a_folder_that_was_trained_on_is_looked_through(clip: Path, pets: Path, tmp_path: Path) -> None:

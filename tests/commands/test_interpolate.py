@@ -102,6 +102,17 @@ def test_the_curve_ends_where_evaluating_the_two_models_does(
     assert "share of the end" in (tmp_path / "mixed" / "interpolation.html").read_text()
 
 
+def test_class_folders_are_named_by_a_file(pair: tuple[Path, Path], pets: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({"owl": "snowy owl", "cat": "cat", "dog": "dog", "none": "heart"}))
+    curve = interpolate_command(*pair, tmp_path / "mixed", points=2, new=str(pets), classes=names)
+    rows = evaluate_command(pair[1], "zero-shot", data=str(pets), classes=names, blank=False)
+    assert curve[1].new is not None
+    assert curve[1].new.value == next(row.value for row in rows if row.metric == "top1")
+    with pytest.raises(UserError, match="--classes is for zero-shot"):
+        interpolate_command(*pair, tmp_path / "x", new=str(pets), classes=names, task="retrieval")
+
+
 def test_one_set_alone_gives_one_curve(pair: tuple[Path, Path], tmp_path: Path) -> None:
     data = tiny.folder(tmp_path / "data", pictures=10)
     curve = interpolate_command(*pair, tmp_path / "mixed", points=2, new=str(data), task="retrieval", count=6)

@@ -15,8 +15,10 @@ from PIL import Image
 import tiny
 from bifocal import encoded, inference
 from bifocal.cli import main
+from bifocal.commands import search
 from bifocal.commands.search import search_command
 from bifocal.config import UserError
+from bifocal.data.pictures import read_picture
 
 COUNT = 9
 
@@ -195,6 +197,23 @@ def test_a_file_that_is_no_picture_is_left_out_and_said(
     assert found["unreadable"] == ["broken.png"] and found["pictures"] == COUNT
     assert "broken.png" not in {item["file"] for item in found["results"]}
     assert "left out: " in capsys.readouterr().err
+    assert search_command(clip, folder, "an owl", top=99)["unreadable"] == ["broken.png"]
+    assert "1 files in" in capsys.readouterr().err  # said again, though nothing was indexed
+
+
+def test_a_picture_that_can_be_read_again_is_found_again(
+    clip: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(path: Path) -> np.ndarray:
+        if path.name == "4.png":
+            raise UserError(f"{path} cannot be read: permission denied")
+        return read_picture(path)
+
+    monkeypatch.setattr(search, "read_picture", locked)
+    assert search_command(clip, folder, "an owl", top=99)["unreadable"] == ["4.png"]
+    monkeypatch.undo()
+    found = search_command(clip, folder, "an owl", top=99)
+    assert found["unreadable"] == [] and found["pictures"] == COUNT
 
 
 @pytest.mark.parametrize("name", ["found.png", "found.html"])

@@ -18,7 +18,7 @@ from bifocal.config import UserError
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.recipes.clip import begun_with, recipe_clip
 from bifocal.recipes.runs import start_from
-from interop.foreign import CAUSAL, PLAIN, SIGLIP, clip_directory, clip_model, ours, pictures
+from interop.foreign import CAUSAL, PLAIN, RESNET, SIGLIP, clip_directory, clip_model, ours, pictures
 
 transformers = pytest.importorskip("transformers")
 
@@ -126,3 +126,25 @@ def test_weights_of_one_shape_and_another_manner_are_refused(
     inference.save(tmp_path / "run", ours(CLIPConfig(PLAIN, CAUSAL, 16)), tiny.tokenizer())
     with pytest.raises(UserError, match=f"has {name} .*its weights would mean something else"):
         start_from(CLIPModel(changed), str(tmp_path / "run"))
+
+
+def test_a_resnet_goes_on_with_the_statistics_that_it_found(tmp_path: Path) -> None:
+    found = ours(CLIPConfig(RESNET, CAUSAL, 16))
+    (tmp_path / "found").mkdir()
+    inference.save(tmp_path / "found", found, tiny.tokenizer())
+    data = tiny.folder(tmp_path / "data", pictures=12)
+    more = {"chunk_size": "4", "regions": "false"}
+    with pytest.raises(UserError, match="or to frozen to keep those that are stored"):
+        train(tmp_path / "found", tmp_path / "run", data, **more)
+    train(tmp_path / "found", tmp_path / "run", data, model__vision__norm="frozen", **more)
+    weights = inference.load_model(tmp_path / "run")[0].state_dict()
+    kept = [name for name in weights if "running_" in name or "num_batches" in name]
+    assert kept and all(torch.equal(weights[name], found.state_dict()[name]) for name in kept)
+    name = "text_projection.weight"
+    assert not torch.equal(weights[name], found.state_dict()[name])  # and it learnt
+
+
+def test_one_size_of_pictures_without_the_other_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"world\.picture_size is 64 and model\.vision\.picture_size 128"):
+        train_command("clip", tmp_path / "run", overrides={"model.vision.picture_size": "128"}, scale="smoke")
+    assert not (tmp_path / "run").exists()

@@ -222,6 +222,8 @@ def interpolate(
     points: int = 11,
     task: Literal["zero-shot", "retrieval"] = "zero-shot",
     templates: str | None = None,
+    classes: Path | None = None,
+    split: str | None = None,
     count: int | None = None,
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
     device: str = "cpu",
@@ -241,6 +243,8 @@ def interpolate(
         points: of the curve, from start to end.
         task: what is scored, without training.
         templates: for zero-shot, drawings, photos or name, or a file of sentences with {} for the name.
+        classes: for zero-shot, a file of the names to choose from, or a JSON object that names class folders.
+        split: the split to take of folders whose samples name several.
         count: how many samples of each set.
         json_output: print the curve as JSON and nothing else.
         device: where to compute.
@@ -258,6 +262,8 @@ def interpolate(
         points=points,
         task=task,
         templates=templates,
+        classes=classes,
+        split=split,
         count=count,
         device=device,
         dtype=dtype,

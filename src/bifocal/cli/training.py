@@ -30,7 +30,7 @@ def quickstart(
         out: where everything goes; report.html and results.json at the end.
         scale: quickstart takes about twenty minutes on two cores, standard over an hour.
         smoke: the same road at toy size, in about a minute.
-        seed: decides every random choice.
+        seed: of the first weights and of what every step draws. Which scenes there are does not depend on it.
         resume: keep what is finished in OUT and go on.
         device: where to compute.
         workers: processes that make batches too: on a CPU while the one that trains makes one, else ahead of time.
@@ -85,7 +85,7 @@ def train(
         scale: the size of the recipe.
         smoke: toy size.
         steps: optimizer steps.
-        seed: decides every random choice.
+        seed: of the first weights and of what every step draws. Which scenes there are does not depend on it.
         checkpoint_every: steps between checkpoints.
         resume: go on from the newest good checkpoint.
         device: where to compute.

@@ -104,6 +104,11 @@ def evaluate_command(
         labels, names = read_classes(classes)
         if task == "zero-shot":
             options["labels"] = labels
+        elif not names:
+            raise UserError(
+                f"{classes} is a list of names to choose from, and a {task} has those of its training set: give it a "
+                "JSON object that names folders, or leave out --classes"
+            )
     if templates is not None:
         options["templates"], options["templates_name"] = read_templates(templates), Path(templates).stem
     model = inference.load(run, device=device, dtype=dtype)

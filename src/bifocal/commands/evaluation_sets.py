@@ -89,13 +89,37 @@ def take_split(dataset: FolderDataset | ClassFolders, split: str | None) -> None
 
 
 def taught_from(dataset: Dataset, train_data: str | None, names: Mapping[str, str]) -> Dataset | None:
-    """What a linear probe learns from: the named folder, the training scenes, or (None) the other folds of its set."""
+    """What a linear probe learns from: the named folder, the training scenes, or (None) the other folds of its set.
+
+    Of a folder whose samples name splits it is the training split. Raises ``UserError`` where a picture that is asked
+    about would be learnt from.
+    """
     if train_data is not None:
-        return zero_shot_folder(train_data, names, "train")
+        taught = zero_shot_folder(train_data, names, "train")
+        if any(split_of(sample) for sample in taught.samples):
+            take_split(taught, "train")
+        refuse_shared_pictures(taught, dataset)
+        return taught
     # concepts that are new in the test are in no training scene, and the training scenes are all in themselves
     if isinstance(dataset, SceneDataset) and dataset.split not in (NOVEL_CONCEPTS, "train"):
         return SceneDataset(dataset.world, "train", "zero-shot", TAUGHT)
     return None
+
+
+def refuse_shared_pictures(taught: FolderDataset | ClassFolders, asked: Dataset) -> None:
+    """Raise ``UserError`` for a picture that is in both, by its file."""
+    if not isinstance(asked, FolderDataset | ClassFolders):
+        return
+    learnt, tested = (
+        {(dataset.directory / key).resolve() for sample in dataset.samples for key in sample.pictures}
+        for dataset in (taught, asked)
+    )
+    if shared := learnt & tested:
+        raise UserError(
+            f"{len(shared)} of the {len(tested)} pictures that are asked about would be learnt from, such as "
+            f"{min(shared)}: name another folder with --train-data, or leave it out and each picture is judged by a "
+            "probe that did not see it"
+        )
 
 
 def some_of(samples: Sequence[Sample], count: int) -> list[Sample]:

@@ -6,7 +6,7 @@ weights there is often a point that keeps most of both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from bifocal.commands.evaluation_sets import dataset_of
 from bifocal.config import UserError
 from bifocal.data.foreign_text import ForeignTokenizer
 from bifocal.data.sample import Dataset
-from bifocal.data.templates import read_templates
+from bifocal.data.templates import read_classes, read_templates
 from bifocal.evaluation.results import HEADLINES, format_interval, format_value, metric_title
 from bifocal.interop.clip_tokens import AnyTokenizer, end_of
 from bifocal.models.clip import CLIPConfig, CLIPModel
@@ -115,13 +115,16 @@ def interpolate_command(
     old: str | None = None,
     task: str = "zero-shot",
     templates: str | None = None,
+    classes: Path | None = None,
+    split: str | None = None,
     count: int | None = None,
     device: str = "cpu",
     dtype: str = "auto",
 ) -> list[Point]:
     """Write the model at ``share`` into ``out``, and the curve of ``points`` shares where there is anything to score.
 
-    ``new`` and ``old`` are folders, or "scenes": what was trained on, and what should not be lost.
+    ``new`` and ``old`` are folders, or "scenes": what was trained on, and what should not be lost. ``classes`` names
+    their class folders, and ``split`` is the one to take of samples that name several.
     """
     if not 0 <= share <= 1:
         raise UserError(f"--share must be between 0 (the start) and 1 (the end), got {share}")
@@ -137,8 +140,19 @@ def interpolate_command(
         if task != "zero-shot":
             raise UserError(f"--templates is for zero-shot, and the task is {task}")
         options["templates"] = read_templates(templates)
+    names: Mapping[str, str] = {}
+    if classes is not None:
+        if task != "zero-shot":
+            raise UserError(f"--classes is for zero-shot, and the task is {task}")
+        options["labels"], names = read_classes(classes)
     sets = {
-        name: dataset_of(task, None, data=None if data == SCENES else data, count=count)
+        name: dataset_of(
+            task,
+            split,
+            data=None if data == SCENES else data,
+            count=count,
+            names=names,
+        )
         for name, data in (("old", old), ("new", new))
         if data is not None
     }

@@ -110,7 +110,12 @@ def open_index(clip: inference.CLIP, folder: Path, place: Path) -> Index:
             print(f"{place} was made with another model: indexing {folder} anew", file=sys.stderr)
             before = None
         elif list(before.rows) == keys:
-            return Index(before)
+            index = Index(before)
+            if not any(readable(folder / file) for file in index.unreadable):
+                if index.unreadable:
+                    said = f"{len(index.unreadable)} files in {folder} cannot be read, and are not searched"
+                    print(said, file=sys.stderr)
+                return index
         else:
             print(f"{folder}: {changes_between(list(before.rows), keys)}", file=sys.stderr)
 
@@ -119,6 +124,8 @@ def open_index(clip: inference.CLIP, folder: Path, place: Path) -> Index:
         known = {key: before.values[row] for key, row in before.rows.items()}
     # what a killed attempt had embedded, though the folder may have changed since
     known |= unfinished_rows(new, fingerprint)
+    # what could not be read then is tried again: a right or a disk may have been missing
+    known = {key: row for key, row in known.items() if np.any(row)}
     missing = [key for key in keys if key not in known]
     width = clip.model.config.width
 
@@ -153,6 +160,15 @@ def open_index(clip: inference.CLIP, folder: Path, place: Path) -> Index:
     artifacts.publish(new, place)
     print(f"indexed {len(missing)} pictures of {folder} in {place}", file=sys.stderr)
     return Index(EncodedStore.open(place, fingerprint))
+
+
+def readable(path: Path) -> bool:
+    """Whether a file is a picture now."""
+    try:
+        read_picture(path)
+    except UserError:
+        return False
+    return True
 
 
 def embed_query(clip: inference.CLIP, query: str) -> np.ndarray:

@@ -215,7 +215,10 @@ def why_not_open_clip(fitting: Fitting) -> str | None:
     if fitting.filter not in ("bicubic", "bilinear"):
         return f"open_clip cannot resize pictures by the filter {fitting.filter}, as this model needs it"
     if fitting.shorter is not None:
-        return f"open_clip cannot resize the shorter side to {fitting.shorter} pixels before it crops, as this model needs"
+        return (
+            f"open_clip cannot resize the shorter side to {fitting.shorter} pixels before it crops, "
+            "as this model needs"
+        )
     return None
 
 

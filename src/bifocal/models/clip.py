@@ -215,8 +215,10 @@ class CLIPModel(nn.Module):
         """(B, width) of the pictures and (R, width) of their regions, chunk by chunk."""
         if not self.chunk_size:
             return self._see_chunk(batch)
+        # random states are restored on the devices of the tensors that are handed over, and a batch is none
         chunks = [
-            checkpoint(self._see_chunk, piece, use_reentrant=False) for piece in batch.pieces(self.chunk_size)
+            checkpoint(lambda _, piece=piece: self._see_chunk(piece), piece.images, use_reentrant=False)
+            for piece in batch.pieces(self.chunk_size)
         ]
         images, parts = zip(*chunks, strict=True)
         return torch.cat(images), torch.cat(parts)

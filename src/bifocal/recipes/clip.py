@@ -67,6 +67,11 @@ class CLIPRecipe:
     train: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
+        if self.world.picture_size != self.model.vision.picture_size:
+            raise ValueError(
+                f"world.picture_size is {self.world.picture_size} and model.vision.picture_size "
+                f"{self.model.vision.picture_size}: give both the same size"
+            )
         check_chunks(self.model, self.chunk_size)
         if not 0 <= self.patch_dropout < 1:
             raise ValueError(f"patch_dropout is a share of the patches below 1, got {self.patch_dropout}")
@@ -245,13 +250,14 @@ def train_clip(
 def training_batch(recipe: CLIPRecipe, config: CLIPConfig, batch: CLIPBatch, step: int) -> CLIPBatch:
     """The pairs of a step with the patches and the parts of pictures that it looks at."""
     whole = step >= recipe.train.steps * (1 - recipe.whole_share)
+    drawn = recipe.train.seed * 1_000_003 + step
     if recipe.patch_dropout and not whole:
-        batch = drop_some_patches(batch, config.vision.patches, recipe.patch_dropout, step)
+        batch = drop_some_patches(batch, config.vision.patches, recipe.patch_dropout, drawn)
     if batch.regions is not None:
-        batch.regions.weights = some_single_patches(batch.regions.weights, step)
+        batch.regions.weights = some_single_patches(batch.regions.weights, drawn)
     if recipe.skip_flat and not whole:
         assert isinstance(config.vision, VisionConfig)
-        batch = look_at_detail(batch, config.vision.patch_size, step)
+        batch = look_at_detail(batch, config.vision.patch_size, drawn)
     return batch
 
 

@@ -225,6 +225,10 @@ def start_from(model: nn.Module, init_from: str | None) -> None:
 def refuse_other_manner(begin: CLIPConfig, wanted: CLIPConfig, init_from: str) -> None:
     """Raise ``UserError`` where weights of one shape would be used in another way, such as with another GELU."""
     one, other = (config.flatten(each) for each in (begin, wanted))
+    if one.get("vision.norm") == "batch" and other.get("vision.norm") == "frozen":
+        one["vision.norm"] = (
+            "frozen"  # it keeps what batch norm has found, as gradients of chunks and of ranks need it
+        )
     changed = [name for name in other if name in one and one[name] != other[name]]
     if changed:
         name = changed[0]
