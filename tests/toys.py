@@ -45,6 +45,11 @@ def toy_clip(data: Path) -> CLIPRecipe:
     return CLIPRecipe(batch_size=6, text_tokens=300, data=str(data), world=WORLD, model=model, train=SETTINGS)
 
 
+def toy_chunks(data: Path) -> CLIPRecipe:
+    """The other objective, with gradients that are cached."""
+    return replace(toy_clip(data), objective="sigmoid", chunk_size=2)
+
+
 def toy_vlm(data: Path, family: str, vision: Path) -> VLMRecipe:
     return VLMRecipe(
         family=family, vision=str(vision), batch_size=4, row_length=128, text_tokens=300, box_bins=8,
@@ -83,6 +88,7 @@ def starts(place: Path, settings: TrainSettings = SETTINGS) -> dict[str, Start]:
         "vqvae": run(train_vqvae, toy_vqvae(data)),
         "vqvae-ema": run(train_vqvae, toy_moving_averages(data)),
         "clip": run(train_clip, toy_clip(data)),
+        "clip-chunks": run(train_clip, toy_chunks(data)),
         "vlm-discrete": run(train_vlm, toy_vlm(data, "discrete", place / "vqvae")),
         "vlm-continuous": run(train_vlm, toy_vlm(data, "continuous", place / "clip")),
         "prior": run(train_prior, toy_prior(data, place / "vqvae")),

@@ -21,12 +21,13 @@ import tiny
 import toys
 from bifocal import artifacts, distributed, inference
 from bifocal.config import UserError
+from bifocal.recipes.clip import train_clip
 from bifocal.training import checkpoint, parallel
 from bifocal.training.trainer import TrainSettings, train
 from ranks import run_on_ranks
 
 SETTINGS = replace(toys.SETTINGS, dtype="float32", checkpoint_every=1, keep_checkpoints=10)
-NAMES = ("vqvae", "vqvae-ema", "clip", "vlm-discrete", "vlm-continuous", "prior", "parti")
+NAMES = ("vqvae", "vqvae-ema", "clip", "clip-chunks", "vlm-discrete", "vlm-continuous", "prior", "parti")
 
 
 def start_all(place: Path, ending: str, resume: bool = False) -> None:
@@ -49,7 +50,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SHARDED = replace(SETTINGS, parallel="shard")
-IN_PIECES = ("clip", "vlm-continuous", "prior", "parti", "vqvae", "vqvae-ema", "vlm-discrete")
+IN_PIECES = ("clip", "clip-chunks", "vlm-continuous", "prior", "parti", "vqvae", "vqvae-ema", "vlm-discrete")
 GONE_ON_WITH = ("clip", "vlm-continuous", "parti", "vqvae-ema")
 
 
@@ -222,6 +223,17 @@ def test_a_batch_in_pieces_is_the_batch(runs: Path, tmp_path: Path) -> None:
         )
         assert largest_difference(one.trainer_tensors, two.trainer_tensors) < 1e-6
         assert losses(tmp_path / name)[0] == pytest.approx(losses(runs / name)[0], abs=2e-6)
+
+
+def test_a_batch_in_chunks_is_the_batch(runs: Path, tmp_path: Path) -> None:
+    whole = replace(toys.toy_chunks(runs / "data"), chunk_size=0, train=SETTINGS)
+    train_clip(whole, tmp_path / "whole")
+    one, two = (
+        checkpoint.load_step(place / "checkpoints" / "step-1")
+        for place in (tmp_path / "whole", runs / "clip-chunks")
+    )
+    assert largest_difference(one.trainer_tensors, two.trainer_tensors) < 1e-6
+    assert losses(tmp_path / "whole")[0] == pytest.approx(losses(runs / "clip-chunks")[0], abs=2e-6)
 
 
 @pytest.mark.parametrize(
