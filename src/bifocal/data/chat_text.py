@@ -30,8 +30,11 @@ class ChatTokenizer(TextTokenizer):
     def __init__(self, tokenizer: Tokenizer, chat: ChatFormat) -> None:
         self.tokenizer, self.chat = tokenizer, chat
         roles = {"user": chat.user, "assistant": chat.assistant, "system": chat.system}
-        # the names of special tokens are those tokens here, and nowhere else
-        tokenizer.encode_special_tokens = False
+        tokenizer.encode_special_tokens = True
+        # To its twin the names of special tokens are those tokens. One that is switched to and fro would let what a
+        # user types become one of them while another thread encodes.
+        self._naming = Tokenizer.from_str(tokenizer.to_str())
+        self._naming.encode_special_tokens = False
         self._turns = {
             role: (self._seam(around[0]), self._seam(around[1]))
             for role, around in roles.items()
@@ -39,7 +42,6 @@ class ChatTokenizer(TextTokenizer):
         }
         self._opening = self._seam(chat.opening)
         self.before_picture, self.after_picture = (self._seam(text) for text in chat.picture)
-        tokenizer.encode_special_tokens = True
         self.begin: list[int] = []
         # padding is masked wherever it stands, so any token will do for it
         self.eos = self.pad = self._turns["assistant"][1][0]
@@ -110,7 +112,8 @@ class ChatTokenizer(TextTokenizer):
         return self._turns[role]
 
     def _seam(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        """A text of the chat format -> ids; the names of special tokens are those tokens here, and nowhere else."""
+        return list(self._naming.encode(text, add_special_tokens=False).ids)
 
 
 def open_tokenizer(directory: Path) -> TextTokenizer:

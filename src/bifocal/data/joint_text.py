@@ -115,19 +115,14 @@ class JointTokenizer(ChatTokenizer):
 
     def _joint(self, seams: Sequence[str], texts: Sequence[str]) -> list[int]:
         """The ids of a seam, a text, a seam and so on; names of special tokens mean those in the seams alone."""
-        tokenizer = self.tokenizer
         special = {
             token.content: int(i)
-            for i, token in tokenizer.get_added_tokens_decoder().items()
+            for i, token in self.tokenizer.get_added_tokens_decoder().items()
             if token.special
         }
         if not any(name in text for name in special for text in texts):
             whole = "".join(piece for pair in zip(seams, [*texts, ""], strict=True) for piece in pair)
-            tokenizer.encode_special_tokens = False
-            try:
-                return list(tokenizer.encode(whole, add_special_tokens=False).ids)
-            finally:
-                tokenizer.encode_special_tokens = True
+            return self._seam(whole)
         names = re.compile(
             "|".join(f"({re.escape(name)})" for name in sorted(special, key=len, reverse=True))
         )

@@ -42,7 +42,7 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        tokenizer.encode_special_tokens = True
+        tokenizer.encode_special_tokens = True  # for good: other threads may be encoding
         self.special = {name: self._required(name) for name in CONTROL}
         self.pad, self.bos, self.eos = self.special[PAD], self.special[BOS], self.special[EOS]
         self.image, self.turn_end = self.special[IMAGE], self.special[TURN_END]
