@@ -10,8 +10,9 @@ from PIL import Image
 
 import peers
 import tiny
-from bifocal.data.fitting import FILTERS, Fitting, fit_picture
+from bifocal.data.fitting import FILTERS, Fitting, fit_picture, seen_box, seen_part
 from bifocal.data.pictures import resize_whole
+from bifocal.data.sample import Box
 
 transformers = pytest.importorskip("transformers")
 
@@ -74,6 +75,38 @@ def test_every_mode_is_that_of_open_clip(shape: tuple[int, int], mode: Any, filt
 @pytest.mark.parametrize("fitting", [Fitting(), Fitting("shortest"), Fitting("longest")])
 def test_a_square_of_the_right_size_stays_as_it_is(fitting: Fitting) -> None:
     assert np.array_equal(fit_picture(tiny.picture(0, SIZE), SIZE, fitting), tiny.picture(0, SIZE))
+
+
+@pytest.mark.parametrize("shape", [(80, 120), (120, 80), (41, 70)])
+@pytest.mark.parametrize(
+    "fitting",
+    [
+        Fitting(),
+        Fitting("shortest"),
+        Fitting("shortest", shorter=50),
+        Fitting("shortest", rounded=True),
+        Fitting("longest"),
+    ],
+)
+def test_a_box_lies_where_its_thing_is_seen(shape: tuple[int, int], fitting: Fitting) -> None:
+    height, width = shape
+    picture = np.zeros((height, width, 3), np.uint8)
+    top, bottom, left, right = height // 3, height // 2, width // 3, 3 * width // 5
+    picture[top:bottom, left:right] = 255
+    rows, columns = (fit_picture(picture, SIZE, fitting)[..., 0] > 127).nonzero()
+    box = Box(left / width, top / height, right / width, bottom / height)
+    seen = seen_box(box, seen_part(height, width, SIZE, fitting))
+    assert seen is not None
+    found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert [edge * SIZE for edge in seen] == pytest.approx(found, abs=1)  # pixels have an edge of one
+
+
+def test_what_is_cut_off_is_not_seen() -> None:
+    part = seen_part(40, 80, SIZE, Fitting("shortest"))
+    assert part == Box(0.25, 0, 0.75, 1)
+    assert seen_part(40, 80, SIZE, Fitting("longest")) == Box(0, -0.5, 1, 1.5)
+    assert seen_box(Box(0, 0, 0.25, 1), part) is None
+    assert seen_box(Box(0.1, 0.2, 0.5, 1), part) == Box(0, 0.2, 0.5, 1)
 
 
 def test_a_setting_that_means_nothing_is_refused() -> None:

@@ -60,7 +60,7 @@ def ask(
         model = open_vlm(run, "questions are", device=device, dtype=dtype)
         explanation = model.explain(pictures, question, max_new_tokens=max_new_tokens)
         answer = explanation.answer
-        write_explanation(explain, explanation, pictures, question, model.name)
+        write_explanation(explain, explanation, pictures, question, model)
     elif url is not None:
         from bifocal.commands.remote import ask_server
 

@@ -10,9 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from bifocal.artifacts import atomic_write_text
+from bifocal.data.fitting import seen_part
 from bifocal.data.pictures import read_picture
+from bifocal.data.sample import Box
 from bifocal.generation.explain import Word
-from bifocal.inference import Explanation
+from bifocal.inference import VLM, Explanation
 from bifocal.pages import PREDICTED_COLOUR, Marked, Section, escape, page, picture_html, table
 
 SIDE = 256  # pixels of the shorter side of a shown picture, at least
@@ -21,10 +23,12 @@ END = "(end)"
 
 
 def write_explanation(
-    out: Path, explanation: Explanation, pictures: Sequence[Path], question: str, model: str
+    out: Path, explanation: Explanation, pictures: Sequence[Path], question: str, model: VLM
 ) -> None:
-    """Write the page of an answer about ``pictures``."""
-    shown = [enlarged(read_picture(path)) for path in pictures]
+    """Write the page of an answer of ``model`` about ``pictures``."""
+    arrays = [read_picture(path) for path in pictures]
+    shown = [enlarged(array) for array in arrays]
+    parts = [seen_part(*array.shape[:2], model.picture_size, model.fitting) for array in arrays]
     answer = explanation.answer
     marks = [Marked(box, "") for box in answer.boxes] if len(shown) == 1 else []
     asked = "".join(
@@ -40,13 +44,13 @@ def write_explanation(
         Section(
             "answer", "Question and answer", f'<p>{escape(question)}</p>{said}<div class="grid">{asked}</div>'
         ),
-        Section("attention", "Where it looked", attention_part(explanation, shown)),
+        Section("attention", "Where it looked", attention_part(explanation, shown, parts)),
         Section("tokens", "What else it might have said", token_part(explanation.words)),
     ]
     if explanation.codes is not None:
         sections.append(Section("map", "What it saw", token_map(explanation, shown)))
-    lead = f'<p class="lead">An answer of {escape(model)}, word by word.</p>'
-    atomic_write_text(out, page(f"{model} explains itself", sections, lead=lead, style=STYLE))
+    lead = f'<p class="lead">An answer of {escape(model.name)}, word by word.</p>'
+    atomic_write_text(out, page(f"{model.name} explains itself", sections, lead=lead, style=STYLE))
 
 
 def enlarged(picture: np.ndarray) -> np.ndarray:
@@ -59,18 +63,27 @@ def enlarged(picture: np.ndarray) -> np.ndarray:
     return np.array(image)
 
 
-def heated(picture: np.ndarray, heat_hw: Tensor) -> np.ndarray:
-    """The picture in grey where ``heat_hw``, from 0 to 1, is cold, and coloured where it is hot: (H, W, 3) uint8."""
+def heated(picture: np.ndarray, heat_hw: Tensor, part: Box) -> np.ndarray:
+    """The picture in grey where ``heat_hw``, from 0 to 1, is cold, and coloured where it is hot: (H, W, 3) uint8.
+
+    ``part`` is the one that the model saw, over which ``heat_hw`` lies; the rest of the picture stays grey.
+    """
+    height, width = picture.shape[:2]
+    left, right = round(part.x1 * width), round(part.x2 * width)
+    top, bottom = round(part.y1 * height), round(part.y2 * height)
     cells = Image.fromarray(heat_hw.float().numpy())
-    heat = np.array(cells.resize((picture.shape[1], picture.shape[0]), Image.Resampling.BILINEAR))[..., None]
+    spread = cells.resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.BILINEAR)
+    whole = Image.new("F", (width, height))
+    whole.paste(spread, (left, top))
+    heat = np.array(whole)[..., None]
     grey = picture.mean(axis=2, keepdims=True) * 0.5 + 80
     cold = np.broadcast_to(grey, picture.shape)
     warm = 0.4 * picture + 0.6 * np.array(HOT)
     return np.clip(cold + (warm - cold) * heat, 0, 255).astype(np.uint8)
 
 
-def attention_part(explanation: Explanation, shown: Sequence[np.ndarray]) -> str:
-    """One card a word, with the pictures under its attention."""
+def attention_part(explanation: Explanation, shown: Sequence[np.ndarray], parts: Sequence[Box]) -> str:
+    """One card a word, with the pictures under its attention, of which the model saw ``parts``."""
     if not shown or not explanation.words:
         return '<p class="notice">There is nothing to show: no picture, or no word.</p>'
     cards = []
@@ -78,10 +91,10 @@ def attention_part(explanation: Explanation, shown: Sequence[np.ndarray]) -> str
         hottest = float(word.attention.max())
         overlays = "".join(
             picture_html(
-                heated(array, (heat_N / hottest if hottest else heat_N).view(explanation.grid)),
+                heated(array, (heat_N / hottest if hottest else heat_N).view(explanation.grid), part),
                 alt=f"where {word.text or END} was looked for in picture {number + 1}",
             )
-            for number, (array, heat_N) in enumerate(zip(shown, word.attention, strict=True))
+            for number, (array, heat_N, part) in enumerate(zip(shown, word.attention, parts, strict=True))
         )
         name = escape(word.text) if word.text else f'<span class="muted">{END}</span>'
         cards.append(
@@ -89,11 +102,13 @@ def attention_part(explanation: Explanation, shown: Sequence[np.ndarray]) -> str
             f'<div class="side">{overlays}</div>'
             f'<p class="muted">{word.attention.sum():.0%} of its attention on pictures</p></div>'
         )
+    cut = any(max(part[:2]) > 0 or min(part[2:]) < 1 for part in parts)
+    unseen = " This model sees the middle of a picture; what lies outside it stays grey." if cut else ""
     return (
         "<p>The share of attention that went to each part of the picture where the word was predicted, in the mean "
         "over all heads and layers; the hottest place of each word has the full colour. Beside a word stands how "
-        "likely it was. Attention says where a model read, not why it answered so.</p>"
-        f'<div class="grid">{"".join(cards)}</div>'
+        "likely it was. Attention says where a model read, not why it answered so."
+        f'{unseen}</p><div class="grid">{"".join(cards)}</div>'
     )
 
 
