@@ -11,13 +11,18 @@ from PIL import Image
 
 import tiny
 from bifocal import inference
+from bifocal.commands import tokens
 from bifocal.commands.inspect import recipe_of, show_data
 from bifocal.commands.tokens import coloured, pieces_of, supervised_count
-from bifocal.config import to_dict
+from bifocal.config import UserError, to_dict
+from bifocal.data.batch import Template
+from bifocal.data.fitting import Fitting
 from bifocal.data.prompts import RATIONALE
-from bifocal.data.sample import Message, Picture, Sample, write_samples
+from bifocal.data.sample import Box, Message, Picture, Sample, write_samples
+from bifocal.data.text import TextTokenizer
 from bifocal.recipes.runs import open_run
 from bifocal.recipes.vlm import VLMRecipe
+from interop.vlms import llava_directory, opened
 
 
 def model() -> inference.VLM:
@@ -31,7 +36,7 @@ def sample() -> Sample:
         "vqa",
         "all",
         ("a.png",),
-        (question, Message("assistant", ("yes", (0.1, 0.1, 0.9, 0.9)))),
+        (question, Message("assistant", ("yes", Box(0.1, 0.1, 0.9, 0.9)))),
         ("yes",),
     )
 
@@ -85,3 +90,48 @@ def test_answers_are_shown_in_the_words_that_the_run_was_taught(
 
 def test_a_directory_of_another_library_has_no_recipe(tmp_path: Path) -> None:
     assert recipe_of(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("fitting", "wanted"),
+    [
+        # scaled to 32 x 57 pixels, of which the 12 left ones are cut off; and to 18 x 32, with 7 rows above
+        (Fitting("shortest"), (0.0, 0.1, (0.5 * 57 - 12) / 32, 0.9)),
+        (Fitting("longest"), (0.1, (7 + 0.1 * 18) / 32, 0.5, (7 + 0.9 * 18) / 32)),
+    ],
+)
+def test_boxes_lie_on_the_pixels_that_the_model_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fitting: Fitting, wanted: tuple[float, ...]
+) -> None:
+    Image.fromarray(np.zeros((50, 90, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    answer = Message("assistant", (Box(0.1, 0.1, 0.5, 0.9),))
+    write_samples(
+        tmp_path / "samples.jsonl",
+        [Sample("one", "grounding", "all", ("a.png",), (sample().messages[0], answer))],
+    )
+    drawn = []
+    monkeypatch.setattr(tokens, "picture_html", lambda *_, boxes, **others: drawn.append(boxes) or "")
+    cuts = model()
+    cuts.fitting = fitting
+    show_data(tmp_path, tmp_path / "page.html", model=cuts)
+    ((mark,),) = drawn
+    assert mark.box == pytest.approx(wanted)
+
+
+def test_of_another_tool_s_vlm_all_that_it_is_given_is_shown(tmp_path: Path) -> None:
+    llava_directory(tmp_path / "llava")
+    vlm = opened(tmp_path / "llava")
+    said = (Message("user", (Picture(0), "is there an owl?")), Message("assistant", ("yes",)))
+    found = pieces_of(Sample("one", "vqa", "all", ("a.png",), said), vlm.template)
+    assert len([piece for piece in found if piece.kind != "picture"]) == len(vlm.prompt(said).tokens) - 16
+    text = "".join(piece.text for piece in found if piece.kind == "text")
+    assert text.startswith("USER:") and "is there an owl? ASSISTANT: yes" in text
+    assert not any(piece.supervised for piece in found)
+    with pytest.raises(UserError, match="sample one: this VLM has no tokens for boxes: write a box in words"):
+        pieces_of(sample(), vlm.template)
+
+
+def test_a_box_for_which_there_are_no_tokens_is_one_sentence() -> None:
+    words = TextTokenizer.train(tiny.TEXTS * 4, size=300, codes=tiny.CODES, box_bins=0)
+    with pytest.raises(UserError, match="sample one: this VLM has no tokens for boxes: write a box in words"):
+        pieces_of(sample(), Template(words, picture_positions=16))

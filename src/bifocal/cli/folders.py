@@ -191,7 +191,8 @@ def data_show(
         folder: with samples.jsonl and pictures.
         output: an HTML file, complete in itself.
         task: show samples of this task only.
-        model: a finished VLM: show its tokens, the supervised ones in green, and the pictures as it sees them.
+        model: a finished VLM: show its tokens, the supervised ones in green (none of another tool's VLM, which is shown
+            what it would be given), and the pictures as it sees them.
         count: how many samples, spread evenly over the folder.
     """
     from bifocal.commands.inspect import recipe_of, show_data

@@ -9,9 +9,18 @@ from itertools import groupby
 import numpy as np
 from rich.text import Text
 
-from bifocal.data.batch import Segment, Template, encode_messages, encode_prefix, leading_pictures
-from bifocal.data.fitting import fit_picture
+from bifocal.data.batch import (
+    Segment,
+    Template,
+    encode_messages,
+    encode_prefix,
+    encode_prompt,
+    leading_pictures,
+)
+from bifocal.data.files import located
+from bifocal.data.fitting import fit_picture, seen_box, seen_part
 from bifocal.data.folder import FolderDataset
+from bifocal.data.joint_text import JointTokenizer
 from bifocal.data.sample import Sample
 from bifocal.generation.explain import pieces
 from bifocal.inference import VLM
@@ -28,13 +37,19 @@ class Piece:
 
 
 def pieces_of(sample: Sample, template: Template) -> list[Piece]:
-    """The sample in a row by itself, as training packs it."""
-    shared = leading_pictures(sample.messages)
-    parts = (
-        encode_prefix(shared, template),
-        encode_messages(sample.messages, template, shared=shared),
-    )
-    return [piece for part in parts for piece in _pieces(part, template)]
+    """The sample in a row by itself, as training packs it; another tool's VLM, which is not trained, is given it whole.
+
+    Raises ``UserError`` with the sample's id for what the model has no tokens for.
+    """
+    with located(f"sample {sample.id}"):
+        if isinstance(template.tokenizer, JointTokenizer):
+            return _pieces(encode_prompt(sample.messages, template), template)
+        shared = leading_pictures(sample.messages)
+        parts = (
+            encode_prefix(shared, template),
+            encode_messages(sample.messages, template, shared=shared),
+        )
+        return [piece for part in parts for piece in _pieces(part, template)]
 
 
 def _pieces(segment: Segment, template: Template) -> list[Piece]:
@@ -95,13 +110,18 @@ def tokens_html(found: Sequence[Piece]) -> str:
 
 
 def seen_html(dataset: FolderDataset, sample: Sample, model: VLM) -> list[str]:
-    """The sample's pictures in the very pixels that the model sees, with its boxes."""
-    boxes = [Marked(box, "", "true") for box in sample.boxes] if len(sample.pictures) == 1 else []
+    """The sample's pictures in the very pixels that the model sees, with what they show of its boxes."""
+    boxes = sample.boxes if len(sample.pictures) == 1 else ()
     shots = []
     for key in sample.pictures:
-        pixels: np.ndarray = fit_picture(dataset.picture(key), model.picture_size, model.fitting)
+        picture = dataset.picture(key)
+        pixels: np.ndarray = fit_picture(picture, model.picture_size, model.fitting)
+        part = seen_part(*picture.shape[:2], model.picture_size, model.fitting)
+        seen = [lies for box in boxes if (lies := seen_box(box, part)) is not None]
         caption = escape(f"{key}, as seen: {pixels.shape[1]} x {pixels.shape[0]}")
-        shots.append(picture_html(pixels, alt=key, boxes=boxes, caption=caption))
+        shots.append(
+            picture_html(pixels, alt=key, boxes=[Marked(box, "", "true") for box in seen], caption=caption)
+        )
     return shots
 
 

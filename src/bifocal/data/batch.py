@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bifocal.config import UserError
-from bifocal.data.boxes import box_to_bins
+from bifocal.data.boxes import NO_BINS, box_to_bins
 from bifocal.data.joint_text import JointTokenizer
 from bifocal.data.sample import Box, Message, Picture, Sample
 from bifocal.data.text import TextTokenizer
@@ -49,9 +49,11 @@ class Template:
         ]
 
     def box(self, box: Box) -> list[int]:
-        """Four coordinate tokens."""
-        first = self.tokenizer.boxes.start
-        return [first + index for index in box_to_bins(box, len(self.tokenizer.boxes))]
+        """Four coordinate tokens. Raises ``UserError`` where the tokenizer has none."""
+        bins = self.tokenizer.boxes
+        if not bins:
+            raise UserError(NO_BINS)
+        return [bins.start + index for index in box_to_bins(box, len(bins))]
 
 
 @dataclass

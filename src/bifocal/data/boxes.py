@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from bifocal.data.sample import Box
 
 DEFAULT_BINS = 64
+NO_BINS = "this VLM has no tokens for boxes: write a box in words"
 _TOKEN = re.compile(r"<loc(\d{4})>")
 _FOUR_TOKENS = re.compile(r"<loc(\d{4})>\s*<loc(\d{4})>\s*<loc(\d{4})>\s*<loc(\d{4})>")
 

@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from bifocal.config import UserError
+from bifocal.data.boxes import NO_BINS
 from bifocal.data.chat_format import read_template, rendered
 from bifocal.data.chat_text import ChatTokenizer
 from bifocal.data.sample import Message, Picture
@@ -90,7 +91,7 @@ class JointTokenizer(ChatTokenizer):
                     content.append({"type": "image"})
                     pictures.append(part.index)
                 else:
-                    raise UserError("this VLM has no tokens for boxes: write a box in words")
+                    raise UserError(NO_BINS)
             marked.append({"role": message.role, "content": content})
         waits = bool(messages) and messages[-1].role != "assistant"
         said = rendered(self.words.template, marked, bos=self.words.bos, eos=self.words.eos, generate=waits)
