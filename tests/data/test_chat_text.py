@@ -15,6 +15,7 @@ from bifocal.data.chat_format import read_template
 from bifocal.data.chat_text import ChatTokenizer, open_tokenizer, read_chat_tokenizer
 from bifocal.data.sample import Box, Message, Picture, Sample
 from bifocal.data.text import IMAGE, IMAGE_BEGIN, IMAGE_END, TextTokenizer
+from interop.vlms import sentence_pieces
 
 WORDS = tiny.chat_tokenizer()
 TEMPLATE = Template(WORDS, picture_positions=3)
@@ -33,6 +34,16 @@ PARTS = (
     "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{% generation %}{{ part['text'] + ' ' }}{% endgeneration %}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+TINY_LLAMA = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
+SPACES = (
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
 
 
@@ -157,6 +168,22 @@ def test_what_a_directory_lacks_is_said(tmp_path: Path) -> None:
         read_chat_tokenizer(tmp_path, box_bins=8)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}}))
     assert read_chat_tokenizer(tmp_path, box_bins=8).eos == WORDS.eos
+
+
+@pytest.mark.parametrize("kind", ["pieces", "spaces"])
+def test_words_that_have_other_tokens_within_a_conversation_are_refused(tmp_path: Path, kind: str) -> None:
+    words = judge(SPACES)
+    if kind == "pieces":  # as TinyLlama has it: every text begins with a space
+        words = PreTrainedTokenizerFast(tokenizer_object=sentence_pieces(), bos_token="<s>", eos_token="</s>")
+        words.chat_template = TINY_LLAMA
+    words.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"other tokens by themselves .*SentencePiece.*byte-level pairs"):
+        read_chat_tokenizer(tmp_path, box_bins=8)
+
+
+@pytest.mark.parametrize("template", [tiny.CHATML, HEADERS, NO_SYSTEM])
+def test_words_of_byte_level_pairs_are_the_same_within_a_conversation(template: str) -> None:
+    assert tiny.chat_tokenizer(template).joins
 
 
 def test_templates_that_want_parts_and_have_no_end_token_are_read() -> None:

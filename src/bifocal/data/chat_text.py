@@ -88,6 +88,21 @@ class ChatTokenizer(TextTokenizer):
         around = [self.special[name] for name in (IMAGE_BEGIN, IMAGE_END) if name in self.special]
         return sorted({self.image, *self.boxes, *around})
 
+    @property
+    def joins(self) -> bool:
+        """Whether the tokens that a conversation is put together from here are those that it has as one text.
+
+        SentencePiece's kind may begin every text with a space that does not stand there; and a seam that ends with a
+        space leaves that to a token by itself, which in one text belongs to the next word.
+        """
+        asked, said = "what is this?", "an owl"
+        (before, after), (opens, closes) = self.chat.user, self.chat.assistant
+        pieces = [
+            *self.opening("user"), *self.before("user"), *self.encode(asked), *self.after("user"),
+            *self.before("assistant"), *self.encode(said), *self.after("assistant"),
+        ]  # fmt: skip
+        return pieces == self._seam(f"{self.chat.opening}{before}{asked}{after}{opens}{said}{closes}")
+
     def opening(self, role: str) -> list[int]:
         """The model's own system message, before a conversation that brings none."""
         return [] if role == "system" else list(self._opening)
@@ -125,7 +140,7 @@ def open_tokenizer(directory: Path) -> TextTokenizer:
 def read_chat_tokenizer(directory: Path, *, box_bins: int) -> ChatTokenizer:
     """What transformers left in a language model's directory: ``tokenizer.json`` and its chat template.
 
-    Raises ``UserError`` where either is missing or damaged.
+    Raises ``UserError`` where either is missing or damaged, or a conversation cannot be put together from its pieces.
     """
     tokenizer = parse_tokenizer(directory / TOKENIZER)
     about = _json(directory / ABOUT)
@@ -147,7 +162,15 @@ def read_chat_tokenizer(directory: Path, *, box_bins: int) -> ChatTokenizer:
         )
     bos = _named(about.get("bos_token")) or _named(special.get("bos_token")) or ""
     chat = read_template(template, bos=bos, eos=eos)
-    return ChatTokenizer.of_model(tokenizer, chat, box_bins=box_bins)
+    words = ChatTokenizer.of_model(tokenizer, chat, box_bins=box_bins)
+    if not words.joins:
+        raise UserError(
+            f"the tokenizer in {directory} gives a turn's words other tokens by themselves than within a conversation, "
+            "as SentencePiece's kind does (Llama-2, TinyLlama), so this language model would not be fed what it was "
+            "trained on: use one with byte-level pairs whose turns open with a special token or a new line (SmolLM2, "
+            "Llama-3)"
+        )
+    return words
 
 
 def _json(path: Path) -> dict[str, Any]:
