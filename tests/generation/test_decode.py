@@ -103,7 +103,17 @@ def test_a_seed_decides_what_is_sampled() -> None:
     assert say(1) != say(2)
 
 
-@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}])
+@pytest.mark.parametrize(
+    "narrow",
+    [
+        {"top_k": 1},
+        {"top_p": 1e-6},
+        {"temperature": 1e-4},
+        {"temperature": 1e-6},
+        {"temperature": 1e-38, "top_k": 5},
+        {"temperature": 5e-324, "top_p": 0.5},
+    ],
+)
 def test_the_narrowest_sampling_is_greedy(narrow: dict[str, float]) -> None:
     model = tiny.vlm("continuous")
     pictures = encoded(model)

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+COLDEST = 1e-6  # a logit divided by much less is no longer a finite float32
+
 
 @dataclass(frozen=True)
 class Choice:
-    """How one token is chosen. Temperature 0 takes the most likely one.
+    """How one token is chosen. Temperature 0 takes the most likely one, and so does any below 1e-6.
 
     ``top_k`` (0 is off) and ``top_p`` (1 is off) leave only the most likely tokens to sample from: so many, or as many
     as hold that share of probability (Holtzman et al. 2020).
@@ -53,7 +55,7 @@ def choose(logits_BV: Tensor, choice: Choice, generators: Sequence[torch.Generat
     Each row draws from its own generator, so its choice does not depend on its company.
     """
     log_probabilities = torch.log_softmax(logits_BV, dim=-1)
-    if choice.temperature == 0:
+    if choice.temperature < COLDEST:
         chosen = logits_BV.argmax(dim=-1)
     else:
         scaled = logits_BV / choice.temperature
