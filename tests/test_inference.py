@@ -561,6 +561,12 @@ def test_an_int8_model_answers_nearly_as_before(places: Place) -> None:
 
 
 @pytest.mark.parametrize("name", ["vqvae", "clip"])
-def test_int8_is_for_decoders(places: Place, name: str) -> None:
+def test_int8_leaves_what_has_no_decoder_as_it_is(places: Place, name: str) -> None:
+    assert bifocal.load(places[name], dtype="int8").fingerprint == bifocal.load(places[name]).fingerprint
+
+
+def test_int8_is_refused_beyond_a_cpu(places: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bifocal.inference.files.open_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr("bifocal.inference.files.fast_dtype", lambda *_: torch.float32)
     with pytest.raises(UserError, match="int8 is for the decoder of a VLM on a CPU"):
-        bifocal.load(places[name], dtype="int8")
+        bifocal.load(places["continuous"], device="cuda", dtype="int8")

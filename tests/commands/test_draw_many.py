@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import tiny
@@ -15,7 +16,9 @@ from bifocal.cli import main
 from bifocal.commands import draw_many as module
 from bifocal.commands.draw import DrawSettings
 from bifocal.commands.draw_many import draw_many
+from bifocal.commands.drawings import open_checker, open_features
 from bifocal.config import UserError
+from bifocal.data.prompt_file import PromptFile
 from bifocal.serving.run import Settings
 from serving_live import live
 
@@ -163,3 +166,27 @@ def test_a_server_draws_them_too(runs: Path, tmp_path: Path) -> None:
         for place, wanted in enumerate(model.draw(prompt, n=2, guidance=1.0, seed=3 + 2 * number), start=1):
             drawn = Image.open(tmp_path / f"prompt-{number + 1:04d}-{place}.png")
             assert np.array_equal(np.asarray(drawn), np.asarray(wanted))
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_int8_is_for_the_vlm_that_draws_and_not_for_the_clip_that_judges(
+    runs: Path, tmp_path: Path, many: bool
+) -> None:
+    what = ["--prompts", str(runs / "mine.tsv")] if many else ["an owl"]
+    words = ["draw", str(runs / "vlm"), *what, "--dtype", "int8", "--seed", "5"]
+    drawn = []
+    for judged in ([], ["--rerank", str(runs / "clip")]):
+        folder = tmp_path / str(len(judged))
+        if not many:
+            folder.mkdir()
+        assert main([*words, *judged, "-o", str(folder if many else folder / "owl.png")]) == 0
+        drawn.append(pictures(folder))
+    assert drawn[0] and same(*drawn)
+
+
+def test_int8_is_for_the_vlm_that_is_asked_about_drawings_and_not_for_their_features(runs: Path) -> None:
+    checker = open_checker(runs / "vlm", PromptFile(runs / "mine.tsv"), device="cpu", dtype="int8")
+    assert isinstance(checker, inference.VLM)
+    assert checker.model.language_model.lm_head.weight.dtype == torch.int8
+    features = open_features(runs / "clip", device="cpu", dtype="int8")
+    assert features.fingerprint == inference.load(runs / "clip").fingerprint

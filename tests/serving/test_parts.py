@@ -121,6 +121,18 @@ def test_two_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert list(models) == ["run", "run-2"] and models["run-2"].name == "run-2"
 
 
+def test_int8_is_for_the_decoders_of_vlms_and_what_is_served_beside_them_stays(tmp_path: Path) -> None:
+    models = {"vlm": tiny.vlm("continuous"), "clip": tiny.clip(len(WORDS))}
+    for name, model in models.items():
+        (tmp_path / name).mkdir()
+        inference.save(tmp_path / name, model, WORDS)
+    found = open_all([tmp_path / name for name in models], dtype="int8").models
+    vlm, clip = found["vlm"].loaded, found["clip"].loaded
+    assert isinstance(vlm, inference.VLM)
+    assert vlm.model.language_model.lm_head.weight.dtype == torch.int8
+    assert clip.fingerprint == inference.load(tmp_path / "clip").fingerprint
+
+
 @dataclass(frozen=True)
 class Square:
     """A model that cuts out the middle."""

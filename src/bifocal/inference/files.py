@@ -153,18 +153,18 @@ def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> VQVAE
 
     A CLIP may also be one that transformers or open_clip wrote, and a VLM a Llava or a Chameleon of transformers;
     without a tokenizer a CLIP sees pictures, and says so where text is needed. ``dtype`` "auto" computes in bf16 where
-    the machine is fast at it; "int8" does too, with the weights of a VLM's decoder rounded to 8 bits, on a CPU. Raises
-    ``UserError`` for a directory that is not a finished model.
+    the machine is fast at it; "int8" does too, with the weights of a VLM's decoder rounded to 8 bits, on a CPU: so one
+    word serves for a VLM and for what is opened beside it. Raises ``UserError`` for a directory that is not a finished
+    model.
     """
     place = open_device(device)
     model, tokenizer = load_model(path)
-    if dtype == "int8":
-        if not isinstance(model, VLMModel) or place.type != "cpu":
+    int8 = dtype == "int8"
+    set_precision(model, fast_dtype(place, "auto" if int8 else dtype))
+    if int8 and isinstance(model, VLMModel):
+        if place.type != "cpu":
             raise UserError(f"int8 is for the decoder of a VLM on a CPU: load {path} in float32 or bfloat16")
-        set_precision(model, fast_dtype(place))
         to_int8(model.language_model)
-    else:
-        set_precision(model, fast_dtype(place, dtype))
     model.to(place)
     name = Path(path).resolve().name
     if isinstance(model, VQVAEModel):
