@@ -246,6 +246,8 @@ def test_every_way_to_hand_over_a_picture_is_the_same(places: Place, tmp_path: P
     model = vlm(places["continuous"])
     answers = [model.answer(way, "what?") for way in ways]
     assert all(answer == answers[0] for answer in answers)
+    scores = [model.score(way, "what?", ["owl", "two hearts"]) for way in ways]
+    assert all(score == scores[0] for score in scores)
 
 
 @pytest.mark.parametrize(

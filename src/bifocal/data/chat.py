@@ -16,6 +16,11 @@ from bifocal.data.sample import Box, Message, Picture
 AnyPicture = np.ndarray | Image.Image | str | Path | bytes
 
 
+def several(pictures: AnyPicture | Sequence[AnyPicture]) -> list[AnyPicture]:
+    """One picture or several -> a list; a path is one, not its letters."""
+    return [pictures] if isinstance(pictures, AnyPicture) else list(pictures)
+
+
 def question_messages(pictures: int, question: str) -> tuple[Message, ...]:
     """One user's turn: the pictures in order, then the words."""
     return (Message("user", (*(Picture(index) for index in range(pictures)), question)),)

@@ -14,7 +14,7 @@ from torch import Tensor
 from bifocal.config import UserError
 from bifocal.data.batch import Template, encode_prompt
 from bifocal.data.boxes import boxes_from_text
-from bifocal.data.chat import AnyPicture, question_messages, read_messages
+from bifocal.data.chat import AnyPicture, question_messages, read_messages, several
 from bifocal.data.pictures import to_pictures
 from bifocal.data.sample import Box, Message
 from bifocal.data.text import TextTokenizer
@@ -128,8 +128,8 @@ class VLM(Loaded):
 
         With ``n`` there is a list of so many answers, the i-th of which is the one of ``seed`` + i.
         """
-        several = [pictures] if isinstance(pictures, AnyPicture) else list(pictures)
-        request = (several, question_messages(len(several), question))
+        shown = several(pictures)
+        request = (shown, question_messages(len(shown), question))
         return self._answers(request, n, AnswerSettings(**options))
 
     def answer_batch(
@@ -209,9 +209,9 @@ class VLM(Loaded):
         top: int = 5,
     ) -> Explanation:
         """The most likely answer, as ``answer`` gives it, with where it was looked for, and ``top`` choices a token."""
-        several = [pictures] if isinstance(pictures, AnyPicture) else list(pictures)
-        messages = question_messages(len(several), question)
-        prompt, encoded = self.prompt(messages), self.encode(several)
+        shown = several(pictures)
+        messages = question_messages(len(shown), question)
+        prompt, encoded = self.prompt(messages), self.encode(shown)
         generated = generate(
             self.model,
             [prompt],
@@ -241,12 +241,14 @@ class VLM(Loaded):
         return Explanation(self._answer(generated), tuple(words), (side, side), codes, tuple(seen))
 
     @torch.inference_mode()
-    def score(self, pictures: Sequence[AnyPicture], question: str, answers: Sequence[str]) -> list[float]:
-        """Log-probability of each given answer, its end included."""
-        messages = question_messages(len(pictures), question)
-        prompt = self.prompt(messages)
+    def score(
+        self, pictures: AnyPicture | Sequence[AnyPicture], question: str, answers: Sequence[str]
+    ) -> list[float]:
+        """Log-probability of each given answer to a question about one or several pictures, its end included."""
+        shown = several(pictures)
+        prompt = self.prompt(question_messages(len(shown), question))
         continuations = [[*self.tokenizer.encode(answer), self.tokenizer.eos] for answer in answers]
-        return score_continuations(self.model, prompt, continuations, self.encode(pictures))
+        return score_continuations(self.model, prompt, continuations, self.encode(shown))
 
     def draw(
         self,
@@ -346,11 +348,11 @@ class VLM(Loaded):
         if n is not None and n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         pictures, messages = request
-        prompt, several = self.prompt(messages), n or 1
+        prompt, count = self.prompt(messages), n or 1
         answers = self._reply(
-            [prompt] * several,
+            [prompt] * count,
             self.encode(pictures),
-            [settings.sampling(self.model.image_path.positions, number) for number in range(several)],
+            [settings.sampling(self.model.image_path.positions, number) for number in range(count)],
             settings,
         )
         return answers[0] if n is None else answers
