@@ -140,6 +140,21 @@ def test_ask_puts_the_question_to_a_server(
     np.testing.assert_allclose(found["logprobs"], wanted.logprobs, rtol=1e-4, atol=1e-5)
 
 
+def test_a_server_is_told_how_to_sample_and_where_to_stop(
+    server: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(tiny.picture(0)).save(tmp_path / "a.png")
+    settings = {"temperature": 1.5, "top_k": 8, "top_p": 0.9, "seed": 3, "max_new_tokens": 16}
+    vlm = server.catalogue.models["continuous"].loaded
+    assert isinstance(vlm, inference.VLM)
+    whole = vlm.answer(tmp_path / "a.png", "what is it?", **settings).text
+    stop = whole[len(whole) // 2]
+    flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words = [str(tmp_path / "a.png"), "what is it?", *flags, "--stop", stop, "--url", server.url]
+    assert main(["ask", "continuous", *words]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == whole.partition(stop)[0].strip()
+
+
 def test_draw_lets_a_server_draw(server: Running, tmp_path: Path) -> None:
     words = ["an owl", "--seed", "3", "-o", str(tmp_path / "o.png"), "--url", server.url]
     assert main(["draw", "discrete", *words]) == 0

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from bifocal import config
 from bifocal.cli.shared import Dtype, open_vlm
+
+if TYPE_CHECKING:
+    from bifocal.generation.telling import AnswerOptions
 
 
 def ask(
@@ -18,7 +21,10 @@ def ask(
     words: tyro.conf.Positional[tuple[str, ...]],
     max_new_tokens: int = 64,
     temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
     seed: int | None = None,
+    stop: tuple[str, ...] = (),
     explain: Path | None = None,
     url: str | None = None,
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
@@ -34,7 +40,10 @@ def ask(
         words: picture files, then the question.
         max_new_tokens: the longest answer.
         temperature: 0 gives the most likely answer.
-        seed: of sampling.
+        top_k: of sampling, the most likely tokens to choose from; 0 is all.
+        top_p: of sampling, the share of probability to choose from.
+        seed: of sampling; 0 if not given, but with --url one that the server draws.
+        stop: texts before the first of which the answer ends.
         explain: write a page (HTML) that shows where the model looked for each word and what else it might have said.
         url: ask a server that runs already (bifocal serve); its key is read from BIFOCAL_KEY.
         json_output: print the answer as JSON.
@@ -47,12 +56,21 @@ def ask(
         )
     pictures, question = [Path(word) for word in words[:-1]], words[-1]
     aloud = explain is None and url is None and not json_output and sys.stdout.isatty()
-    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    settings: AnswerOptions = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": stop,
+    }
     if explain is not None:
         from bifocal.commands.explain import write_explanation
 
         if temperature > 0:
             raise config.UserError("--explain is about the most likely answer: leave --temperature at 0")
+        if stop:
+            raise config.UserError("--explain is about every word up to the end: leave out --stop")
         if url is not None:
             raise config.UserError(
                 "--explain looks into the model itself, and --url leaves it to a server: give one"
@@ -64,15 +82,15 @@ def ask(
     elif url is not None:
         from bifocal.commands.remote import ask_server
 
-        answer = ask_server(url, run.name, pictures, question, **sampling)
+        answer = ask_server(url, run.name, pictures, question, **settings)
     else:
         from bifocal.commands.ask import answer_aloud
 
         model = open_vlm(run, "questions are", device=device, dtype=dtype)
         if aloud:
-            answer = answer_aloud(model, pictures, question, **sampling)
+            answer = answer_aloud(model, pictures, question, **settings)
         else:
-            answer = model.answer(pictures, question, **sampling)
+            answer = model.answer(pictures, question, **settings)
     if json_output:
         about = {"text": answer.text, "boxes": answer.boxes, "finish_reason": answer.finish_reason}
         print(json.dumps({**about, "logprobs": answer.logprobs}))
@@ -116,7 +134,7 @@ def draw(
         n: how many pictures of each prompt.
         guidance: of the prompt; 1 is plain sampling (3 for a Parti and 2 for a VLM if not given).
         schedule: of a Parti, whether guidance is the same for all codes or rises from 1 at the first.
-        seed: of sampling.
+        seed: of sampling; 0 if not given, but of one prompt with --url one that the server draws.
         temperature: of sampling; 0 takes the most likely code.
         top_k: of sampling, the most likely codes to choose from; 0 is all.
         top_p: of sampling, the share of probability to choose from.

@@ -11,13 +11,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from PIL import Image
 
 from bifocal.config import UserError
 from bifocal.data.pictures import read_picture
 from bifocal.data.sample import Box
+from bifocal.generation.telling import AnswerOptions, AnswerSettings
 from bifocal.inference import Answer
 
 SECONDS = 600.0
@@ -30,22 +31,26 @@ def ask_server(
     model: str,
     pictures: Sequence[Path],
     question: str,
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int | None,
+    **options: Unpack[AnswerOptions],
 ) -> Answer:
-    """The answer of a server's model to a question about pictures."""
+    """The answer of a server's model to a question about pictures.
+
+    ``options`` are those fields of ``AnswerSettings`` that are about words; without a seed the server draws one.
+    """
+    settings = AnswerSettings(**options)
     shown = [{"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in pictures]
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}],
-        "max_completion_tokens": max_new_tokens,
-        "temperature": temperature,
+        "max_completion_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "top_k": settings.top_k,
+        "top_p": settings.top_p,
+        "stop": list(settings.stop),
         "logprobs": True,
     }
-    if seed is not None:
-        body["seed"] = seed
+    if settings.seed is not None:
+        body["seed"] = settings.seed
     choice = post(url, "/v1/chat/completions", body)["choices"][0]
     return Answer(
         choice["message"]["content"],

@@ -39,10 +39,11 @@ class AnswerSettings:
     """How an answer is told.
 
     At most ``max_new_tokens`` are said: 64 if that is not given, and as many as a picture takes where one may be drawn.
-    Temperature 0 takes the most likely words; ``top_k`` and ``top_p`` narrow what is sampled from, and ``seed`` makes
-    it repeatable. The text ends before the first of the ``stop`` texts. ``top_logprobs`` is how many likely tokens are
-    named at each place. With ``may_draw`` a discrete model may put pictures into its answer: whole ones, whose codes
-    are chosen by settings of their own and with ``guidance``; they count as tokens.
+    Temperature 0 takes the most likely words; ``top_k`` and ``top_p`` narrow what is sampled from. The same ``seed``
+    gives the same answer; none is 0, so what is asked again without one is answered alike (a server draws one for every
+    request instead). The text ends before the first of the ``stop`` texts. ``top_logprobs`` is how many likely tokens
+    are named at each place. With ``may_draw`` a discrete model may put pictures into its answer: whole ones, whose
+    codes are chosen by settings of their own and with ``guidance``; they count as tokens.
     """
 
     max_new_tokens: int | None = None

@@ -76,7 +76,7 @@ class Parti(Loaded):
         progress: Callable[[Partial], None] | None = None,
         size: tuple[int, int] | None = None,
     ) -> list[Image.Image]:
-        """``n`` pictures of a prompt, the i-th of which is the one of ``seed`` + i; with ``rerank`` best first.
+        """``n`` pictures of a prompt, the i-th that of ``seed`` + i (no seed is 0); with ``rerank`` best first.
 
         An empty prompt is drawn from the learned empty prompt: some picture such as those of training. Letters may be
         large or small. ``size`` is (width, height) in pixels, by default that of the training pictures, which are

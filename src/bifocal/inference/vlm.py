@@ -262,7 +262,7 @@ class VLM(Loaded):
         top_p: float = 1.0,
         rerank: CLIP | None = None,
     ) -> list[Image.Image]:
-        """``n`` pictures of a prompt, the i-th of which is the one of ``seed`` + i; with ``rerank`` best first."""
+        """``n`` pictures of a prompt, the i-th that of ``seed`` + i (no seed is 0); with ``rerank`` best first."""
         options = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         pictures = self.draw_batch([prompt] * n, seed=seed, **options)  # type: ignore[arg-type]
         if rerank is None or n < 2:
@@ -280,7 +280,7 @@ class VLM(Loaded):
         top_p: float = 1.0,
         batch_size: int = 32,
     ) -> list[Image.Image]:
-        """One picture for each prompt, the i-th drawn with ``seed`` + i.
+        """One picture for each prompt, the i-th drawn with ``seed`` + i; no seed is 0.
 
         Only a discrete model can: its pictures are tokens that it predicts.
         """
