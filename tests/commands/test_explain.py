@@ -52,12 +52,12 @@ def test_the_hottest_place_is_coloured_and_a_cold_one_is_grey() -> None:
 
 def test_attention_lies_over_the_part_that_the_model_saw() -> None:
     picture = np.full((40, 80, 3), (0, 0, 250), dtype=np.uint8)
-    cut = heated(picture, torch.ones(4, 4), seen_part(40, 80, 32, Fitting("shortest")))
+    cut = heated(picture, torch.ones(4, 4), seen_part(picture, 32, Fitting("shortest")))
     coloured = cut.max(axis=2) != cut.min(axis=2)
     assert coloured[:, 20:60].all() and not coloured[:, :20].any() and not coloured[:, 60:].any()
     # of a square that is filled up, its two upper and two lower rows lie outside the picture
     cells = torch.tensor([[1.0], [1.0], [0.0], [0.0]]).expand(4, 4)
-    filled = heated(picture, cells, seen_part(40, 80, 32, Fitting("longest")))
+    filled = heated(picture, cells, seen_part(picture, 32, Fitting("longest")))
     assert (filled[4, :, 0] > filled[4, :, 2]).all()
     assert (filled[36].max(axis=1) == filled[36].min(axis=1)).all()
 

@@ -95,16 +95,16 @@ def test_a_box_lies_where_its_thing_is_seen(shape: tuple[int, int], fitting: Fit
     picture[top:bottom, left:right] = 255
     rows, columns = (fit_picture(picture, SIZE, fitting)[..., 0] > 127).nonzero()
     box = Box(left / width, top / height, right / width, bottom / height)
-    seen = seen_box(box, seen_part(height, width, SIZE, fitting))
+    seen = seen_box(box, seen_part(picture, SIZE, fitting))
     assert seen is not None
     found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     assert [edge * SIZE for edge in seen] == pytest.approx(found, abs=1)  # pixels have an edge of one
 
 
 def test_what_is_cut_off_is_not_seen() -> None:
-    part = seen_part(40, 80, SIZE, Fitting("shortest"))
+    part = seen_part(noise(40, 80), SIZE, Fitting("shortest"))
     assert part == Box(0.25, 0, 0.75, 1)
-    assert seen_part(40, 80, SIZE, Fitting("longest")) == Box(0, -0.5, 1, 1.5)
+    assert seen_part(noise(40, 80), SIZE, Fitting("longest")) == Box(0, -0.5, 1, 1.5)
     assert seen_box(Box(0, 0, 0.25, 1), part) is None
     assert seen_box(Box(0.1, 0.2, 0.5, 1), part) == Box(0, 0.2, 0.5, 1)
 

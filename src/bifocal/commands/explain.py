@@ -28,7 +28,7 @@ def write_explanation(
     """Write the page of an answer of ``model`` about ``pictures``."""
     arrays = [read_picture(path) for path in pictures]
     shown = [enlarged(array) for array in arrays]
-    parts = [seen_part(*array.shape[:2], model.picture_size, model.fitting) for array in arrays]
+    parts = [seen_part(array, model.picture_size, model.fitting) for array in arrays]
     answer = explanation.answer
     marks = [Marked(box, "") for box in answer.boxes] if len(shown) == 1 else []
     asked = "".join(

@@ -116,7 +116,7 @@ def seen_html(dataset: FolderDataset, sample: Sample, model: VLM) -> list[str]:
     for key in sample.pictures:
         picture = dataset.picture(key)
         pixels: np.ndarray = fit_picture(picture, model.picture_size, model.fitting)
-        part = seen_part(*picture.shape[:2], model.picture_size, model.fitting)
+        part = seen_part(picture, model.picture_size, model.fitting)
         seen = [lies for box in boxes if (lies := seen_box(box, part)) is not None]
         caption = escape(f"{key}, as seen: {pixels.shape[1]} x {pixels.shape[0]}")
         shots.append(

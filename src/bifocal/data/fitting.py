@@ -51,7 +51,7 @@ def fit_picture(picture: np.ndarray, size: int, fitting: Fitting) -> np.ndarray:
     The rules are those of transformers' ``CLIPImageProcessor`` and of open_clip's ``image_transform``, so that their
     models get the very pixels they were made for.
     """
-    high, wide, top, left = _placed(*picture.shape[:2], size, fitting)
+    high, wide, top, left = _placed(picture, size, fitting)
     scaled = _resized(picture, high, wide, fitting)
     if fitting.mode != "longest":
         return np.ascontiguousarray(scaled[top : top + size, left : left + size])
@@ -60,12 +60,12 @@ def fit_picture(picture: np.ndarray, size: int, fitting: Fitting) -> np.ndarray:
     return square
 
 
-def seen_part(height: int, width: int, size: int, fitting: Fitting) -> Box:
-    """The part of a picture of this size that the square of ``fit_picture`` shows.
+def seen_part(picture: np.ndarray, size: int, fitting: Fitting) -> Box:
+    """The part of a picture (H, W, 3) that the square of ``fit_picture`` shows.
 
     It is normalised by the picture's sides, as boxes are, and goes beyond [0, 1] where the square is filled up.
     """
-    high, wide, top, left = _placed(height, width, size, fitting)
+    high, wide, top, left = _placed(picture, size, fitting)
     return Box(left / wide, top / high, (left + size) / wide, (top + size) / high)
 
 
@@ -77,11 +77,12 @@ def seen_box(box: Box, part: Box) -> Box | None:
     return Box(x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
-def _placed(height: int, width: int, size: int, fitting: Fitting) -> tuple[int, int, int, int]:
+def _placed(picture: np.ndarray, size: int, fitting: Fitting) -> tuple[int, int, int, int]:
     """The height and width that a picture is scaled to, and the top and left in it where the square begins.
 
     These are negative where the square is larger, and is filled up.
     """
+    height, width = picture.shape[:2]
     if fitting.mode == "whole":
         return size, size, 0, 0
     if fitting.mode == "longest":
