@@ -563,8 +563,11 @@ def test_an_int8_model_answers_nearly_as_before(places: Place) -> None:
 
 
 @pytest.mark.parametrize("name", ["vqvae", "clip"])
-def test_int8_leaves_what_has_no_decoder_as_it_is(places: Place, name: str) -> None:
+def test_int8_leaves_what_has_no_decoder_as_it_is_and_says_so(
+    places: Place, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert bifocal.load(places[name], dtype="int8").fingerprint == bifocal.load(places[name]).fingerprint
+    assert f"{places[name]} has no decoder to round to int8" in capsys.readouterr().err
 
 
 def test_int8_is_refused_beyond_a_cpu(places: Place, monkeypatch: pytest.MonkeyPatch) -> None:

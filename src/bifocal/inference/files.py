@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,6 +166,8 @@ def load(path: str | Path, *, device: str = "cpu", dtype: str = "auto") -> VQVAE
         if place.type != "cpu":
             raise UserError(f"int8 is for the decoder of a VLM on a CPU: load {path} in float32 or bfloat16")
         to_int8(model.language_model)
+    elif int8:
+        print(f"{path} has no decoder to round to int8: it computes as in auto", file=sys.stderr)
     model.to(place)
     name = Path(path).resolve().name
     if isinstance(model, VQVAEModel):
