@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bifocal.data.pictures import to_pictures
+from bifocal.data.sample import Picture
 from bifocal.data.text import TextTokenizer
 from bifocal.inference import CLIP
 from bifocal.inference import VLM as LoadedVLM
@@ -107,16 +108,22 @@ def answers(
 def drawings(
     model: VLM, tokenizer: TextTokenizer, source: Source, device: torch.device, seed: int
 ) -> Probe | None:
-    """What a discrete VLM draws for held-out prompts; None where the data have no prompts."""
-    prompts = []
+    """What a discrete VLM draws for held-out prompts, of which some are about pictures; None where there are none."""
+    asked = []
     for number in range(DRAWINGS):
         samples = source.document("validation", number, random.Random(f"drawings/{number}"), {DRAWING: 1.0})
-        prompts += [sample.question for sample in samples][:1]
-    if not prompts:
+        asked += samples[:1]
+    if not asked:
         return None
+    prompts = [sample.question for sample in asked]
+    shown = [
+        [source.pixels(sample.pictures[part.index]) for part in sample.prompt if isinstance(part, Picture)]
+        for sample in asked
+    ]
 
     def probe(step: int) -> Shown:
-        drawn = LoadedVLM(model, tokenizer, "vlm", device).draw_batch(prompts, seed=seed)
+        vlm = LoadedVLM(model, tokenizer, "vlm", device)
+        drawn = vlm.draw_batch(prompts, pictures=shown, seed=seed)
         rows = [{"picture": number, "prompt": prompt} for number, prompt in enumerate(prompts)]
         return Shown(contact_sheet([np.asarray(one) for one in drawn], captions=prompts), rows)
 

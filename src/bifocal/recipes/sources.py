@@ -17,7 +17,7 @@ import numpy as np
 from bifocal.config import UserError
 from bifocal.data.fitting import WHOLE, Fitting, fit_picture
 from bifocal.data.folder import FolderDataset, kept_for_validation
-from bifocal.data.prompts import reworded
+from bifocal.data.prompts import reworded, without_words
 from bifocal.data.sample import Box, Message, Picture, Sample
 from bifocal.data.scenes import World, WorldSettings
 from bifocal.data.scenes.dataset import clip_caption, clip_regions, samples_for, training_texts
@@ -315,10 +315,17 @@ def another_caption(sample: Sample, rng: random.Random) -> Sample:
 
 
 def drawing_sample(sample: Sample, *, blank: bool) -> Sample:
-    """A text-to-image sample for training; ``blank`` drops its prompt, which teaches the unconditional half."""
-    question = next((part for part in sample.messages[0].parts if isinstance(part, str)), "")
-    messages = (Message("user", () if blank else (question,)), Message("assistant", (Picture(0),)))
-    return Sample(sample.id, sample.task, sample.slice, sample.pictures, messages)
+    """A text-to-image sample for training; ``blank`` drops its prompt, which teaches the unconditional half.
+
+    Raises ``UserError`` where nothing is drawn in it.
+    """
+    answers = [message for message in sample.messages if message.role == "assistant"]
+    if not any(isinstance(part, Picture) for message in answers for part in message.parts):
+        raise UserError(
+            f"sample {sample.id} is of the task {sample.task} and draws nothing: put an "
+            '{"type": "image"} in the assistant\'s turn'
+        )
+    return replace(sample, messages=without_words(sample.messages)) if blank else sample
 
 
 def shuffled(number: int, count: int, seed: int) -> int:
