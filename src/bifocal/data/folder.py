@@ -127,9 +127,9 @@ def file_stamp(path: Path) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
-def kept_for_validation(pictures: Sequence[str]) -> bool:
-    """Whether training leaves these pictures of a sample out: a tenth, by the hash of their names."""
-    return int(fingerprint(list(pictures))[:8], 16) % 10 == 0
+def kept_for_validation(sample: Sample) -> bool:
+    """Whether training leaves a sample out: a tenth, by the hash of its pictures' names, or of its id without any."""
+    return int(fingerprint(list(sample.pictures or [sample.id]))[:8], 16) % 10 == 0
 
 
 def sample_files(directory: Path, task: str | None = None) -> list[Path]:

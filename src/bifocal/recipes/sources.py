@@ -177,30 +177,40 @@ class SceneSource:
         return self.world.picture(key)
 
 
+@dataclass(frozen=True)
+class Document:
+    """All that is said about some pictures, or a conversation without any."""
+
+    keys: tuple[str, ...]
+    samples: list[Sample]
+
+
 class FolderSource:
     """A user's own samples; a tenth of the pictures, by the hash of their names, is kept for validation."""
 
     def __init__(self, directory: str | Path, picture_size: int, fitting: Fitting = WHOLE) -> None:
         self.dataset = FolderDataset(directory)
         self.size, self.fitting = picture_size, fitting
-        groups: dict[tuple[str, ...], list[Sample]] = {}
+        documents: dict[tuple[str, ...] | str, Document] = {}
         for sample in self.dataset.samples:
-            groups.setdefault(sample.pictures, []).append(sample)
-        self.groups: dict[str, list[tuple[str, ...]]] = {"train": [], "validation": []}
-        for keys in groups:
-            self.groups["validation" if kept_for_validation(keys) else "train"].append(keys)
+            document = documents.setdefault(sample.pictures or sample.id, Document(sample.pictures, []))
+            document.samples.append(sample)
+        self.groups: dict[str, list[Document]] = {"train": [], "validation": []}
+        for document in documents.values():
+            kept = kept_for_validation(document.samples[0])
+            self.groups["validation" if kept else "train"].append(document)
         for split, other in (("validation", "train"), ("train", "validation")):
             if not self.groups[split]:
                 self.groups[split] = self.groups[other][:1]
         # conversations without a picture are for the VLM alone
+        self.samples = {document.keys: document.samples for document in documents.values() if document.keys}
         self.pictured = {
-            split: [keys for keys in some if keys] or [keys for keys in groups if keys][:1]
+            split: [document.keys for document in some if document.keys] or list(self.samples)[:1]
             for split, some in self.groups.items()
         }
         if not self.pictured["train"]:
             raise UserError(f"the samples of {self.dataset.name} have no pictures")
-        self.samples = groups
-        self._spoilt = Spoilt(len({key for keys in groups for key in keys}))
+        self._spoilt = Spoilt(len({key for keys in self.samples for key in keys}))
         self.tasks: Collection[str] = {sample.task for sample in self.dataset.samples}
         self.fingerprint = self.dataset.fingerprint
 
@@ -212,7 +222,7 @@ class FolderSource:
             text for sample in samples for text in sample.references[1:]
         ]
 
-    def _keys(self, split: str, number: int) -> tuple[str, ...]:
+    def _document(self, split: str, number: int) -> Document:
         groups = self.groups[split]
         return groups[number % len(groups)]
 
@@ -280,7 +290,7 @@ class FolderSource:
         return shuffled(number, self.documents(split), seed)
 
     def document_keys(self, split: str, number: int) -> tuple[str, ...]:
-        return self._keys(split, number)
+        return self._document(split, number).keys
 
     def document(
         self,
@@ -290,11 +300,10 @@ class FolderSource:
         tasks: Mapping[str, float],
         kinds: Mapping[str, float] | None = None,
     ) -> list[Sample]:
-        keys = self._keys(split, number)
-        if self._spoilt.any_of(keys):
+        document = self._document(split, number)
+        if self._spoilt.any_of(document.keys):
             return []
-        group = self.samples[keys]
-        samples = [another_caption(sample, rng) for sample in group if sample.task in tasks]
+        samples = [another_caption(sample, rng) for sample in document.samples if sample.task in tasks]
         if split == "train":
             samples = [reworded(sample, rng) for sample in samples]
         if not kinds:
