@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -20,9 +21,11 @@ from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
 from bifocal.recipes.curriculum import TaskWeights
 from bifocal.recipes.packing import NAMING, Packer, texts_in, with_article
+from bifocal.recipes.smollm import recipe_smollm
 from bifocal.recipes.sources import FolderSource, SceneSource, drawing_sample
 from bifocal.recipes.vlm import VLMRecipe, recipe_vlm
 
+FAMILIES: tuple[Literal["discrete", "continuous"], ...] = ("discrete", "continuous")
 ARTICLES = {"owl": "an", "orange": "an", "dog": "a"}
 
 
@@ -160,3 +163,73 @@ def test_a_sample_that_draws_nothing_is_refused() -> None:
     sample = Sample("r", "text-to-image", "all", ("in.png",), REDRAWN[:3])
     with pytest.raises(UserError, match="sample r is of the task text-to-image and draws nothing"):
         drawing_sample(sample, blank=False)
+
+
+def turns_of(packer: Packer, steps: int, size: int) -> list[set[int]]:
+    """The numbers of the turns that each of some steps comes to."""
+    found: list[set[int]] = []
+
+    def turn(split: str, number: int, seed: int) -> int:
+        found[-1].add(number)
+        return type(packer.source).turn(packer.source, split, number, seed)
+
+    packer.source.turn = turn  # type: ignore[method-assign]
+    for step in range(steps):
+        found.append(set())
+        packer.rows("train", step, size)
+    return found
+
+
+def one_each(tmp_path: Path, pictures: int) -> FolderSource:
+    """A picture with one question each, every tenth with a prompt to draw it by, and as many conversations without."""
+    samples = []
+    for number in range(pictures):
+        published.draw(tmp_path / f"{number}.png", number)
+        answer = Message("assistant", (str(number),))
+        keys = (f"{number}.png",)
+        samples.append(
+            Sample(f"q{number}", "vqa", "all", keys, (Message("user", (Picture(0), "which?")), answer))
+        )
+        samples.append(Sample(f"t{number}", "captioning", "all", (), (Message("user", ("so?",)), answer)))
+        if number % 10 == 0:
+            drawn = (Message("user", (f"draw {number}",)), Message("assistant", (Picture(0),)))
+            samples.append(Sample(f"d{number}", "text-to-image", "all", keys, drawn))
+    write_samples(tmp_path / "samples.jsonl", samples)
+    return FolderSource(tmp_path, tiny.PICTURE_SIZE)
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [TaskWeights(0, 1, 0, 0, 0), TaskWeights(1, 1, 0, 0, 0), TaskWeights(0, 1, 0, 0, 0.5)],
+    ids=["questions", "conversations without a picture", "drawings of every tenth"],
+)
+@pytest.mark.parametrize("length", [64, 256, 512])
+def test_no_step_comes_to_the_documents_of_another(tmp_path: Path, tasks: TaskWeights, length: int) -> None:
+    source = one_each(tmp_path, 60)
+    recipe = replace(
+        recipe_vlm("smoke", "discrete"), batch_size=4, row_length=length, tasks=tasks, drop_prompt=0.5
+    )
+    stores = {"train": Codes()}
+    packer = Packer(recipe, source, Template(tiny.tokenizer(), 16), stores)  # type: ignore[arg-type]
+    turns = turns_of(packer, 6, 4)
+    assert all(turns)
+    assert sum(map(len, turns)) == len(set().union(*turns))
+
+
+def test_steps_on_scenes_begin_where_they_always_did() -> None:
+    source = SceneSource(WorldSettings(), 60)
+    words = TextTokenizer.train(source.texts()[:2000], size=512, codes=64, box_bins=64)
+    recipes = [
+        *(
+            (recipe_vlm(scale, family), 64)
+            for scale in ("smoke", "quickstart", "standard")
+            for family in FAMILIES
+        ),
+        *((replace(recipe_smollm(scale), plain_text=0), 16) for scale in ("smoke", "quickstart")),
+    ]
+    for recipe, positions in recipes:
+        assert Packer(recipe, source, Template(words, positions), {}).turns_a_row == 4
+    long = replace(recipe_vlm("quickstart"), row_length=2048)
+    packer = Packer(long, source, Template(words, 16), {"train": Zeros()})  # type: ignore[dict-item]
+    turns = turns_of(packer, 3, 8)
+    assert packer.turns_a_row > 4 and sum(map(len, turns)) == len(set().union(*turns))

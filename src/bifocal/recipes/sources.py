@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +27,8 @@ SCENE_TASKS = ("captioning", "vqa", "grounding", "reasoning", "text-to-image")  
 SINGLE_SHARE = (
     0.5  # of CLIP's training scenes, those with one object: single objects are what zero-shot names
 )
+ALIKE = 16  # scenes that stand for all in how much is said about them
+Length = Callable[[Sequence[Sample]], int]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,19 @@ class Pair:
     text: str
     regions: Sequence[tuple[Box, str]] = ()
     key: str = ""
+
+
+@dataclass(frozen=True)
+class Supply:
+    """What a source has for some tasks: the length of the shortest document, and the share of documents with any."""
+
+    shortest: int
+    share: float
+
+    @staticmethod
+    def of(documents: Sequence[Sequence[Sample]], length: Length) -> Supply:
+        lengths = [length(samples) for samples in documents if samples]
+        return Supply(min(lengths, default=1), len(lengths) / max(1, len(documents)))
 
 
 class Source(Protocol):
@@ -75,6 +90,10 @@ class Source(Protocol):
 
     def documents(self, split: str) -> int:
         """How many sets of pictures there are to talk about."""
+        ...
+
+    def supply(self, tasks: Collection[str], length: Length) -> Supply:
+        """What there is of these tasks to train on, where ``length`` says how long a document of some samples is."""
         ...
 
     def turn(self, split: str, number: int, seed: int) -> int:
@@ -148,6 +167,11 @@ class SceneSource:
 
     def documents(self, split: str) -> int:
         return self.episodes if split == "train" else 512
+
+    def supply(self, tasks: Collection[str], length: Length) -> Supply:
+        # as much is said about all scenes, so that a few tell
+        some, weights = range(min(self.documents("train"), ALIKE)), dict.fromkeys(sorted(tasks), 1.0)
+        return Supply.of([self.document("train", n, random.Random(n), weights) for n in some], length)
 
     def turn(self, split: str, number: int, seed: int) -> int:
         return shuffled(number, self.documents(split), seed)
@@ -285,6 +309,10 @@ class FolderSource:
 
     def documents(self, split: str) -> int:
         return len(self.groups[split])
+
+    def supply(self, tasks: Collection[str], length: Length) -> Supply:
+        groups = self.groups["train"]
+        return Supply.of([[each for each in one.samples if each.task in tasks] for one in groups], length)
 
     def turn(self, split: str, number: int, seed: int) -> int:
         return shuffled(number, self.documents(split), seed)
