@@ -246,7 +246,7 @@ def train_vlm(
             teacher.projection(recipe.language.width, recipe.train.seed).to(device),
         )
     model.z_loss = recipe.z_loss
-    template = Template(tokenizer, model.image_path.positions, recipe.number_pictures)
+    template = Template(tokenizer, model.image_path.positions, recipe.number_pictures, draws=discrete)
     packer = Packer(recipe, source, template, stores, teacher)
     held_out = [to_device(packer.rows("validation", 0, min(HELD_OUT_ROWS, recipe.batch_size)), device)]
     reading = recipe.tasks.reading()
