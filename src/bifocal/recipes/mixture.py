@@ -135,6 +135,10 @@ class MixtureSource:
     def __init__(self, sets: Mapping[str, tuple[Source, float]]) -> None:
         self.names = list(sets)
         self.sources = [source for source, _ in sets.values()]
+        self.picture_size, self.fitting = (
+            self.sources[0].picture_size,
+            self.sources[0].fitting,
+        )  # those of all
         self.weights = whole_weights([weight for _, weight in sets.values()])
         self.tasks: Collection[str] = {task for source in self.sources for task in source.tasks}
         self.fingerprint = config.fingerprint(

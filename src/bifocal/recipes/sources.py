@@ -59,6 +59,8 @@ class Source(Protocol):
 
     fingerprint: str
     tasks: Collection[str]  # that it has samples of
+    picture_size: int
+    fitting: Fitting
 
     def texts(self) -> list[str]:
         """Texts to learn a tokenizer from."""
@@ -136,6 +138,7 @@ class SceneSource:
         self.world = world_of(settings)
         self.episodes = episodes
         self.samples_per_document = samples_per_document
+        self.picture_size, self.fitting = settings.picture_size, WHOLE
         self.fingerprint = self.world.fingerprint
         self.tasks: Collection[str] = SCENE_TASKS
 
@@ -214,7 +217,7 @@ class FolderSource:
 
     def __init__(self, directory: str | Path, picture_size: int, fitting: Fitting = WHOLE) -> None:
         self.dataset = FolderDataset(directory)
-        self.size, self.fitting = picture_size, fitting
+        self.picture_size, self.fitting = picture_size, fitting
         documents: dict[tuple[str, ...] | str, Document] = {}
         for sample in self.dataset.samples:
             document = documents.setdefault(sample.pictures or sample.id, Document(sample.pictures, []))
@@ -340,7 +343,7 @@ class FolderSource:
         return sorted(samples, key=lambda sample: -(rng.random() ** (1 / kinds.get(sample.slice, 1.0))))
 
     def pixels(self, key: str) -> np.ndarray:
-        return fit_picture(self.dataset.picture(key), self.size, self.fitting)
+        return fit_picture(self.dataset.picture(key), self.picture_size, self.fitting)
 
 
 def another_caption(sample: Sample, rng: random.Random) -> Sample:
