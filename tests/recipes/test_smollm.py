@@ -22,6 +22,7 @@ from bifocal.inference import VLM
 from bifocal.models.vlm import VLM as VLMModel
 from bifocal.recipes import decoders, plain_text
 from bifocal.recipes.decoders import RANDOM, find_smollm, open_decoder
+from bifocal.recipes.named import recipe_named
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +136,17 @@ def test_the_random_model_speaks_chatml_and_has_rows_for_boxes() -> None:
     assert len(llama.tokenizer.boxes) == 8
     assert llama.tensors["embed_tokens.weight"].shape == (llama.config.vocabulary, llama.config.width)
     assert llama.tokenizer.chat.user[0] == "<|im_start|>user\n"
+
+
+@pytest.mark.parametrize("model", ["vlm", "vlm-smollm"])
+def test_what_the_language_model_decides_is_refused_with_its_flag(model: str) -> None:
+    given = {"decoder": "random"}
+    recipe = recipe_named(model, "smoke", {**given, "box_bins": "8", "encoded": "store"})
+    assert (recipe.decoder, recipe.box_bins, recipe.encoded) == ("random", 8, "store")
+    idle = {"language.width": "64", "language.kv_heads": "1", "text_tokens": "300"}
+    flags = (
+        "--language.width, --language.kv-heads, --text-tokens would change nothing: .* language model random"
+    )
+    with pytest.raises(UserError, match=flags):
+        recipe_named(model, "smoke", {**given, **idle})
+    assert recipe_named("vlm", "smoke", {"text_tokens": "300"}).text_tokens == 300
