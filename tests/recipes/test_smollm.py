@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from bifocal.data.chat_text import ChatTokenizer
 from bifocal.data.text import TextTokenizer
 from bifocal.evaluation.results import read_results
 from bifocal.inference import VLM
+from bifocal.interop.vlm import why_not
 from bifocal.models.vlm import VLM as VLMModel
 from bifocal.recipes import decoders, plain_text
 from bifocal.recipes.decoders import RANDOM, find_smollm, open_decoder
@@ -69,6 +71,13 @@ def test_two_pictures_swapped_give_the_swapped_score(run: Path) -> None:
     assert straight.logprobs == opened.answer([one, other], "same?", max_new_tokens=3).logprobs
     assert swapped.logprobs == opened.answer([other, one], "same?", max_new_tokens=3).logprobs
     assert straight.logprobs != swapped.logprobs
+
+
+def test_it_opens_in_transformers_where_no_patches_are_gathered(run: Path) -> None:
+    model, _ = inference.load_model(run)
+    assert isinstance(model, VLMModel)
+    assert "pixel_shuffle" in str(why_not(model, "llava"))
+    assert why_not(VLMModel(replace(model.config, pixel_shuffle=1)), "llava") is None
 
 
 def test_plain_text_is_measured_before_and_after(run: Path) -> None:
