@@ -336,7 +336,7 @@ def main(
     if train not in vendors:
         raise UserError(f"there are no drawings of {train}: --train takes {', '.join(vendors)}")
     data = runs / "drawings" / train
-    known = {key for keys in FolderSource(data, SIZE).groups["train"] for key in keys}
+    known = {key for one in FolderSource(data, SIZE).groups["train"] for key in one.keys}
     models: dict[str, inference.CLIP | Pixels] = {PIXELS: Pixels(FolderDataset(data, "zero-shot"))}
     for name, augment in VARIANTS.items():
         out = runs / train / name.replace(",", "").replace(" ", "-")

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,29 @@ from torch import Tensor, nn
 
 from bifocal import artifacts, config
 from bifocal.config import UserError
+from bifocal.data.fitting import Fitting
 
 KEYS, ABOUT, VALUES, DONE = "keys.txt", "about.json", "values.npy", "done.json"
 NOTE_EVERY = 16  # batches between two notes of how far it came
+
+
+@dataclass(frozen=True)
+class Origin:
+    """All that decides what stands in a store: the weights that ran, the layer whose features they gave, how pictures
+    became squares of ``picture_size``, and which pictures. ``files`` tells apart files of one name and size.
+    """
+
+    encoder: str
+    layer: int | None
+    picture_size: int
+    fitting: Fitting
+    pictures: str
+    files: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names a store."""
+        return config.fingerprint(config.to_dict(self))
 
 
 class EncodedStore:
@@ -36,15 +57,24 @@ class EncodedStore:
         self.rows = {key: row for row, key in enumerate(keys)}
 
     @classmethod
-    def open(cls, path: Path, fingerprint: str) -> EncodedStore:
-        """Open a store, refused if another encoder, layer or transform made it."""
+    def open(cls, path: Path, fingerprint: str, *, older: str = "") -> EncodedStore:
+        """Open a store, refused if another encoder, layer or transform made it.
+
+        ``older`` is what an earlier version would have called the same.
+        """
         store = cls(path)
-        if store.about["fingerprint"] != fingerprint:
+        if store.about["fingerprint"] not in (fingerprint, older):
             raise UserError(
                 f"{path} was encoded by another encoder (fingerprint {store.about['fingerprint'][:12]}, this run has "
                 f"{fingerprint[:12]}): encode again, or name the run it was made with"
             )
         return store
+
+    @property
+    def origin(self) -> Origin | None:
+        """What it was made of; None where an earlier version did not write it down."""
+        written = self.about.get("origin")
+        return None if written is None else config.from_dict(Origin, written, str(self.path / ABOUT))
 
     def get(self, keys: Sequence[str]) -> Tensor:
         """(P, N) int64 codes, or bf16 or float32 features of these pictures as the encoder shaped them."""
@@ -94,6 +124,8 @@ def encode_pictures(
     encode: Callable[[Tensor], Tensor],
     *,
     fingerprint: str,
+    older: str = "",
+    origin: Origin | None = None,
     encoder: str | None = None,
     codebook: int = 0,
     exact: bool = False,
@@ -102,13 +134,14 @@ def encode_pictures(
 ) -> EncodedStore:
     """Run a frozen encoder once over ``keys`` and store what it says; the directory appears when it is complete.
 
-    ``fingerprint`` names encoder, layer and pictures together, ``encoder`` the weights of the encoder alone, for who
-    does not have the pictures. ``codebook`` is the number of codes of a discrete encoder: it decides how wide an
-    integer a code takes. Features are kept in bf16, or in float32 if ``exact``. What a killed attempt had done stays
-    beside ``path`` and is gone on with, if encoder and pictures are the same.
+    ``fingerprint`` names encoder, layer and pictures together, and ``older`` is as in ``EncodedStore.open``; ``origin``
+    says the same in parts, and ``encoder`` names the weights of the encoder as its file has them. ``codebook`` is the
+    number of codes of a discrete encoder: it decides how wide an integer a code takes. Features are kept in bf16, or in
+    float32 if ``exact``. What a killed attempt had done stays beside ``path`` and is gone on with, if encoder and
+    pictures are the same.
     """
     if path.exists():
-        return EncodedStore.open(path, fingerprint)
+        return EncodedStore.open(path, fingerprint, older=older)
     if not keys:
         raise UserError("there are no pictures to encode")
     work = _work_of(path)
@@ -143,7 +176,13 @@ def encode_pictures(
             progress(start + len(some))
     assert values is not None
     values.flush()
-    about = {"fingerprint": fingerprint, "encoder": encoder, "kind": kind, "pictures": len(keys)}
+    about = {
+        "fingerprint": fingerprint,
+        "origin": None if origin is None else config.to_dict(origin),
+        "encoder": encoder,
+        "kind": kind,
+        "pictures": len(keys),
+    }
     artifacts.atomic_write_json(work / ABOUT, about)
     (work / DONE).unlink(missing_ok=True)
     artifacts.write_manifest(work)

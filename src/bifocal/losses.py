@@ -203,16 +203,21 @@ def alignment(hidden_ND: Tensor, features_NE: Tensor, projection_DE: Tensor) -> 
     return 1 - F.cosine_similarity(seen_NE, features_NE.float(), dim=1).mean()
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """bf16 has too few digits for a loss; float64 keeps its own."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def next_token(
     logits_NV: Tensor, targets_N: Tensor, *, ordinal: tuple[int, int] | None = None, spread: float = 0.0
 ) -> Tensor:
-    """Cross-entropy of each target (N,), float32.
+    """Cross-entropy of each target (N,), in float32 or what is finer.
 
     ``ordinal`` (first, count) names a run of tokens that stand for the bins of a coordinate. With ``spread`` > 0 their
     target is not one bin but a discrete Gaussian of that many bins' deviation around it, renormalised over the run:
     a box that is one bin off is nearly right, and one-hot targets hide that.
     """
-    log_probabilities = F.log_softmax(logits_NV.float(), dim=-1)
+    log_probabilities = F.log_softmax(at_least_float32(logits_NV), dim=-1)
     losses_N = -log_probabilities.gather(1, targets_N[:, None]).squeeze(1)
     if ordinal is None or spread <= 0:
         return losses_N
@@ -221,15 +226,15 @@ def next_token(
     if not inside.any():
         return losses_N
     bins = torch.arange(count, device=targets_N.device)
-    distance = (bins[None] - (targets_N[inside] - first)[:, None]).float()
+    distance = (bins[None] - (targets_N[inside] - first)[:, None]).to(losses_N.dtype)
     weights = torch.softmax(-(distance**2) / (2 * spread**2), dim=-1)
     soft = -(weights * log_probabilities[inside, first : first + count]).sum(dim=-1)
     return losses_N.masked_scatter(inside, soft)
 
 
 def log_partition_squared(logits_NV: Tensor) -> Tensor:
-    """(log Z)^2 of each row, (N,) float32: the z-loss, which keeps logits from drifting away together.
+    """(log Z)^2 of each row, (N,) in float32 or finer: the z-loss, which keeps logits from drifting away together.
 
     Chameleon Team 2024, section 2.3, adds 1e-5 of it where a label stands (after PaLM, Chowdhery et al. 2022).
     """
-    return torch.logsumexp(logits_NV.float(), dim=-1).square()
+    return torch.logsumexp(at_least_float32(logits_NV), dim=-1).square()

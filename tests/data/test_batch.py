@@ -121,6 +121,14 @@ def test_a_conversation_without_an_answer_is_refused_by_id(words: TextTokenizer)
         )
 
 
+def test_a_picture_to_be_said_is_refused_by_id_where_none_can_be() -> None:
+    drawn = sample(("user", ("draw it",)), ("assistant", (Picture(0),)), name="drawn-4")
+    RowBuilder(Template(WORDS, 3), 64).add_document([drawn])
+    with pytest.raises(UserError, match="sample drawn-4 has a picture in the assistant's turn"):
+        RowBuilder(Template(WORDS, 3, draws=False), 64).add_document([drawn])
+    RowBuilder(Template(WORDS, 3, draws=False), 64).add_document([question("what?", "owl")])
+
+
 def test_plain_text_has_a_row_of_its_own_and_is_learnt_but_for_its_first_token() -> None:
     builder = RowBuilder(TEMPLATE, 24)
     builder.add_text([5, 6, 7])

@@ -119,6 +119,15 @@ def test_true_pictures_without_listed_objects_are_compared_in_the_features(tmp_p
     assert rows["all", "frechet"].value is not None and rows["all", "frechet"].value > 0
 
 
+def test_what_is_drawn_from_a_picture_is_not_scored_as_if_it_were_not(tmp_path: Path) -> None:
+    folder = tiny.folder(tmp_path / "data", pictures=2)
+    messages = (Message("user", (Picture(0), "make it red")), Message("assistant", (Picture(1),)))
+    sample = Sample("red", "text-to-image", "all", ("0.png", "1.png"), messages)
+    write_samples(folder / "samples.jsonl", [sample])
+    with pytest.raises(UserError, match="sample red of data draws from a picture"):
+        evaluate(Painter(), FolderDataset(folder, "text-to-image"), "text-to-image", features=Eyes())
+
+
 def test_listed_objects_need_a_checker(prompts: PromptFile) -> None:
     with pytest.raises(UserError, match="needs a checker"):
         text_to_image.predict(Painter(), None, prompts, features=Eyes())

@@ -85,6 +85,39 @@ def test_packed_rows_cost_what_each_conversation_costs_alone(family: str) -> Non
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_packed_rows_have_the_loss_and_gradients_of_their_conversations_one_by_one(family: str) -> None:
+    """In float64, projector, embeddings and head included; a picture learns from all that is said about it."""
+    model = tiny.vlm(family).double()
+    model.z_loss = 0.25
+
+    def result(*rows: Rows) -> tuple[float, int, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        losses_of = [model.loss(each)[:2] for each in rows]
+        total = torch.stack([total for total, _ in losses_of]).sum()
+        total.backward()
+        named = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+        assert all(gradient is not None for gradient in named.values())
+        found = {name: gradient.clone() for name, gradient in named.items() if gradient is not None}
+        return total.item(), sum(count for _, count in losses_of), found
+
+    def row(*documents: list[Sample]) -> Rows:
+        rows = rows_of(model, list(documents))
+        return replace(rows, pictures=rows.pictures.double())
+
+    one = [asked(1, "what is in the picture?", "an owl"), asked(1, "where?", Box(0, 0.2, 0.5, 1))]
+    two = [asked(2, "same?", "no"), asked(2, "which is red?", "the second one")]
+    drawn = [asked(1, "draw it", Picture(0), shown=False)] if family == "discrete" else []
+    documents = [one, two, *[[each] for each in drawn]]
+    packed, count, together = result(row(*documents))
+    alone, counted, apart = result(*(row([each]) for each in (*one, *two, *drawn)))
+    assert count == counted and packed == pytest.approx(alone, rel=1e-10)
+    assert ("image_path.linear_1.weight" in together) == (family == "continuous")
+    for name, gradient in together.items():
+        assert gradient.dtype == torch.float64 and gradient.norm() > 0
+        assert (gradient - apart[name]).norm() <= 1e-10 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_pictures_stand_in_the_order_of_the_conversation(family: str) -> None:
     model = tiny.vlm(family)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from bifocal.data.chat_text import ChatTokenizer
 from bifocal.data.text import TextTokenizer
 from bifocal.evaluation.results import read_results
 from bifocal.inference import VLM
+from bifocal.interop.vlm import why_not
 from bifocal.models.vlm import VLM as VLMModel
 from bifocal.recipes import decoders, plain_text
 from bifocal.recipes.decoders import RANDOM, find_smollm, open_decoder
+from bifocal.recipes.named import recipe_named
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,13 @@ def test_two_pictures_swapped_give_the_swapped_score(run: Path) -> None:
     assert straight.logprobs == opened.answer([one, other], "same?", max_new_tokens=3).logprobs
     assert swapped.logprobs == opened.answer([other, one], "same?", max_new_tokens=3).logprobs
     assert straight.logprobs != swapped.logprobs
+
+
+def test_it_opens_in_transformers_where_no_patches_are_gathered(run: Path) -> None:
+    model, _ = inference.load_model(run)
+    assert isinstance(model, VLMModel)
+    assert "pixel_shuffle" in str(why_not(model, "llava"))
+    assert why_not(VLMModel(replace(model.config, pixel_shuffle=1)), "llava") is None
 
 
 def test_plain_text_is_measured_before_and_after(run: Path) -> None:
@@ -135,3 +145,17 @@ def test_the_random_model_speaks_chatml_and_has_rows_for_boxes() -> None:
     assert len(llama.tokenizer.boxes) == 8
     assert llama.tensors["embed_tokens.weight"].shape == (llama.config.vocabulary, llama.config.width)
     assert llama.tokenizer.chat.user[0] == "<|im_start|>user\n"
+
+
+@pytest.mark.parametrize("model", ["vlm", "vlm-smollm"])
+def test_what_the_language_model_decides_is_refused_with_its_flag(model: str) -> None:
+    given = {"decoder": "random"}
+    recipe = recipe_named(model, "smoke", {**given, "box_bins": "8", "encoded": "store"})
+    assert (recipe.decoder, recipe.box_bins, recipe.encoded) == ("random", 8, "store")
+    idle = {"language.width": "64", "language.kv_heads": "1", "text_tokens": "300"}
+    flags = (
+        "--language.width, --language.kv-heads, --text-tokens would change nothing: .* language model random"
+    )
+    with pytest.raises(UserError, match=flags):
+        recipe_named(model, "smoke", {**given, **idle})
+    assert recipe_named("vlm", "smoke", {"text_tokens": "300"}).text_tokens == 300

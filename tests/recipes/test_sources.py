@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import tiny
 from bifocal.config import UserError
 from bifocal.data.batch import RowBuilder, Template
 from bifocal.data.boxes import bins_to_box
+from bifocal.data.folder import kept_for_validation
 from bifocal.data.sample import Box, Message, Picture, Sample, write_samples
 from bifocal.recipes.sources import FolderSource
 from bifocal.recipes.spoilt import Spoilt
@@ -52,6 +54,24 @@ def test_conversations_without_a_picture_are_told_and_not_looked_at(tmp_path):
         split: [source.document_keys(split, n) for n in range(2)] for split in ("train", "validation")
     }
     assert () in documents["train"] + documents["validation"]
+
+
+def test_each_conversation_without_a_picture_comes_as_often_as_a_picture(tmp_path):
+    talks = [replace(HELLO, id=f"t{number}") for number in range(200)]
+    source = folder(tmp_path, caption("an owl"), *talks)
+    told: dict[str, list[str]] = {}
+    for split in ("train", "validation"):
+        one_each = [
+            source.document(split, n, random.Random(0), {"vqa": 1.0, "captioning": 1.0})
+            for n in range(source.documents(split))
+        ]
+        assert [len(samples) for samples in one_each] == [1] * len(one_each)
+        told[split] = [samples[0].id for samples in one_each]
+    # about a tenth is held out
+    talked = {split: {name for name in names if name != "c"} for split, names in told.items()}
+    assert not talked["train"] & talked["validation"]
+    assert len(talked["train"] | talked["validation"]) == 200 and 10 <= len(talked["validation"]) <= 30
+    assert all(kept_for_validation(talk) == (talk.id in talked["validation"]) for talk in talks)
 
 
 def test_the_fingerprint_is_of_answers_and_pictures_and_that_of_a_copy(tmp_path):

@@ -79,7 +79,8 @@ def train(
             (a VQ-VAE of another tool too; for parti also a Parti or a discrete vlm that has one).
         tower: what a clip sees pictures with, a ViT if not given.
         data: a folder of samples (for a prior also what `bifocal encode` wrote), or a .toml or .json file that mixes
-            several; the default scenes if not given.
+            several; the default scenes if not given. For a vlm --encoded DIR is what `bifocal encode` wrote of the
+            folder with --vision, which is read then instead of encoding its pictures again.
         init_from: start from the weights of a finished run of the same shape; a clip takes shape and tokenizer from
             it, and may start from a directory that transformers or open_clip wrote.
         scale: the size of the recipe.
@@ -178,6 +179,8 @@ def encode(
     dtype: Dtype = "auto",
 ) -> None:
     """Encode every picture of a folder once: codes of a VQ-VAE, or features of a CLIP.
+
+    A vlm reads them with --encoded, a prior as --data, however often it is trained.
 
     Example: bifocal encode runs/quickstart/vqvae pictures --out codes
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from bifocal import config, inference
 from bifocal.config import UserError
 from bifocal.data.fitting import fit_picture
-from bifocal.data.folder import FolderDataset, PictureFiles
+from bifocal.data.folder import FolderDataset, PictureFiles, picture_keys_of, pictures_fingerprint
 from bifocal.data.own_sets import picture_files
 from bifocal.data.pictures import SUFFIXES, to_tensor
-from bifocal.encoded import EncodedStore, encode_pictures, weights_fingerprint
+from bifocal.encoded import EncodedStore, Origin, encode_pictures, weights_fingerprint
 from bifocal.training.progress import Progress
 
 
@@ -22,8 +22,7 @@ def picture_keys(data: Path) -> list[str]:
     if not data.is_dir():
         raise UserError(f"there is no directory {data} of pictures to encode")
     if any(data.glob("*.jsonl")):
-        samples = FolderDataset(data).samples
-        return list(dict.fromkeys(key for sample in samples for key in sample.pictures))
+        return picture_keys_of(FolderDataset(data).samples)
     files = picture_files(data)
     if not files:
         raise UserError(f"{data} holds no samples.jsonl and no picture ({', '.join(sorted(SUFFIXES))})")
@@ -49,14 +48,13 @@ def encode_command(
     keys = picture_keys(data)
     files = PictureFiles(data)
     codes = isinstance(model, inference.VQVAE)
-    fingerprint = config.fingerprint(
-        {
-            "weights": weights_fingerprint(model.model),
-            "layer": None if codes else layer,
-            "size": model.picture_size,
-            "fitting": config.to_dict(model.fitting),
-            "files": [(key, *files.stamp(key)) for key in keys],
-        }
+    origin = Origin(
+        encoder=weights_fingerprint(model.model),
+        layer=None if codes else layer,
+        picture_size=model.picture_size,
+        fitting=model.fitting,
+        pictures=pictures_fingerprint(keys, files),
+        files=config.fingerprint([files.stamp(key) for key in keys]),
     )
 
     def pixels(some: Sequence[str]) -> Tensor:
@@ -74,7 +72,8 @@ def encode_command(
             keys,
             pixels,
             encode,
-            fingerprint=fingerprint,
+            fingerprint=origin.fingerprint,
+            origin=origin,
             encoder=weights_fingerprint(inference.load_model(run)[0]),
             codebook=model.codebook_size if isinstance(model, inference.VQVAE) else 0,
             batch_size=batch_size,

@@ -24,11 +24,15 @@ REMEMBERED = 2**15  # texts
 
 @dataclass(frozen=True)
 class Template:
-    """How a conversation becomes tokens: which ids, how many positions a picture takes, how boxes are written."""
+    """How a conversation becomes tokens: which ids, how many positions a picture takes, how boxes are written.
+
+    Only where ``draws`` can an answer hold a picture: one that is read as vectors has no tokens to be learnt.
+    """
 
     tokenizer: TextTokenizer
     picture_positions: int
     number_pictures: bool = False
+    draws: bool = True
 
     @functools.cached_property
     def words(self) -> Callable[[str], Sequence[int]]:
@@ -166,7 +170,8 @@ class RowBuilder:
         A new row is begun when the prefix and the first conversation do not fit in the last one. Samples that do not
         open with the pictures that the first one opens with cannot share its prefix, and are left for another time, as
         are those that do not fit behind the others. Raises ``UserError`` with the sample's id for one without an
-        answer, one whose pictures leave no room in a row, and one that no row has room for.
+        answer, one whose answer holds a picture that cannot be learnt, one whose pictures leave no room in a row, and
+        one that no row has room for.
         """
         if not samples:
             return 0
@@ -185,6 +190,11 @@ class RowBuilder:
             if sample.messages[0].role == "assistant":
                 raise UserError(
                     f"sample {sample.id} begins with the assistant's turn: put the user's, or an empty one, before it"
+                )
+            if not template.draws and any(segment.supervised[start] for start, _ in segment.pictures):
+                raise UserError(
+                    f"sample {sample.id} has a picture in the assistant's turn, and a continuous VLM says words alone: "
+                    "leave it out, or train --family discrete"
                 )
             need = len(segment.tokens) + (0 if placed else len(prefix.tokens))
             self._require_room(sample, len(prefix.tokens), segment)

@@ -121,15 +121,25 @@ class FolderDataset:
                     known.add(key)
 
 
+def picture_keys_of(samples: Sequence[Sample]) -> list[str]:
+    """The pictures of samples, each once, in their order."""
+    return list(dict.fromkeys(key for sample in samples for key in sample.pictures))
+
+
+def pictures_fingerprint(keys: Sequence[str], files: PictureFiles) -> str:
+    """Names these pictures by their names and sizes: a copy of them, packed or not, has the same one."""
+    return fingerprint([(key, files.size(key)) for key in keys])
+
+
 def file_stamp(path: Path) -> tuple[int, int]:
     """Size and time of a file."""
     about = path.stat()
     return about.st_size, about.st_mtime_ns
 
 
-def kept_for_validation(pictures: Sequence[str]) -> bool:
-    """Whether training leaves these pictures of a sample out: a tenth, by the hash of their names."""
-    return int(fingerprint(list(pictures))[:8], 16) % 10 == 0
+def kept_for_validation(sample: Sample) -> bool:
+    """Whether training leaves a sample out: a tenth, by the hash of its pictures' names, or of its id without any."""
+    return int(fingerprint(list(sample.pictures or [sample.id]))[:8], 16) % 10 == 0
 
 
 def sample_files(directory: Path, task: str | None = None) -> list[Path]:

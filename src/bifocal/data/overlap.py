@@ -118,7 +118,7 @@ class _Learnt:
     def __init__(self, folder: Path, *, whole: bool) -> None:
         self.files = PictureFiles(folder)
         samples = [sample for file in sample_files(folder) for sample in read_samples(file)]
-        learnt = [sample for sample in samples if whole or not kept_for_validation(sample.pictures)]
+        learnt = [sample for sample in samples if whole or not kept_for_validation(sample)]
         self.samples = learnt or samples
         self.keys = _keys(self.samples)
 

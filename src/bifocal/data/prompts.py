@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from bifocal.data.sample import Message, Sample
@@ -70,6 +70,20 @@ def with_rationale(sample: Sample) -> Sample:
         return sample
     answer = Message("assistant", (f"{rationale}: {sample.answer_text}",))
     return replace(sample, messages=(sample.messages[0], answer))
+
+
+def without_words(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation without what the user says in it: what classifier-free guidance leads away from.
+
+    Pictures, and what was answered, stay: a picture that is drawn anew is led towards the words and not away from what
+    it shows.
+    """
+    return tuple(
+        Message(message.role, tuple(part for part in message.parts if not isinstance(part, str)))
+        if message.role == "user"
+        else message
+        for message in messages
+    )
 
 
 def in_sentences(sample: Sample, rng: random.Random) -> Sample:

@@ -18,7 +18,7 @@ import numpy as np
 
 from bifocal.config import UserError, fingerprint
 from bifocal.data.fingerprints import asked_fingerprint
-from bifocal.data.sample import Dataset, Sample
+from bifocal.data.sample import Dataset, Picture, Sample
 from bifocal.evaluation.answers import Given
 from bifocal.evaluation.asking import Answering, right_answers
 from bifocal.evaluation.batches import Progress, go_through
@@ -68,11 +68,17 @@ def predict(
     wrote down nothing is: ``features`` alone are about it. Where that is so of all, no ``checker`` is needed.
 
     What was said is kept under ``keep`` as soon as it is said, and ``restart`` and ``note`` are as in
-    ``asking.Asking``; ranks share the prompts. Raises UserError for prompts that there is nothing to judge by, and for
-    a model that cannot draw.
+    ``asking.Asking``; ranks share the prompts. Raises UserError for prompts that there is nothing to judge by, for one
+    that is about a picture itself, and for a model that cannot draw.
     """
     options: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
     samples = dataset.samples
+    for sample in samples:
+        if any(isinstance(part, Picture) for part in sample.prompt):
+            raise UserError(
+                f"sample {sample.id} of {dataset.name} draws from a picture, and text-to-image scores what is drawn "
+                "from words alone: leave such samples out"
+            )
     if checker is None and any(objects_of(sample) for sample in samples):
         raise UserError("Text-to-image needs a checker: a model that answers questions about the drawings.")
     if checker is None and features is None:

@@ -40,24 +40,25 @@ def generate(
     stop: int,
     forbidden: Tensor,
     sampling: Sampling | Sequence[Sampling],
-    drawing: Drawing | None = None,
+    drawing: Drawing | Sequence[Drawing | None] | None = None,
     top: int = 0,
     until: Callable[[int, Event], bool] | None = None,
 ) -> list[Generated]:
     """Continue each prompt until ``stop`` or the limit. ``forbidden`` (V,) bool tokens are never chosen.
 
-    ``sampling`` is that of all prompts, or one for each. With ``drawing`` there may be pictures in what is said.
-    ``until`` is told every token, with the number of its prompt, and ends the prompt by answering True.
+    ``sampling`` is that of all prompts, or one for each, and so is ``drawing``: with it there may be pictures in what
+    is said. ``until`` is told every token, with the number of its prompt, and ends the prompt by answering True.
     """
     if not prompts:
         return []
     settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
     longest = max(len(p.tokens) + s.max_new_tokens for p, s in zip(prompts, settings, strict=True))
-    each = 2 if drawing is not None and drawing.guidance != 1.0 else 1
-    slots, allowed = Slots(model, each * len(prompts), longest), ~forbidden
+    drawings = [drawing] * len(prompts) if drawing is None or isinstance(drawing, Drawing) else list(drawing)
+    guided = sum(each is not None and each.guidance != 1.0 for each in drawings)
+    slots, allowed = Slots(model, len(prompts) + guided, longest), ~forbidden
     sequences = [
-        slots.start(prompt, encoded, setting, stop=(stop,), allow=allowed, drawing=drawing, top=top)
-        for prompt, setting in zip(prompts, settings, strict=True)
+        slots.start(prompt, encoded, setting, stop=(stop,), allow=allowed, drawing=each, top=top)
+        for prompt, setting, each in zip(prompts, settings, drawings, strict=True)
     ]
     numbers = {sequence: number for number, sequence in enumerate(sequences)}
     while slots.busy:
@@ -70,8 +71,9 @@ def generate(
 def draw_codes(
     model: VLM,
     prompts: Sequence[Prompt],
-    empty: Prompt,
+    empty: Prompt | Sequence[Prompt],
     *,
+    encoded: Tensor | None = None,
     codes: range,
     guidance: float,
     sampling: Sampling,
@@ -79,19 +81,20 @@ def draw_codes(
     """(B, N) codes of one picture for each prompt: exactly as many image tokens as a picture has, and nothing else.
 
     Prompts end in the token that begins a picture, and so does the ``empty`` one that guidance leads away from
-    (``Drawing``). Guidance 1 is plain sampling. Prompt i is drawn with the seed + i.
+    (``Drawing``): one for all, or one for each. Their pictures are rows of ``encoded``. Guidance 1 is plain sampling.
+    Prompt i is drawn with the seed + i.
     """
     count = model.image_path.positions
-    begin = empty.tokens[-1]
+    empties = [empty] * len(prompts) if isinstance(empty, Prompt) else empty
     # the picture is all there is, so the token that would end it is never reached
-    drawing = Drawing(begin, begin, codes, count, guidance, empty)
+    drawings = [Drawing(each.tokens[-1], each.tokens[-1], codes, count, guidance, each) for each in empties]
     choice = Choice(sampling.temperature, sampling.top_k, sampling.top_p)
     settings = [
         replace(sampling, images=choice, max_new_tokens=count, seed=sampling.seed + index)
         for index in range(len(prompts))
     ]
     nothing = torch.zeros(model.language_model.config.vocabulary, dtype=torch.bool, device=_device(model))
-    drawn = generate(model, prompts, None, stop=-1, forbidden=nothing, sampling=settings, drawing=drawing)
+    drawn = generate(model, prompts, encoded, stop=-1, forbidden=nothing, sampling=settings, drawing=drawings)
     return torch.tensor([one.tokens for one in drawn], device=_device(model)) - codes.start
 
 

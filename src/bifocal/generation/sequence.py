@@ -21,7 +21,8 @@ class Drawing:
     """How pictures may stand in what is said: behind ``begin`` exactly ``count`` of the ``codes``, then ``end``.
 
     No code stands elsewhere. With ``guidance`` other than 1 codes are chosen by u + s (c - u), where u are the logits
-    behind the ``empty`` prompt, which ends in ``begin`` (classifier-free guidance, Ho & Salimans 2022).
+    behind the ``empty`` prompt, which ends in ``begin`` (classifier-free guidance, Ho & Salimans 2022); its pictures
+    are rows of those that the sequence begins with.
     """
 
     begin: int

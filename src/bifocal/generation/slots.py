@@ -91,7 +91,8 @@ class Slots:
         lane = self.rows.take(Lane(prompt, keys, encoded))
         if guided:
             assert drawing is not None and drawing.empty is not None
-            unguided = self.rows.take(Lane(drawing.empty, list(drawing.empty.tokens)))
+            empty = drawing.empty
+            unguided = self.rows.take(Lane(empty, position_keys(self.model, empty, encoded), encoded))
         static = allow if isinstance(allow, Tensor) else None
         if drawing is not None:
             static = static.clone() if static is not None else self._mask(True)
@@ -209,7 +210,7 @@ class Slots:
             lane = sequence.unguided
             if lane is not None and sequence.codes == 0 and sequence.lane.logits is not None:
                 self.rows.held(lane).clear()
-                lane.embedded, lane.first = embed_prompt(self.model, lane.prompt, None, 0)
+                lane.embedded, lane.first = embed_prompt(self.model, lane.prompt, lane.encoded, 0)
                 group.append((lane, len(lane.keys)))
         if group:
             self._run(group)

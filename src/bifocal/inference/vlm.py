@@ -16,6 +16,7 @@ from bifocal.data.batch import Template, encode_prompt
 from bifocal.data.boxes import boxes_from_text
 from bifocal.data.chat import AnyPicture, question_messages, read_messages, several
 from bifocal.data.pictures import to_pictures
+from bifocal.data.prompts import without_words
 from bifocal.data.sample import Box, Message
 from bifocal.data.text import TextTokenizer
 from bifocal.generation.decode import Generated, draw_codes, generate
@@ -178,8 +179,8 @@ class VLM(Loaded):
     ) -> Iterator[Told]:
         """The answer of ``chat`` as it grows: at every token what is sure by then. The last one says why it ends."""
         settings = AnswerSettings(**options)
-        drawing = self._drawing_in(settings)
         pictures, turns = read_messages(messages)
+        drawing = self._drawing_in(settings, turns)
         prompt, sampling = self.prompt(turns), settings.sampling(self.model.image_path.positions)
         slots = Slots(self.model, 2, len(prompt.tokens) + sampling.max_new_tokens)
         slots.start(
@@ -254,6 +255,7 @@ class VLM(Loaded):
         self,
         prompt: str,
         *,
+        pictures: Sequence[AnyPicture] = (),
         n: int = 1,
         guidance: float = 2.0,
         seed: int | None = None,
@@ -262,17 +264,21 @@ class VLM(Loaded):
         top_p: float = 1.0,
         rerank: CLIP | None = None,
     ) -> list[Image.Image]:
-        """``n`` pictures of a prompt, the i-th that of ``seed`` + i (no seed is 0); with ``rerank`` best first."""
+        """``n`` pictures of a prompt, the i-th that of ``seed`` + i (no seed is 0); with ``rerank`` best first.
+
+        With ``pictures`` these are what the prompt is about: "make it red".
+        """
         options = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        pictures = self.draw_batch([prompt] * n, seed=seed, **options)  # type: ignore[arg-type]
+        drawn = self.draw_batch([prompt] * n, pictures=[pictures] * n, seed=seed, **options)  # type: ignore[arg-type]
         if rerank is None or n < 2:
-            return pictures
-        return [pictures[place] for place in best_first(rerank, pictures, [prompt])[0].tolist()]
+            return drawn
+        return [drawn[place] for place in best_first(rerank, drawn, [prompt])[0].tolist()]
 
     def draw_batch(
         self,
         prompts: Sequence[str],
         *,
+        pictures: Sequence[Sequence[AnyPicture]] | None = None,
         guidance: float = 2.0,
         seed: int | None = None,
         temperature: float = 1.0,
@@ -280,17 +286,28 @@ class VLM(Loaded):
         top_p: float = 1.0,
         batch_size: int = 32,
     ) -> list[Image.Image]:
-        """One picture for each prompt, the i-th drawn with ``seed`` + i; no seed is 0.
+        """One picture for each prompt, and the ``pictures`` it is about if any, the i-th drawn with ``seed`` + i; no
+        seed is 0.
 
         Only a discrete model can: its pictures are tokens that it predicts.
         """
         self._require_drawing()
         drawn: list[Image.Image] = []
+        about = list(zip(prompts, pictures or [()] * len(prompts), strict=True))
         for start in range(0, len(prompts), batch_size):
+            said: list[Prompt] = []
+            empty: list[Prompt] = []
+            shown: list[AnyPicture] = []
+            for text, some in about[start : start + batch_size]:
+                turns = question_messages(len(some), text)
+                said.append(self._behind(turns, len(shown)) if some else self.drawing_prompt(text))
+                empty.append(self._unguided(turns if some else (), len(shown)))
+                shown += some
             codes = draw_codes(
                 self.model,
-                [self.drawing_prompt(text) for text in prompts[start : start + batch_size]],
-                self.drawing_prompt(""),
+                said,
+                empty,
+                encoded=self.encode(shown),
                 codes=self.tokenizer.codes,
                 guidance=guidance,
                 sampling=Sampling(temperature, top_k, top_p, seed=(seed or 0) + start),
@@ -311,11 +328,23 @@ class VLM(Loaded):
         words = tokenizer.encode(text) if text else []
         return Prompt([tokenizer.bos, *words, tokenizer.turn_end, tokenizer.image_begin])
 
-    def drawing(self, guidance: float) -> Drawing:
-        """How a picture stands in what is said: begin, exactly as many codes as it has, end."""
+    def drawing(self, guidance: float, messages: Sequence[Message] = (), first_picture: int = 0) -> Drawing:
+        """How a picture stands in what is said: begin, exactly as many codes as it has, end.
+
+        Guidance leads away from the ``messages`` without their words, whose pictures are rows of what ``encode`` makes
+        of them, from ``first_picture`` on; from an empty prompt without any.
+        """
         tokenizer, count = self.tokenizer, self.model.image_path.positions
-        begin, end = tokenizer.image_begin, tokenizer.image_end
-        return Drawing(begin, end, tokenizer.codes, count, guidance, self.drawing_prompt(""))
+        empty = self._unguided(messages, first_picture)
+        return Drawing(tokenizer.image_begin, tokenizer.image_end, tokenizer.codes, count, guidance, empty)
+
+    def _unguided(self, messages: Sequence[Message], first_picture: int) -> Prompt:
+        return self._behind(without_words(messages), first_picture) if messages else self.drawing_prompt("")
+
+    def _behind(self, messages: Sequence[Message], first_picture: int) -> Prompt:
+        """What the picture that answers a conversation is drawn behind."""
+        prompt = self._prompt(messages, first_picture)
+        return Prompt([*prompt.tokens, self.tokenizer.image_begin], prompt.pictures)
 
     @torch.inference_mode()
     def picture_of(self, tokens: Sequence[int]) -> Image.Image:
@@ -351,6 +380,7 @@ class VLM(Loaded):
         prompt, count = self.prompt(messages), n or 1
         answers = self._reply(
             [prompt] * count,
+            [self._drawing_in(settings, messages)] * count,
             self.encode(pictures),
             [settings.sampling(self.model.image_path.positions, number) for number in range(count)],
             settings,
@@ -375,18 +405,21 @@ class VLM(Loaded):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             prompts: list[Prompt] = []
+            drawings: list[Drawing | None] = []
             pictures: list[AnyPicture] = []
             for some, messages in (requests[index] for index in chosen):
                 prompts.append(self._prompt(messages, first_picture=len(pictures)))
+                drawings.append(self._drawing_in(settings, messages, first_picture=len(pictures)))
                 pictures += some
             sampling = [settings.sampling(self.model.image_path.positions)] * len(prompts)
-            replies = self._reply(prompts, self.encode(pictures), sampling, settings)
+            replies = self._reply(prompts, drawings, self.encode(pictures), sampling, settings)
             answers.update(zip(chosen, replies, strict=True))
         return [answers[index] for index in range(len(requests))]
 
     def _reply(
         self,
         prompts: Sequence[Prompt],
+        drawings: Sequence[Drawing | None],
         encoded: Tensor | None,
         sampling: Sequence[Sampling],
         settings: AnswerSettings,
@@ -405,17 +438,19 @@ class VLM(Loaded):
             stop=self.tokenizer.eos,
             forbidden=self.forbidden,
             sampling=sampling,
-            drawing=self._drawing_in(settings),
+            drawing=drawings,
             top=settings.top_logprobs,
             until=ended if settings.stop else None,
         )
         return [self._answer(result, settings.stop) for result in generated]
 
-    def _drawing_in(self, settings: AnswerSettings) -> Drawing | None:
+    def _drawing_in(
+        self, settings: AnswerSettings, messages: Sequence[Message], first_picture: int = 0
+    ) -> Drawing | None:
         if not settings.may_draw:
             return None
         self._require_drawing()
-        return self.drawing(settings.guidance)
+        return self.drawing(settings.guidance, messages, first_picture)
 
     def _answer(self, result: Generated, stop: Sequence[str] = ()) -> Answer:
         tokens, tops = result.tokens, result.tops

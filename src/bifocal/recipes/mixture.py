@@ -33,7 +33,7 @@ from bifocal.config import UserError
 from bifocal.data.fitting import WHOLE, Fitting
 from bifocal.data.sample import Sample
 from bifocal.data.scenes import WorldSettings
-from bifocal.recipes.sources import FolderSource, Pair, SceneSource, Source, shuffled
+from bifocal.recipes.sources import FolderSource, Length, Pair, SceneSource, Source, Supply, shuffled
 
 SCENES = "scenes"  # what a file calls the default data
 SUFFIXES = (".toml", ".json")
@@ -135,6 +135,10 @@ class MixtureSource:
     def __init__(self, sets: Mapping[str, tuple[Source, float]]) -> None:
         self.names = list(sets)
         self.sources = [source for source, _ in sets.values()]
+        self.picture_size, self.fitting = (
+            self.sources[0].picture_size,
+            self.sources[0].fitting,
+        )  # those of all
         self.weights = whole_weights([weight for _, weight in sets.values()])
         self.tasks: Collection[str] = {task for source in self.sources for task in source.tasks}
         self.fingerprint = config.fingerprint(
@@ -194,6 +198,14 @@ class MixtureSource:
 
     def documents(self, split: str) -> int:
         return self.starts[split][-1]
+
+    def supply(self, tasks: Collection[str], length: Length) -> Supply:
+        had: list[tuple[int, Supply]] = []
+        for weight, source in zip(self.weights, self.sources, strict=True):
+            if known := [task for task in tasks if task in source.tasks]:
+                had.append((weight, source.supply(known, length)))
+        share = sum(weight * each.share for weight, each in had) / sum(self.weights)
+        return Supply(min((each.shortest for _, each in had), default=1), share)
 
     def turn(self, split: str, number: int, seed: int) -> int:
         place, rank = self._turn(number, seed)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from bifocal.config import UserError, apply_overrides
+from bifocal.models.language import LanguageConfig
 from bifocal.recipes.clip import begun_with, recipe_clip
 from bifocal.recipes.parti import recipe_parti
 from bifocal.recipes.prior import recipe_prior
 from bifocal.recipes.smollm import on_own_data, recipe_smollm
-from bifocal.recipes.vlm import recipe_vlm
+from bifocal.recipes.vlm import VLMRecipe, recipe_vlm
 from bifocal.recipes.vqvae import recipe_vqvae
 
 MODELS = ("vqvae", "clip", "vlm", "vlm-smollm", "prior", "parti")
@@ -62,8 +63,27 @@ def recipe_named(
             attached = on_own_data(attached)
         elif init_from is not None:  # whose projector has learnt
             attached = replace(attached, name_start=0)
-        return replace(apply_overrides(attached, settings), vision=vision or "")
+        return attached_to(apply_overrides(attached, settings), attached, vision)
     chosen = recipe_vlm(scale, "discrete" if family == "discrete" else "continuous")
     if data is not None:  # the stages are made for the kinds of question that scenes have
         chosen = replace(chosen, stages=())
-    return replace(apply_overrides(chosen, settings), vision=vision or "")
+    return attached_to(apply_overrides(chosen, settings), chosen, vision)
+
+
+def attached_to(recipe: VLMRecipe, usual: VLMRecipe, vision: str | None) -> VLMRecipe:
+    """A VLM's recipe on its image encoder; refused where it changes what its language model decides."""
+    if recipe.decoder:
+        sizes = [item.name for item in fields(LanguageConfig)]
+        idle = [
+            f"language.{name}"
+            for name in sizes
+            if getattr(recipe.language, name) != getattr(usual.language, name)
+        ]
+        idle += ["text_tokens"] if recipe.text_tokens != usual.text_tokens else []
+        if idle:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+            raise UserError(
+                f"{flags} would change nothing: sizes and words of the decoder are those of the language model "
+                f"{recipe.decoder} (--decoder), so leave it out"
+            )
+    return replace(recipe, vision=vision or "")

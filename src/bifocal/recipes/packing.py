@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from bifocal.config import UserError
-from bifocal.data.batch import RowBuilder, Template
+from bifocal.data.batch import RowBuilder, Template, encode_messages, encode_prefix, leading_pictures
 from bifocal.data.pictures import to_tensor
 from bifocal.data.prompts import in_sentences, with_rationale
 from bifocal.data.sample import Message, Sample
 from bifocal.encoded import EncodedStore
 from bifocal.models.vlm import Rows
 from bifocal.recipes.alignment import Teacher
-from bifocal.recipes.curriculum import stage_at
+from bifocal.recipes.curriculum import TaskWeights, stage_at
 from bifocal.recipes.name_start import world_with_truth
 from bifocal.recipes.plain_text import passages
 from bifocal.recipes.sources import Source, drawing_sample
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from bifocal.recipes.vlm import VLMRecipe
 
 DRAWING = "text-to-image"
+USUAL = 4  # documents kept for a row: enough for the drawings of a usual one
 NAMING = (
     "object",
     "relation",
@@ -39,6 +41,64 @@ def asked_of(recipe: VLMRecipe) -> set[str]:
     weights = [recipe.tasks, *(stage.tasks for stage in recipe.stages)]
     draws = recipe.family == "discrete" and any(each.drawing > 0 for each in weights)
     return {task for each in weights for task in each.reading()} | ({DRAWING} if draws else set())
+
+
+def drawing_rows(recipe: VLMRecipe, tasks: TaskWeights, size: int) -> int:
+    """How many of ``size`` rows hold drawings."""
+    if not tasks.reading():
+        return size
+    return min(round(recipe.batch_size * tasks.drawing) if recipe.family == "discrete" else 0, size - 1)
+
+
+def turns_a_row(recipe: VLMRecipe, source: Source, template: Template) -> int:
+    """How many documents are kept for each row of a step, so that no step comes to those of the next: ``USUAL`` of
+    them, or more where rows are long for the shortest document, or many documents have nothing of what is trained.
+    """
+    length, size = recipe.row_length, recipe.batch_size
+
+    def told(samples: Sequence[Sample]) -> int:
+        return least_tokens(samples, template)
+
+    def drawn(samples: Sequence[Sample]) -> int:
+        return min(told([drawing_sample(sample, blank=True)]) for sample in samples)
+
+    @functools.cache
+    def each(tasks: frozenset[str]) -> tuple[int, float]:
+        supply = source.supply(tasks, drawn if tasks == {DRAWING} else told)
+        return length // supply.shortest, supply.share or 1.0
+
+    needed = [USUAL * size]
+    for weights in (recipe.tasks, *(stage.tasks for stage in recipe.stages)):
+        reading, drawing, turns = frozenset(weights.reading()), drawing_rows(recipe, weights, size), 0.0
+        if reading:
+            most, share = each(reading)
+            # the last document of a row may find room for a part of what is said about it
+            turns += (size - drawing) * (most + 1) / share
+        if drawing:
+            most, share = each(frozenset({DRAWING}))
+            # what the rows that are read leave free is drawn in too, and one more may not fit
+            turns += ((drawing + bool(reading)) * most + 1) / share
+        needed.append(math.ceil(turns))
+    return math.ceil(max(needed) / size)
+
+
+def least_tokens(samples: Sequence[Sample], template: Template) -> int:
+    """How few tokens a document of these samples may take in a row: those of its structure, and one for each text.
+
+    Of samples that open with other pictures than the first, those of one sort alone share its row.
+    """
+    sorts: dict[int, int] = {}
+    for sample in samples:
+        shared = leading_pictures(sample.messages)
+        sorts[shared] = sorts.get(shared, 0) + bare_tokens(sample.messages, shared, template)
+    return min(len(encode_prefix(shared, template).tokens) + tokens for shared, tokens in sorts.items())
+
+
+def bare_tokens(messages: Sequence[Message], shared: int, template: Template) -> int:
+    """Of a conversation behind its shared pictures, the tokens of its structure, and one for each text."""
+    texts = sum(isinstance(part, str) and bool(part.strip()) for each in messages for part in each.parts)
+    bare = [Message(each.role, tuple(p for p in each.parts if not isinstance(p, str))) for each in messages]
+    return len(encode_messages(bare, template, shared=shared).tokens) + texts
 
 
 class Packer:
@@ -60,6 +120,7 @@ class Packer:
         world = world_with_truth(source) if recipe.sentences else None
         self.articles = {} if world is None else {each.name: each.article for each in world.concepts}
         self.texts = passages(template.tokenizer, "train", recipe.row_length) if recipe.plain_text else []
+        self.turns_a_row = turns_a_row(recipe, source, template)
 
     def rows(self, split: str, step: int, size: int) -> Rows:
         """``size`` rows; in a discrete model the last of them hold drawings, and all if it reads nothing.
@@ -71,13 +132,13 @@ class Packer:
         stage = stage_at(recipe.stages, step, recipe.train.steps) if split == "train" else None
         tasks, kinds = (recipe.tasks, {}) if stage is None else (stage.tasks, stage.kinds)
         reading = tasks.reading()
-        drawing = round(recipe.batch_size * tasks.drawing) if recipe.family == "discrete" else 0
-        drawing = min(drawing, size - 1) if reading else size
-        count = self.source.documents(split)
+        drawing = drawing_rows(recipe, tasks, size)
+        # two epochs: what comes first in one may come last in the next
+        patience = 2 * self.source.documents(split)
         builder = RowBuilder(self.template, recipe.row_length)
         for _ in range(min(texts_in(step, size * recipe.plain_text), size - 1) if split == "train" else 0):
             builder.add_text(rng.choice(self.texts))
-        number = step * size * 4  # room for the several drawings of a row
+        number = step * size * self.turns_a_row
         misses = 0
         while len(builder.rows) < size - drawing:
             turn = self.source.turn(split, number, recipe.train.seed)
@@ -86,14 +147,14 @@ class Packer:
             number += 1
             # a document begins a row, or joins the last one if both are short (a user's own data)
             misses = 0 if builder.add_document(samples) else misses + 1
-            if misses > count:
+            if misses > patience:
                 raise UserError(f"the data have no {split} sample of {', '.join(reading)}")
         while drawing:
             sample = self._drawing(split, self.source.turn(split, number, recipe.train.seed), rng)
             number += 1
             if sample is None:
                 misses += 1
-                if misses > count:
+                if misses > patience:
                     raise UserError(f"the data have no {split} sample of {DRAWING}: set --tasks.drawing 0")
                 continue
             misses = 0

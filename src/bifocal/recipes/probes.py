@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bifocal.data.pictures import to_pictures
+from bifocal.data.sample import Picture, Sample
 from bifocal.data.text import TextTokenizer
 from bifocal.inference import CLIP
 from bifocal.inference import VLM as LoadedVLM
@@ -74,10 +75,7 @@ def answers(
     model: VLM, tokenizer: TextTokenizer, source: Source, tasks: dict[str, float], device: torch.device
 ) -> Probe:
     """Questions about held-out pictures, the answers that stand with them, and the model's."""
-    asked = []
-    for number in range(QUESTIONS):
-        samples = source.document("validation", number, random.Random(f"answers/{number}"), tasks)
-        asked += [sample for sample in samples if sample.pictures][:1]
+    asked = held_out(source, tasks, QUESTIONS, "answers")
     pictures = {key: source.pixels(key) for sample in asked for key in sample.pictures}
 
     def probe(step: int) -> Shown | None:
@@ -104,19 +102,33 @@ def answers(
     return probe
 
 
+def held_out(source: Source, tasks: dict[str, float], count: int, name: str) -> list[Sample]:
+    """``count`` samples of these tasks, each of another document, the first that there are; those about pictures."""
+    found: list[Sample] = []
+    for number in range(source.documents("validation")):
+        samples = source.document("validation", number, random.Random(f"{name}/{number}"), tasks)
+        found += [sample for sample in samples if sample.pictures][:1]
+        if len(found) == count:
+            break
+    return found
+
+
 def drawings(
     model: VLM, tokenizer: TextTokenizer, source: Source, device: torch.device, seed: int
 ) -> Probe | None:
-    """What a discrete VLM draws for held-out prompts; None where the data have no prompts."""
-    prompts = []
-    for number in range(DRAWINGS):
-        samples = source.document("validation", number, random.Random(f"drawings/{number}"), {DRAWING: 1.0})
-        prompts += [sample.question for sample in samples][:1]
-    if not prompts:
+    """What a discrete VLM draws for held-out prompts, of which some are about pictures; None where there are none."""
+    asked = held_out(source, {DRAWING: 1.0}, DRAWINGS, "drawings")
+    if not asked:
         return None
+    prompts = [sample.question for sample in asked]
+    shown = [
+        [source.pixels(sample.pictures[part.index]) for part in sample.prompt if isinstance(part, Picture)]
+        for sample in asked
+    ]
 
     def probe(step: int) -> Shown:
-        drawn = LoadedVLM(model, tokenizer, "vlm", device).draw_batch(prompts, seed=seed)
+        vlm = LoadedVLM(model, tokenizer, "vlm", device)
+        drawn = vlm.draw_batch(prompts, pictures=shown, seed=seed)
         rows = [{"picture": number, "prompt": prompt} for number, prompt in enumerate(prompts)]
         return Shown(contact_sheet([np.asarray(one) for one in drawn], captions=prompts), rows)
 

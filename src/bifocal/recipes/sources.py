@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +17,7 @@ import numpy as np
 from bifocal.config import UserError
 from bifocal.data.fitting import WHOLE, Fitting, fit_picture
 from bifocal.data.folder import FolderDataset, kept_for_validation
-from bifocal.data.prompts import reworded
+from bifocal.data.prompts import reworded, without_words
 from bifocal.data.sample import Box, Message, Picture, Sample
 from bifocal.data.scenes import World, WorldSettings
 from bifocal.data.scenes.dataset import clip_caption, clip_regions, samples_for, training_texts
@@ -27,6 +27,8 @@ SCENE_TASKS = ("captioning", "vqa", "grounding", "reasoning", "text-to-image")  
 SINGLE_SHARE = (
     0.5  # of CLIP's training scenes, those with one object: single objects are what zero-shot names
 )
+ALIKE = 16  # scenes that stand for all in how much is said about them
+Length = Callable[[Sequence[Sample]], int]
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,26 @@ class Pair:
     key: str = ""
 
 
+@dataclass(frozen=True)
+class Supply:
+    """What a source has for some tasks: the length of the shortest document, and the share of documents with any."""
+
+    shortest: int
+    share: float
+
+    @staticmethod
+    def of(documents: Sequence[Sequence[Sample]], length: Length) -> Supply:
+        lengths = [length(samples) for samples in documents if samples]
+        return Supply(min(lengths, default=1), len(lengths) / max(1, len(documents)))
+
+
 class Source(Protocol):
     """What recipes ask of data. ``split`` is "train" or "validation"."""
 
     fingerprint: str
     tasks: Collection[str]  # that it has samples of
+    picture_size: int
+    fitting: Fitting
 
     def texts(self) -> list[str]:
         """Texts to learn a tokenizer from."""
@@ -75,6 +92,10 @@ class Source(Protocol):
 
     def documents(self, split: str) -> int:
         """How many sets of pictures there are to talk about."""
+        ...
+
+    def supply(self, tasks: Collection[str], length: Length) -> Supply:
+        """What there is of these tasks to train on, where ``length`` says how long a document of some samples is."""
         ...
 
     def turn(self, split: str, number: int, seed: int) -> int:
@@ -117,6 +138,7 @@ class SceneSource:
         self.world = world_of(settings)
         self.episodes = episodes
         self.samples_per_document = samples_per_document
+        self.picture_size, self.fitting = settings.picture_size, WHOLE
         self.fingerprint = self.world.fingerprint
         self.tasks: Collection[str] = SCENE_TASKS
 
@@ -149,6 +171,11 @@ class SceneSource:
     def documents(self, split: str) -> int:
         return self.episodes if split == "train" else 512
 
+    def supply(self, tasks: Collection[str], length: Length) -> Supply:
+        # as much is said about all scenes, so that a few tell
+        some, weights = range(min(self.documents("train"), ALIKE)), dict.fromkeys(sorted(tasks), 1.0)
+        return Supply.of([self.document("train", n, random.Random(n), weights) for n in some], length)
+
     def turn(self, split: str, number: int, seed: int) -> int:
         return shuffled(number, self.documents(split), seed)
 
@@ -177,30 +204,40 @@ class SceneSource:
         return self.world.picture(key)
 
 
+@dataclass(frozen=True)
+class Document:
+    """All that is said about some pictures, or a conversation without any."""
+
+    keys: tuple[str, ...]
+    samples: list[Sample]
+
+
 class FolderSource:
     """A user's own samples; a tenth of the pictures, by the hash of their names, is kept for validation."""
 
     def __init__(self, directory: str | Path, picture_size: int, fitting: Fitting = WHOLE) -> None:
         self.dataset = FolderDataset(directory)
-        self.size, self.fitting = picture_size, fitting
-        groups: dict[tuple[str, ...], list[Sample]] = {}
+        self.picture_size, self.fitting = picture_size, fitting
+        documents: dict[tuple[str, ...] | str, Document] = {}
         for sample in self.dataset.samples:
-            groups.setdefault(sample.pictures, []).append(sample)
-        self.groups: dict[str, list[tuple[str, ...]]] = {"train": [], "validation": []}
-        for keys in groups:
-            self.groups["validation" if kept_for_validation(keys) else "train"].append(keys)
+            document = documents.setdefault(sample.pictures or sample.id, Document(sample.pictures, []))
+            document.samples.append(sample)
+        self.groups: dict[str, list[Document]] = {"train": [], "validation": []}
+        for document in documents.values():
+            kept = kept_for_validation(document.samples[0])
+            self.groups["validation" if kept else "train"].append(document)
         for split, other in (("validation", "train"), ("train", "validation")):
             if not self.groups[split]:
                 self.groups[split] = self.groups[other][:1]
         # conversations without a picture are for the VLM alone
+        self.samples = {document.keys: document.samples for document in documents.values() if document.keys}
         self.pictured = {
-            split: [keys for keys in some if keys] or [keys for keys in groups if keys][:1]
+            split: [document.keys for document in some if document.keys] or list(self.samples)[:1]
             for split, some in self.groups.items()
         }
         if not self.pictured["train"]:
             raise UserError(f"the samples of {self.dataset.name} have no pictures")
-        self.samples = groups
-        self._spoilt = Spoilt(len({key for keys in groups for key in keys}))
+        self._spoilt = Spoilt(len({key for keys in self.samples for key in keys}))
         self.tasks: Collection[str] = {sample.task for sample in self.dataset.samples}
         self.fingerprint = self.dataset.fingerprint
 
@@ -212,7 +249,7 @@ class FolderSource:
             text for sample in samples for text in sample.references[1:]
         ]
 
-    def _keys(self, split: str, number: int) -> tuple[str, ...]:
+    def _document(self, split: str, number: int) -> Document:
         groups = self.groups[split]
         return groups[number % len(groups)]
 
@@ -276,11 +313,15 @@ class FolderSource:
     def documents(self, split: str) -> int:
         return len(self.groups[split])
 
+    def supply(self, tasks: Collection[str], length: Length) -> Supply:
+        groups = self.groups["train"]
+        return Supply.of([[each for each in one.samples if each.task in tasks] for one in groups], length)
+
     def turn(self, split: str, number: int, seed: int) -> int:
         return shuffled(number, self.documents(split), seed)
 
     def document_keys(self, split: str, number: int) -> tuple[str, ...]:
-        return self._keys(split, number)
+        return self._document(split, number).keys
 
     def document(
         self,
@@ -290,11 +331,10 @@ class FolderSource:
         tasks: Mapping[str, float],
         kinds: Mapping[str, float] | None = None,
     ) -> list[Sample]:
-        keys = self._keys(split, number)
-        if self._spoilt.any_of(keys):
+        document = self._document(split, number)
+        if self._spoilt.any_of(document.keys):
             return []
-        group = self.samples[keys]
-        samples = [another_caption(sample, rng) for sample in group if sample.task in tasks]
+        samples = [another_caption(sample, rng) for sample in document.samples if sample.task in tasks]
         if split == "train":
             samples = [reworded(sample, rng) for sample in samples]
         if not kinds:
@@ -303,7 +343,7 @@ class FolderSource:
         return sorted(samples, key=lambda sample: -(rng.random() ** (1 / kinds.get(sample.slice, 1.0))))
 
     def pixels(self, key: str) -> np.ndarray:
-        return fit_picture(self.dataset.picture(key), self.size, self.fitting)
+        return fit_picture(self.dataset.picture(key), self.picture_size, self.fitting)
 
 
 def another_caption(sample: Sample, rng: random.Random) -> Sample:
@@ -315,10 +355,17 @@ def another_caption(sample: Sample, rng: random.Random) -> Sample:
 
 
 def drawing_sample(sample: Sample, *, blank: bool) -> Sample:
-    """A text-to-image sample for training; ``blank`` drops its prompt, which teaches the unconditional half."""
-    question = next((part for part in sample.messages[0].parts if isinstance(part, str)), "")
-    messages = (Message("user", () if blank else (question,)), Message("assistant", (Picture(0),)))
-    return Sample(sample.id, sample.task, sample.slice, sample.pictures, messages)
+    """A text-to-image sample for training; ``blank`` drops its prompt, which teaches the unconditional half.
+
+    Raises ``UserError`` where nothing is drawn in it.
+    """
+    answers = [message for message in sample.messages if message.role == "assistant"]
+    if not any(isinstance(part, Picture) for message in answers for part in message.parts):
+        raise UserError(
+            f"sample {sample.id} is of the task {sample.task} and draws nothing: put an "
+            '{"type": "image"} in the assistant\'s turn'
+        )
+    return replace(sample, messages=without_words(sample.messages)) if blank else sample
 
 
 def shuffled(number: int, count: int, seed: int) -> int:

@@ -50,8 +50,9 @@ class FolderTexts:
     def __init__(self, source: FolderSource) -> None:
         self.of_split: dict[str, dict[str, list[str]]] = {"train": {}, "validation": {}}
         for split, found in self.of_split.items():
-            for keys in source.groups[split]:
-                for sample in source.samples[keys]:
+            for document in source.groups[split]:
+                keys = document.keys
+                for sample in document.samples:
                     if sample.task not in TASKS or len(keys) != 1:
                         continue
                     said = (

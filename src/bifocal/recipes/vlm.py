@@ -28,7 +28,7 @@ from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.alignment import Teacher, open_teacher
 from bifocal.recipes.curriculum import Stage, TaskWeights, scene_stages
 from bifocal.recipes.decoders import words_of
-from bifocal.recipes.encoding import ENCODED, encode_split
+from bifocal.recipes.encoding import ENCODED, encode_split, open_encoded
 from bifocal.recipes.learning import LearningStages, Rates, let_learn, rates_of, rates_with_vision, told
 from bifocal.recipes.mixture import MixtureSource, source_of
 from bifocal.recipes.name_start import FEWEST, require_truth, start_with_names
@@ -48,9 +48,10 @@ HELD_OUT_ROWS = 32
 class VLMRecipe:
     """A decoder on the frozen encoder of another run: ``vision`` is a VQ-VAE (discrete) or a CLIP (continuous).
 
-    ``tasks`` says how often each task is asked, ``stages`` where that changes on the way. ``align`` names a finished
-    CLIP that teaches a discrete decoder to see: its hidden states behind ``align_layer`` layers are drawn to what that
-    CLIP says of each patch. ``z_loss`` is how much of (log Z)^2 is added to the loss (Chameleon's 1e-5).
+    ``encoded`` is what ``bifocal encode`` wrote of the folder ``data`` with it; without one its pictures are encoded on
+    the way. ``tasks`` says how often each task is asked, ``stages`` where that changes on the way. ``align`` names a
+    finished CLIP that teaches a discrete decoder to see: its hidden states behind ``align_layer`` layers are drawn to
+    what that CLIP says of each patch. ``z_loss`` is how much of (log Z)^2 is added to the loss (Chameleon's 1e-5).
 
     ``decoder`` begins with a language model instead of a random decoder (``decoders``): its sizes and tokenizer are
     that model's. ``learning`` says which parts learn when; ``train_vision`` lets the vision tower learn all along, at
@@ -87,6 +88,7 @@ class VLMRecipe:
     align_weight: float = 1.0
     z_loss: float = 0.0
     data: str | None = None
+    encoded: str | None = None
     world: WorldSettings = field(default_factory=WorldSettings)
     tasks: TaskWeights = field(default_factory=TaskWeights)
     stages: tuple[Stage, ...] = ()
@@ -103,6 +105,10 @@ class VLMRecipe:
             )
         if self.lora.rank and not self.decoder:
             raise ValueError("lora changes a language model that is there already: name one with --decoder")
+        if self.train_vision and self.encoded:
+            raise ValueError(
+                "encoded holds what a frozen tower says of pictures, and train_vision lets it learn"
+            )
         if self.train_vision and self.learning:
             raise ValueError(
                 "train_vision is for a run without stages: give learning.joint a vision rate instead"
@@ -195,7 +201,7 @@ def train_vlm(
     init_from: str | None = None,
     title: str | None = None,
 ) -> Outcome:
-    """Train into ``out``; the encoded pictures are kept in ``out/encoded``."""
+    """Train into ``out``; encoded pictures that were not in a store are kept in ``out/encoded``."""
     title = title or f"vlm-{recipe.family}"
     device = open_device(recipe.train.device)
     encoder = open_encoder(recipe)
@@ -205,6 +211,12 @@ def train_vlm(
         source.require(asked_of(recipe))
     world = require_truth(source, init_from) if recipe.name_start else None
     codes = encoder.config.quantizer.codes if isinstance(encoder, VQVAEModel) else 0
+    layer = None if isinstance(encoder, VQVAEModel) else recipe.feature_layer
+    encoded = (
+        None
+        if recipe.encoded is None
+        else open_encoded(Path(recipe.encoded), source, encoder, recipe.vision, layer=layer)
+    )
     words, language, llama = words_of(init_from, recipe.decoder, box_bins=recipe.box_bins, texts=source.texts)
     recipe = recipe if language is None else replace(recipe, language=language)
     tokenizer = words or TextTokenizer.train(
@@ -221,6 +233,7 @@ def train_vlm(
     encoding = copy.deepcopy(model.image_path)
     set_precision(encoding, fast_dtype(device, recipe.train.dtype))
     discrete = isinstance(encoding, DiscretePath)
+    read = [split for split in ("train", "validation") if reads_store(recipe, split)]
     stores = {
         split: encode_split(
             source,
@@ -229,11 +242,12 @@ def train_vlm(
             encoding.frozen,
             encoding.encode,
             device=device,
-            layer=None if discrete else recipe.feature_layer,
+            layer=layer,
             codebook=codes,
         )
-        for split in ("train", "validation")
-        if reads_store(recipe, split)
+        if encoded is None
+        else encoded
+        for split in read
     }
     if world is not None and not (resume and checkpoint.steps(out / "checkpoints")):
         start_with_names(model, tokenizer, world, encoding.encode, scenes=recipe.name_start, title=title)
@@ -246,7 +260,7 @@ def train_vlm(
             teacher.projection(recipe.language.width, recipe.train.seed).to(device),
         )
     model.z_loss = recipe.z_loss
-    template = Template(tokenizer, model.image_path.positions, recipe.number_pictures)
+    template = Template(tokenizer, model.image_path.positions, recipe.number_pictures, draws=discrete)
     packer = Packer(recipe, source, template, stores, teacher)
     held_out = [to_device(packer.rows("validation", 0, min(HELD_OUT_ROWS, recipe.batch_size)), device)]
     reading = recipe.tasks.reading()

@@ -141,7 +141,8 @@ def speeches(
     seed = secrets.randbelow(SEEDS) if asked.seed is None else asked.seed % SEEDS
     drawing = None
     if asked.may_draw:
-        drawing = vlm.drawing(GUIDANCE[vlm.kind] if asked.guidance is None else asked.guidance)
+        guidance = GUIDANCE[vlm.kind] if asked.guidance is None else asked.guidance
+        drawing = vlm.drawing(guidance, conversation.messages)
     return [
         Speech(
             served,
