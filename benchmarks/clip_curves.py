@@ -93,7 +93,7 @@ def draw(curves: dict[tuple[str, int], list[dict[str, float]]], path: Path) -> N
     axes.set_xlabel("thousand pairs seen", fontsize=8, color=GREY)
     axes.set_ylim(bottom=0)
     axes.margins(x=0.02)
-    axes.legend(frameon=False, fontsize=7, labelcolor=GREY)
+    axes.legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=7, labelcolor=GREY)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
 
