@@ -176,6 +176,8 @@ def larger_across(views: Sequence[View], random: Random, lexicon: Lexicon) -> St
         return None
     kind = pick(("larger", "smaller"), random)
     sizes = here.objects[one].size, there.objects[two].size
+    if sizes[0] == sizes[1]:
+        return None
     true = sizes == (("large", "small") if kind == "larger" else ("small", "large"))
     names = (here.names[one], there.names[two])
     other = f"the {names[1]} in the {SIDES[1 - side]} image"

@@ -282,8 +282,10 @@ def compare(view: View, random: Random, lexicon: Lexicon) -> Draft | None:
             references = (view.reference(one, "size"), view.reference(two, "size"))
             if None in references:
                 return None
-            group, yes = "larger", this.size == "large" and that.size == "small"
-            question = pick(IS_LARGER, random) % references
+            group, yes, question = "larger", this.size == "large", pick(IS_LARGER, random) % references
+            # things of one size are not painted at one length, so which is larger could be seen, and is not said
+            if this.size == that.size:
+                return None
         elif way < 0.75:
             references = (view.reference(one, "tile"), view.reference(two, "tile"))
             if None in references or this.tile is None or that.tile is None:

@@ -319,6 +319,8 @@ def larger(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
         return None
     sizes = view.objects[one].size, view.objects[two].size
     kind = pick(("larger", "smaller"), random)
+    if sizes[0] == sizes[1]:
+        return None
     true = sizes == (("large", "small") if kind == "larger" else ("small", "large"))
     references = [view.reference(index, "size") for index in (one, two)]
     statement = f"{references[0]} is {kind} than {references[1]}"

@@ -34,6 +34,13 @@ from bifocal.data.scenes.verify_rationales import RationaleReader
 from bifocal.data.scenes.words import NUMBERS, ORDINALS
 
 
+def sized(one: SceneObject, kind: str, two: SceneObject) -> bool:
+    """Whether the first is "larger" or "smaller"; two of one size may differ by what they are painted at."""
+    if one.size == two.size:
+        raise Unclear(f"Which of two {one.size} things is {kind} is not said.")
+    return (one.size == "large") == (kind == "larger")
+
+
 class Reader(RationaleReader):
     """Parses the whole language for one set of concepts: questions, statements, captions and lists."""
 
@@ -96,7 +103,7 @@ class Reader(RationaleReader):
 
         def compare(one: str, relation: str, two: str, scene: Scene) -> str:
             if relation == "larger than":
-                return yes((the(one, scene).size, the(two, scene).size) == ("large", "small"))
+                return yes(sized(the(one, scene), "larger", the(two, scene)))
             return yes(side_holds(the(one, scene), the(two, scene), RELATIONS[relation]))
 
         one_tile = r"(?:are (the .+) and (the .+) on|do (the .+) and (the .+) have) tiles of the same colour"
@@ -172,9 +179,6 @@ class Reader(RationaleReader):
             if cell != real and cell in ("left", "right", "top", "bottom") and cell in real.split():
                 raise Unclear(f"{place!r} may or may not be said of {real!r}.")
             return cell == real
-
-        def sized(one: SceneObject, kind: str, two: SceneObject) -> bool:
-            return (one.size, two.size) == (("large", "small") if kind == "larger" else ("small", "large"))
 
         def of_them(quantity: str, plural: str, value: str, scene: Scene) -> bool:
             phrase = (

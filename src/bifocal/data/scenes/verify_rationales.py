@@ -9,7 +9,6 @@ from bifocal.data.scenes.reading import (
     RELATION,
     RELATIONS,
     SURE,
-    SURELY_NOT,
     PhraseReader,
     Table,
     Unclear,
@@ -21,6 +20,7 @@ from bifocal.data.scenes.scene import Concept, Scene, SceneObject
 from bifocal.data.scenes.words import NUMBERS, OPPOSITE
 
 _SIDES = {"left": 0, "right": 1}
+LEVEL = 0.04  # centres at most this far apart are on no side of each other
 
 
 class RationaleReader(PhraseReader):
@@ -53,7 +53,7 @@ class RationaleReader(PhraseReader):
     def _side(self, one: SceneObject, relation: str, other: SceneObject) -> str:
         axis = 0 if relation in ("left", "right") else 1
         gap = one.centre[axis] - other.centre[axis]
-        if abs(gap) < SURELY_NOT:
+        if abs(gap) <= LEVEL:
             return "level"
         if abs(gap) < SURE and (gap < 0) == (relation in ("left", "above")):
             raise Unclear(f"{one} and {other} are too level for {relation!r}.")
