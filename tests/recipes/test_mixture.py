@@ -227,3 +227,10 @@ def test_a_vlm_trains_on_a_mixture(tmp_path, smoke, capsys):
     assert main(["train", "prior", "--smoke", "--vision", str(smoke / "vqvae"), "--data", str(path),
                  "--out", str(tmp_path / "prior")]) == 2  # fmt: skip
     assert "a prior learns every picture as often" in capsys.readouterr().err
+
+
+def test_a_file_that_leads_back_to_itself_is_refused(tmp_path):
+    published.write(tmp_path / "mix.json", {"sets": [{"data": "other.json", "name": "other"}]})
+    published.write(tmp_path / "other.json", {"sets": [{"data": "mix.json", "name": "first"}]})
+    with pytest.raises(UserError, match=r'the set "first" of .*other\.json: it mixes itself'):
+        source_of(str(tmp_path / "mix.json"), WORLD, 100)

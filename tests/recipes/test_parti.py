@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import tiny
-from bifocal import inference
+from bifocal import artifacts, inference
 from bifocal.commands.draw import DrawSettings, draw_command
 from bifocal.commands.exchange import export_command, import_command
 from bifocal.config import UserError
@@ -162,6 +162,9 @@ def test_what_is_no_tokenizer_or_no_text_encoder_is_refused(
         train_parti(recipe(vqvae, world=WorldSettings(picture_size=64)), out)
     with pytest.raises(UserError, match="is no CLIP with a tokenizer of ours"):
         train_parti(recipe(vqvae, text_from=str(vqvae)), out)
+    both = recipe(vqvae, text_from=str(tmp_path / "clip"))
+    with pytest.raises(UserError, match=r"parti has a text encoder already.* give one of the two"):
+        train_parti(both, out, init_from=str(trained))
     with pytest.raises(ValueError, match="drop_text is a share of the texts below 1"):
         recipe(vqvae, drop_text=1.0)
     assert not out.exists()
@@ -178,6 +181,12 @@ def test_own_data_without_texts_or_with_texts_too_long_are_one_sentence(tmp_path
     write_samples(data / "samples.jsonl", [Sample("one", "text-to-image", "all", ("0.png",), messages)])
     with pytest.raises(UserError, match=r"no text of picture 0\.png fits 64 tokens .*raise --text\.context"):
         train_parti(recipe(vqvae, data), tmp_path / "out")
+
+
+def test_what_it_draws_for_held_out_prompts_is_kept_at_each_validation(trained: Path) -> None:
+    assert (trained / "samples" / "drawings-step-3.png").is_file()
+    rows = artifacts.read_json_lines(trained / "samples" / "drawings-step-3.jsonl")
+    assert rows and all(row["prompt"].startswith("picture number") for row in rows)
 
 
 # ------------------------------------------------------------ drawing

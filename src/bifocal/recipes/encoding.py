@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -47,13 +46,7 @@ def encode_split(
     )
 
     def pixels(some: Sequence[str]) -> Tensor:
-        read: list[np.ndarray | None] = []
-        for key in some:
-            try:
-                read.append(source.pixels(key))
-            except UserError as error:
-                source.spoil(key, str(error))
-                read.append(None)
+        read = [source.pixels_or_none(key) for key in some]
         like = next((each for each in read if each is not None), None)
         if like is None:
             raise UserError(

@@ -184,9 +184,11 @@ class MixtureSource:
         pair = self.sources[place].pair(split, rank, attempt)
         return replace(pair, key=f"{self.names[place]}/{pair.key}")
 
-    def note_spoilt(self, file: Path, prefix: str = "") -> None:
-        for name, source in zip(self.names, self.sources, strict=True):
-            source.note_spoilt(file, f"{prefix}{name}/")
+    def note_spoilt(self, file: Path, prefix: str = "", *, begun: bool = False) -> set[str]:
+        found = zip(self.names, self.sources, strict=True)
+        return {
+            key for name, source in found for key in source.note_spoilt(file, f"{prefix}{name}/", begun=begun)
+        }
 
     def spoil(self, key: str, reason: str) -> None:
         name, _, own = key.partition("/")
@@ -241,6 +243,10 @@ class MixtureSource:
         name, _, own = key.partition("/")
         return self.sources[self.names.index(name)].pixels(own)
 
+    def pixels_or_none(self, key: str) -> np.ndarray | None:
+        name, _, own = key.partition("/")
+        return self.sources[self.names.index(name)].pixels_or_none(own)
+
     def _turn(self, number: int, seed: int) -> tuple[int, int]:
         # A step uses the first of the numbers that are kept for it. Unshuffled, a rare set whose turns come at an
         # even distance could lie among the others every time.
@@ -252,16 +258,29 @@ class MixtureSource:
         return place, number - self.starts[split][place]
 
 
-def source_of(data: str | None, world: WorldSettings, episodes: int, fitting: Fitting = WHOLE) -> Source:
-    """The scenes, the samples of a folder, or what a file mixes; pictures are made square as ``fitting`` says."""
+def source_of(
+    data: str | None,
+    world: WorldSettings,
+    episodes: int,
+    fitting: Fitting = WHOLE,
+    inside: Sequence[Path] = (),
+) -> Source:
+    """The scenes, the samples of a folder, or what a file mixes; pictures are made square as ``fitting`` says.
+
+    A file may mix what other files mix: ``inside`` are those that this one is mixed by, none of which it may name.
+    """
     if data is None:
         return SceneSource(world, episodes)
     if not is_mixture(data):
         return FolderSource(data, world.picture_size, fitting)
+    place = Path(data).resolve()
+    if place in inside:
+        raise UserError("it mixes itself: name folders, or files that do not lead back to it")
     sets: dict[str, tuple[Source, float]] = {}
     for item in read_mixture(Path(data)).sets:
         try:
-            source = source_of(None if item.data == SCENES else item.data, world, episodes, fitting)
+            own = None if item.data == SCENES else item.data
+            source = source_of(own, world, episodes, fitting, (*inside, place))
         except UserError as error:
             raise UserError(f'the set "{item.name}" of {data}: {error}') from error
         sets[item.name] = source, item.weight

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from bifocal.config import UserError
@@ -136,13 +137,21 @@ class Packer:
         # two epochs: what comes first in one may come last in the next
         patience = 2 * self.source.documents(split)
         builder = RowBuilder(self.template, recipe.row_length)
+        # pixels where the encoder learns in this step, and wherever it has learnt when held-out rows are looked at
+        sees = recipe.sees_pixels(step if split == "train" else None)
+        pixels: dict[str, np.ndarray] = {}
         for _ in range(min(texts_in(step, size * recipe.plain_text), size - 1) if split == "train" else 0):
             builder.add_text(rng.choice(self.texts))
         number = step * size * self.turns_a_row
         misses = 0
         while len(builder.rows) < size - drawing:
             turn = self.source.turn(split, number, recipe.train.seed)
+            before = rng.getstate()
             samples = self.source.document(split, turn, rng, reading, kinds)
+            if sees and not self._reads(samples, pixels):
+                # as where it is known beforehand, so that rows do not depend on when it was found
+                rng.setstate(before)
+                samples = []
             samples = [as_taught(sample, recipe, rng, self.articles) for sample in samples]
             number += 1
             # a document begins a row, or joins the last one if both are short (a user's own data)
@@ -163,13 +172,20 @@ class Packer:
             builder.add_document([sample])
         keys = builder.picture_keys
         features = None if self.teacher is None else self.teacher.features(split, keys)
-        return rows_of(builder, self._pictures(split, step, keys), features)
+        if not sees:
+            pictures = self.stores[split].get(keys)
+        else:
+            pictures = to_tensor([pixels[key] for key in keys]) if keys else torch.empty(0, 0)
+        return rows_of(builder, pictures, features)
 
-    def _pictures(self, split: str, step: int, keys: Sequence[str]) -> torch.Tensor:
-        """Pixels where the encoder learns in this step, and wherever it has learnt when held-out rows are looked at."""
-        if self.recipe.sees_pixels(step if split == "train" else None):
-            return to_tensor([self.source.pixels(key) for key in keys]) if keys else torch.empty(0, 0)
-        return self.stores[split].get(keys)
+    def _reads(self, samples: Sequence[Sample], pixels: dict[str, np.ndarray]) -> bool:
+        """Add the pictures of some samples to ``pixels``; whether all of them can be read."""
+        for key in dict.fromkeys(key for sample in samples for key in sample.pictures):
+            picture = pixels[key] if key in pixels else self.source.pixels_or_none(key)
+            if picture is None:
+                return False
+            pixels[key] = picture
+        return True
 
     def _drawing(self, split: str, number: int, rng: random.Random) -> Sample | None:
         samples = self.source.document(split, number, rng, {DRAWING: 1.0})

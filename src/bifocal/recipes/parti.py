@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +23,7 @@ from bifocal.models.text import TextConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 from bifocal.recipes.encoding import ENCODED, encode_split
 from bifocal.recipes.mixture import source_of
+from bifocal.recipes.probes import DRAWINGS, prompted
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import shuffled
 from bifocal.recipes.texts import Texts, known_words, taught, texts_of
@@ -78,18 +79,23 @@ class Batches:
         tokenizer: TextTokenizer,
         context: int,
         stores: Mapping[str, Codes],
+        spoilt: Collection[str] = (),
     ) -> None:
         self.recipe, self.texts, self.tokenizer, self.context = recipe, texts, tokenizer, context
         self.stores = stores
-        self.keys = {split: texts.keys(split) for split in stores}
+        # a store holds the codes of another picture for one that cannot be read
+        self.keys = {split: [key for key in texts.keys(split) if key not in spoilt] for split in stores}
+
+    def pictures(self, split: str, step: int, size: int) -> list[str]:
+        """The pictures of a step, each as often as any other."""
+        keys, seed = self.keys[split], self.recipe.train.seed
+        return [keys[shuffled(step * size + row, len(keys), seed)] for row in range(size)]
 
     def at(self, split: str, step: int, size: int, drop: float) -> Drawings:
-        """``size`` pictures, each as often as any other, with a text each, of which the share ``drop`` is dropped."""
-        recipe, keys = self.recipe, self.keys[split]
-        rng = random.Random(f"{recipe.train.seed}/{split}/{step}")
-        numbers = [shuffled(step * size + row, len(keys), recipe.train.seed) for row in range(size)]
-        chosen = [keys[number] for number in numbers]
-        rows = [self._tokens(key, rng) for key in chosen]
+        """``size`` pictures with a text each, of which the share ``drop`` is dropped."""
+        rng = random.Random(f"{self.recipe.train.seed}/{split}/{step}")
+        chosen = self.pictures(split, step, size)
+        rows = [self.text(key, rng)[1] for key in chosen]
         longest = max(map(len, rows))
         return Drawings(
             tokens=torch.tensor([row + [self.tokenizer.pad] * (longest - len(row)) for row in rows]),
@@ -97,11 +103,13 @@ class Batches:
             codes=self.stores[split].get(chosen).flatten(1),
         )
 
-    def _tokens(self, key: str, rng: random.Random) -> list[int]:
+    def text(self, key: str, rng: random.Random) -> tuple[str, list[int]]:
+        """A text of a picture that fits the context, and its tokens."""
         for _ in range(ATTEMPTS):
-            (row,) = self.tokenizer.sequences([uncased(self.texts.text(key, rng))])
+            text = self.texts.text(key, rng)
+            (row,) = self.tokenizer.sequences([uncased(text)])
             if len(row) <= self.context:
-                return row
+                return text, row
         raise UserError(
             f"no text of picture {key} fits {self.context} tokens (one has {len(row)}): raise --text.context"
         )
@@ -190,14 +198,18 @@ def train_parti(
     recipe: PartiRecipe, out: Path, *, resume: bool = False, init_from: str | None = None
 ) -> Outcome:
     """Train into ``out``; the codes of the pictures are kept in ``out/encoded``."""
+    if recipe.text_from is not None and init_from is not None:
+        raise UserError(
+            f"--init-from {init_from} has a text encoder already, which would take the place of that of --text-from "
+            f"{recipe.text_from}: give one of the two"
+        )
     device = open_device(recipe.train.device)
     vqvae = open_tokenizer(recipe)
     source = source_of(recipe.data, recipe.world, recipe.episodes)
     texts = texts_of(source)
     torch.manual_seed(recipe.train.seed)
     model, tokenizer = prepare(recipe, vqvae, texts, init_from)
-    open_run(out, "parti", recipe, resume=resume, init_from=init_from)
-    held_out = "validation" if texts.keys("validation") else "train"
+    open_run(out, "parti", recipe, resume=resume, init_from=init_from, source=source)
     # rounded for speed; the finished model keeps its own copy of the weights as they were
     set_precision(vqvae.to(device), fast_dtype(device, recipe.train.dtype))
     stores = {
@@ -210,15 +222,20 @@ def train_parti(
             device=device,
             codebook=vqvae.config.quantizer.codes,
         )
-        for split in ("train", held_out)
+        for split in ("train", "validation")
+        if texts.keys(split)
     }
-    batches = Batches(recipe, texts, tokenizer, model.config.text.context, stores)
+    batches = Batches(recipe, texts, tokenizer, model.config.text.context, stores, source.spoilt())
+    held_out = "validation" if batches.keys.get("validation") else "train"
 
     size = recipe.batch_size
     pictures = min(HELD_OUT, len(batches.keys[held_out]))
     validation = [
         to_device(batches.at(held_out, step, min(size, pictures), drop=0.0), device)
         for step in range(-(-pictures // size))
+    ]
+    prompts = [
+        batches.text(key, random.Random(f"drawings/{key}"))[0] for key in batches.keys[held_out][:DRAWINGS]
     ]
     return run(
         model,
@@ -228,7 +245,9 @@ def train_parti(
         recipe=recipe,
         samples_per_step=size,
         data_fingerprint=source.fingerprint,
+        names_at=lambda step: batches.pictures("train", step, size),
         tokenizer=tokenizer,
+        probes={"drawings": prompted(model, tokenizer, prompts, device, recipe.train.seed)},
         validation=lambda: mean_loss(model, validation),
         resume=resume,
         title="parti",

@@ -7,9 +7,11 @@ is shown are always the same held-out things, so that pictures of several steps 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from bifocal.data.pictures import to_pictures
@@ -17,8 +19,10 @@ from bifocal.data.sample import Picture, Sample
 from bifocal.data.text import TextTokenizer
 from bifocal.inference import CLIP
 from bifocal.inference import VLM as LoadedVLM
+from bifocal.inference import Parti as LoadedParti
 from bifocal.interop.clip_tokens import AnyTokenizer
 from bifocal.models.clip import CLIPModel
+from bifocal.models.parti import PartiModel
 from bifocal.models.vlm import VLM
 from bifocal.models.vqvae import VQVAEModel
 from bifocal.pages import contact_sheet
@@ -107,7 +111,8 @@ def held_out(source: Source, tasks: dict[str, float], count: int, name: str) -> 
     found: list[Sample] = []
     for number in range(source.documents("validation")):
         samples = source.document("validation", number, random.Random(f"{name}/{number}"), tasks)
-        found += [sample for sample in samples if sample.pictures][:1]
+        seen = [sample for sample in samples if sample.pictures][:1]
+        found += [one for one in seen if all(source.pixels_or_none(key) is not None for key in one.pictures)]
         if len(found) == count:
             break
     return found
@@ -128,8 +133,23 @@ def drawings(
 
     def probe(step: int) -> Shown:
         vlm = LoadedVLM(model, tokenizer, "vlm", device)
-        drawn = vlm.draw_batch(prompts, pictures=shown, seed=seed)
-        rows = [{"picture": number, "prompt": prompt} for number, prompt in enumerate(prompts)]
-        return Shown(contact_sheet([np.asarray(one) for one in drawn], captions=prompts), rows)
+        return easel(prompts, vlm.draw_batch(prompts, pictures=shown, seed=seed))
 
     return probe
+
+
+def prompted(
+    model: PartiModel, tokenizer: TextTokenizer, prompts: Sequence[str], device: torch.device, seed: int
+) -> Probe:
+    """What a Parti draws for held-out prompts."""
+
+    def probe(step: int) -> Shown:
+        return easel(prompts, LoadedParti(model, tokenizer, "parti", device).draw_batch(prompts, seed=seed))
+
+    return probe
+
+
+def easel(prompts: Sequence[str], drawn: Sequence[Image.Image]) -> Shown:
+    """Drawings over their prompts."""
+    rows = [{"picture": number, "prompt": prompt} for number, prompt in enumerate(prompts)]
+    return Shown(contact_sheet([np.asarray(one) for one in drawn], captions=list(prompts)), rows)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ from bifocal.config import UserError
 from bifocal.environment import environment
 from bifocal.interop.clip_tokens import AnyTokenizer
 from bifocal.models.clip import CLIPConfig, CLIPModel
+from bifocal.recipes.encoding import ENCODED
 from bifocal.recipes.sources import Source
 from bifocal.recipes.spoilt import SPOILT
+from bifocal.training import checkpoint
 from bifocal.training.trainer import Outcome, TrainSettings, train
 from bifocal.training.watching import Probe
 
@@ -57,7 +61,7 @@ def open_run(
         written[INIT_FROM] = str(init_from)
     distributed.first_rank_does(lambda _: _open(out, recipe, written, resume))
     if source is not None:
-        source.note_spoilt(out / SPOILT)
+        _pass_over_spoilt(out, source)
 
 
 def _open(out: Path, recipe: Any, written: dict[str, Any], resume: bool) -> None:
@@ -81,6 +85,22 @@ def _open(out: Path, recipe: Any, written: dict[str, Any], resume: bool) -> None
     artifacts.refuse_overwrite(out)
     out.mkdir(parents=True, exist_ok=True)
     artifacts.atomic_write_json(out / RECIPE, written)
+
+
+def _pass_over_spoilt(out: Path, source: Source) -> None:
+    begun = bool(checkpoint.steps(out / "checkpoints"))
+    mended = sorted(source.note_spoilt(out / SPOILT, begun=begun))
+    if not mended:
+        return
+    what = f"{len(mended)} of the pictures that could not be read, such as {mended[0]}, can be read now"
+    if begun:
+        then = "the run goes on without them, as it began; to learn from them, begin anew in another --out"
+    else:
+        # other pictures stand for them in what was encoded so far
+        distributed.first_rank_does(lambda _: shutil.rmtree(out / ENCODED, ignore_errors=True))
+        then = "the run learns from them"
+    if distributed.is_main():
+        print(f"{what}: {then}", file=sys.stderr, flush=True)
 
 
 def _differences(before: dict[str, Any], written: dict[str, Any], where: str = "") -> list[str]:
@@ -167,9 +187,7 @@ def run(
     )
     if finishing is not None:
         finishing()
-    if distributed.is_main():
-        inference.save(out, outcome.model, tokenizer)
-    distributed.barrier()
+    distributed.first_rank_does(lambda _: inference.save(out, outcome.model, tokenizer))
     return outcome
 
 

@@ -74,8 +74,12 @@ class Source(Protocol):
         """The key of that picture."""
         ...
 
-    def note_spoilt(self, file: Path, prefix: str = "") -> None:
-        """From now on let other pictures stand for those that cannot be read, and note them in a file."""
+    def note_spoilt(self, file: Path, prefix: str = "", *, begun: bool = False) -> set[str]:
+        """From now on let other pictures stand for those that cannot be read, and note them in a file.
+
+        Returns the keys of those that it names and that can be read by now; a run that has ``begun`` passes them over
+        all the same.
+        """
         ...
 
     def spoil(self, key: str, reason: str) -> None:
@@ -124,6 +128,10 @@ class Source(Protocol):
         """The picture of a key: (S, S, 3) uint8."""
         ...
 
+    def pixels_or_none(self, key: str) -> np.ndarray | None:
+        """The same, or None of a picture that cannot be read, which is noted. Raises as ``spoil`` does."""
+        ...
+
 
 @functools.lru_cache(maxsize=2)
 def world_of(settings: WorldSettings) -> World:
@@ -151,8 +159,9 @@ class SceneSource:
     def picture_key(self, split: str, number: int) -> str:
         return self.world.scenes(split, number, pictures=1)[0].key
 
-    def note_spoilt(self, file: Path, prefix: str = "") -> None:
+    def note_spoilt(self, file: Path, prefix: str = "", *, begun: bool = False) -> set[str]:
         """Scenes are made, and so can always be read."""
+        return set()
 
     def spoil(self, key: str, reason: str) -> None:
         raise UserError(reason)
@@ -202,6 +211,9 @@ class SceneSource:
 
     def pixels(self, key: str) -> np.ndarray:
         return self.world.picture(key)
+
+    def pixels_or_none(self, key: str) -> np.ndarray | None:
+        return self.pixels(key)
 
 
 @dataclass(frozen=True)
@@ -269,22 +281,21 @@ class FolderSource:
         while True:
             keys = self._pictured(split, number)
             key = keys[number // len(self.pictured[split]) % len(keys)]
-            pixels = self._pixels_or_none(key)
+            pixels = self.pixels_or_none(key)
             if pixels is not None:
                 return key, pixels
             number += 1
 
-    def _pixels_or_none(self, key: str) -> np.ndarray | None:
-        if self._spoilt.any_of([key]):
-            return None
-        try:
-            return self.pixels(key)
-        except UserError as error:
-            self.spoil(key, str(error))
-            return None
+    def note_spoilt(self, file: Path, prefix: str = "", *, begun: bool = False) -> set[str]:
+        mended = self._spoilt.noted_in(file, prefix, self._can_be_read, begun=begun)
+        return {prefix + key for key in mended}
 
-    def note_spoilt(self, file: Path, prefix: str = "") -> None:
-        self._spoilt.noted_in(file, prefix)
+    def _can_be_read(self, key: str) -> bool:
+        try:
+            self.pixels(key)
+        except UserError:
+            return False
+        return True
 
     def spoil(self, key: str, reason: str) -> None:
         self._spoilt.add(key, reason)
@@ -295,7 +306,7 @@ class FolderSource:
     def pair(self, split: str, number: int, attempt: int) -> Pair:
         rng = random.Random(f"pair/{split}/{number}/{attempt}")
         keys = self._pictured(split, number)
-        pixels = self._pixels_or_none(keys[0])
+        pixels = self.pixels_or_none(keys[0])
         if pixels is None:
             return self.pair(split, number + 1, attempt)
         captions = [
@@ -344,6 +355,15 @@ class FolderSource:
 
     def pixels(self, key: str) -> np.ndarray:
         return fit_picture(self.dataset.picture(key), self.picture_size, self.fitting)
+
+    def pixels_or_none(self, key: str) -> np.ndarray | None:
+        if self._spoilt.any_of([key]):
+            return None
+        try:
+            return self.pixels(key)
+        except UserError as error:
+            self.spoil(key, str(error))
+            return None
 
 
 def another_caption(sample: Sample, rng: random.Random) -> Sample:
