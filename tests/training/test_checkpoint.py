@@ -136,8 +136,6 @@ def test_a_full_disk_is_told_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"saving step 3 needs 1 MiB and the disk of .* has 1 MiB free"):
         save_step(tmp_path, 3)
-    with pytest.raises(UserError, match="keeping 3 checkpoints and writing the next needs 8 MiB"):
-        checkpoint.require_room(tmp_path, {"w": torch.empty(2**18)}, keep=3)
     assert list(tmp_path.iterdir()) == []
 
 

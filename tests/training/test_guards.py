@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -20,12 +21,18 @@ import tiny
 import toys
 from bifocal import artifacts, distributed
 from bifocal.config import UserError
+from bifocal.data.folder import PictureFiles
+from bifocal.models.vqvae import VQVAEModel
+from bifocal.recipes.sources import FolderSource
+from bifocal.recipes.vlm import train_vlm
 from bifocal.recipes.vqvae import train_vqvae
 from bifocal.training import checkpoint, trainer
 from bifocal.training.guards import SETTLING, StepGuard, Stopped
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings
 from bifocal.training.trainer import TrainSettings, train
 from ranks import run_on_ranks
+
+SHORT = replace(toys.SETTINGS, steps=2, dtype="float32")
 
 
 class Line(nn.Module):
@@ -285,6 +292,51 @@ def test_nothing_is_trained_where_nothing_can_be_saved(
         toy_run(tmp_path, lambda step: pytest.fail("a batch was made"), 8)
 
 
+@pytest.mark.parametrize(
+    ("changes", "new", "going_on"),
+    [
+        ({}, 3, 1),  # two are kept, and the next is written
+        ({"keep_checkpoints": 9}, 4, 2),  # no more than are saved at all
+        ({"keep_every": 2, "keep_checkpoints": 1}, 4, 2),
+        ({"validate_every": 2}, 4, 2),  # and the best, which may be an old one
+    ],
+)
+def test_room_is_asked_for_what_is_yet_to_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], new: int, going_on: int
+) -> None:
+    """In MiB, since nearly all of these small checkpoints is the margin that each is given."""
+    usage = shutil.disk_usage(tmp_path)
+
+    def free(mebibytes: float) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=int(mebibytes * 2**20)))
+
+    def go(batch_at: Callable[[int], float], resume: bool = False) -> None:
+        settings = TrainSettings(steps=8, checkpoint_every=2, dtype="float32", asynchronous=False)
+        validation = (lambda: {"loss": 1.0}) if "validate_every" in changes else None
+        train(
+            Line(), replace(settings, **changes), batch_at, tmp_path, samples_per_step=1, resume=resume,
+            validation=validation,
+        )  # fmt: skip
+
+    free(new - 0.01)
+    with pytest.raises(
+        UserError, match=rf"yet to be saved \({new} more checkpoints at a time .* needs {new} MiB"
+    ):
+        go(lambda step: 1.0)
+    free(new + 0.01)
+    with pytest.raises(ZeroDivisionError):
+        go(lambda step: 1 / (step < 5))
+    free(going_on - 0.01)
+    with pytest.raises(UserError, match="yet to be saved"):
+        go(lambda step: 1.0, resume=True)
+    free(going_on + 0.01)
+    go(lambda step: 1.0, resume=True)
+    free(0.001)
+    go(
+        lambda step: pytest.fail("a batch was made"), resume=True
+    )  # nothing but the finished model is left to write
+
+
 def test_the_dry_step_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.folder(tmp_path / "data")
     recipe = toys.toy_moving_averages(tmp_path / "data")
@@ -323,21 +375,41 @@ def spoil(data: Path, count: int) -> list[str]:
     return [file.name for file in files]
 
 
-def test_a_few_corrupt_pictures_are_passed_over_counted_and_noted(tmp_path: Path) -> None:
-    tiny.folder(tmp_path / "data", pictures=200)
-    (name,) = spoil(tmp_path / "data", 1)
-    settings = replace(toys.SETTINGS, steps=2, dtype="float32")
-    starts = toys.starts(tmp_path, settings)
-    recipe = replace(toys.toy_vqvae(tmp_path / "data"), batch_size=200, train=settings)
+@pytest.fixture(scope="module")
+def spoilt_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place with data of which one picture is cut short, and a VQ-VAE and a CLIP to stand on."""
+    place = tmp_path_factory.mktemp("spoilt")
+    tiny.folder(place / "data", pictures=200)
+    for kind in ("vqvae", "clip"):
+        toys.starts(place, SHORT)[kind](place / kind)
+    assert spoil(place / "data", 1) == ["0.png"]
+    return place
+
+
+def that_see_all(place: Path) -> dict[str, toys.Start]:
+    """What starts runs that see every picture."""
+    starts, data = toys.starts(place, SHORT), place / "data"
+    recipe = replace(toys.toy_vqvae(data), batch_size=200, train=replace(SHORT, steps=1))
     starts["vqvae"] = lambda out, **more: train_vqvae(recipe, out, **more)
-    for kind in ("vqvae", "clip", "vlm-continuous"):
-        starts[kind](tmp_path / kind)
-        if kind != "clip":  # the others see every picture
-            noted = [row["key"] for row in artifacts.read_json_lines(tmp_path / kind / "spoilt.jsonl")]
-            assert noted == [name]
-    starts["vqvae"](tmp_path / "again")
-    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("vqvae", "again"))
-    assert one == two
+    sees = replace(
+        toys.toy_vlm(data, "continuous", place / "clip"), train_vision=True, batch_size=64, train=SHORT
+    )
+    starts["vlm-sees"] = lambda out, **more: train_vlm(sees, out, **more)
+    return starts
+
+
+@pytest.mark.parametrize("kind", ["vqvae", "vlm-continuous", "vlm-sees", "vlm-discrete", "prior", "parti"])
+def test_a_few_corrupt_pictures_are_passed_over_counted_and_noted(spoilt_data: Path, kind: str) -> None:
+    out = spoilt_data / f"run-{kind}"
+    that_see_all(spoilt_data)[kind](out)
+    noted = [row["key"] for row in artifacts.read_json_lines(out / "spoilt.jsonl")]
+    assert noted == ["0.png"]
+    if kind in ("vqvae", "vlm-sees"):  # which find it on the way, and learn the same where it is known
+        again = spoilt_data / f"again-{kind}"
+        again.mkdir()
+        shutil.copy(out / "spoilt.jsonl", again)
+        that_see_all(spoilt_data)[kind](again)
+        assert (out / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
 
 
 def test_more_than_one_in_a_hundred_end_the_run(tmp_path: Path) -> None:
@@ -345,3 +417,64 @@ def test_more_than_one_in_a_hundred_end_the_run(tmp_path: Path) -> None:
     spoil(tmp_path / "data", 60)
     with pytest.raises(UserError, match=r"1 of 60 pictures cannot be read, which is more than 1%"):
         train_vqvae(toys.toy_vqvae(tmp_path / "data"), tmp_path / "run")
+
+
+def test_pictures_that_are_mended_before_the_first_checkpoint_are_learnt_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tiny.folder(tmp_path / "data", pictures=200), tmp_path / "run"
+    toys.starts(tmp_path, SHORT)["vqvae"](tmp_path / "vqvae")
+    whole = {file: file.read_bytes() for file in data.glob("*.png")}
+    spoil(data, 3)
+    start = toys.starts(tmp_path, SHORT)["prior"]
+    with pytest.raises(UserError, match="3 of 200 pictures cannot be read"):
+        start(out)
+    assert len(artifacts.read_json_lines(out / "spoilt.jsonl")) == 3
+    with pytest.raises(UserError, match="3 of 200 pictures cannot be read"):
+        start(out, resume=True)
+    for file in sorted(whole)[:2]:
+        file.write_bytes(whole[file])
+    start(out, resume=True)
+    assert len(artifacts.read_json_lines(out / "spoilt.jsonl")) == 1
+    assert "2 of the pictures that could not be read, such as 0.png, can be read now: the run learns" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_picture_that_is_mended_later_is_said_and_the_run_goes_on_as_it_began(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a disk that was away, say: the file is the same as before, as the fingerprint of the data asks for."""
+    data = tiny.folder(tmp_path / "data", pictures=200)
+    read = PictureFiles.picture
+    first = FolderSource(data, tiny.PICTURE_SIZE).picture_key("train", 0)
+    away = {first}
+
+    def picture(self: PictureFiles, key: str) -> Any:
+        if key in away:
+            raise UserError(f"{key} cannot be read.")
+        return read(self, key)
+
+    monkeypatch.setattr(PictureFiles, "picture", picture)
+    recipe = replace(toys.toy_vqvae(data), train=replace(SHORT, steps=4))
+    train_vqvae(recipe, tmp_path / "whole")
+    noted: list[bool] = []
+
+    def fail(self: Any, images: Tensor) -> Any:
+        noted.append(self.training)
+        if sum(noted) == 3:
+            raise ZeroDivisionError
+        return loss(self, images)
+
+    loss = VQVAEModel.loss
+    monkeypatch.setattr(VQVAEModel, "loss", fail)
+    with pytest.raises(ZeroDivisionError):
+        train_vqvae(recipe, tmp_path / "run")
+    monkeypatch.setattr(VQVAEModel, "loss", loss)
+    away.clear()
+    train_vqvae(recipe, tmp_path / "run", resume=True)
+    assert f"such as {first}, can be read now: the run goes on without them, as it began" in (
+        capsys.readouterr().err
+    )
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "run"))
+    assert one == two

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from bifocal.config import UserError, apply_overrides
+from bifocal.training.guards import Stopped
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import TrainSettings, train
 from bifocal.training.watching import Shown, open_tracker, require_tracker
@@ -57,7 +60,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run(out: Path, **more: Any) -> None:
     settings = TrainSettings(
         steps=2, log_every=1, dtype="float32", optimizer=OptimizerSettings(warmup_steps=1),
-        tracker=more.pop("tracker", ""),
+        tracker=more.pop("tracker", ""), validate_every=more.pop("validate_every", 200),
     )  # fmt: skip
     train(Point(), settings, lambda step: 1.0, out, samples_per_step=1, **more)
 
@@ -74,6 +77,19 @@ def test_a_tracker_of_ones_own_is_told_everything_and_when_it_is_over(tmp_path: 
     assert recipe == "{'batch_size': 3}" and over == "over"
     assert [line.split()[0] for line in told] == ["1", "2", "2"]
     assert "train/loss" in told[0] and "train/waiting" in told[0] and told[2] == "2 ['validation/loss']"
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize("how", ["stops", "fails"])
+def test_a_tracker_is_told_that_it_is_over_however_a_run_ends(tmp_path: Path, how: str) -> None:
+    def probe(step: int) -> None:
+        if how == "fails":
+            raise ZeroDivisionError
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped if how == "stops" else ZeroDivisionError):
+        run(tmp_path / "run", tracker="own_tracker:begin", probes={"ends": probe}, validate_every=1)
+    assert (tmp_path / "run" / "told.txt").read_text().splitlines()[-1] == "over"
 
 
 @pytest.mark.parametrize(

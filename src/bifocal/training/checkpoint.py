@@ -119,16 +119,6 @@ def steps(directory: str | Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def require_room(directory: str | Path, tensors: Mapping[str, Tensor], keep: int) -> None:
-    """Before a run starts: refuse a disk on which `keep` checkpoints of `tensors` and the next do not fit.
-
-    Raises:
-        UserError: with what is needed and what is free.
-    """
-    needed = (keep + 1) * (tensor_bytes(tensors) + 2**20)
-    artifacts.require_free_space(directory, needed, f"keeping {keep} checkpoints and writing the next")
-
-
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> int:
     """How many bytes `tensors` take in a file."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from bifocal import distributed
+from bifocal import artifacts, distributed
 from bifocal.config import UserError
 from bifocal.models.precision import float32_names
 from bifocal.training import checkpoint
@@ -50,23 +50,49 @@ class Saver:
     def _open_writer(self) -> ThreadPoolExecutor | None:
         return ThreadPoolExecutor(max_workers=1) if self.beside and distributed.is_main() else None
 
+    def require_room(self, coming: Sequence[int], finished: int, *, best: bool) -> None:
+        """Refuse a disk that cannot hold what is yet to be written; what is there already has its place.
+
+        ``coming`` are the steps that will be saved, ``finished`` is how many bytes the finished model has, and with
+        ``best`` there will be a step with the lowest validation loss. Every rank must call it.
+
+        Raises ``UserError`` with what is needed and what is free.
+        """
+        each = self._bytes() + 2**20
+
+        def require(_: Any) -> None:
+            for left in self.directory.glob("*.tmp"):  # of a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            more = self._more(coming, best)
+            saves = "1 more checkpoint" if more == 1 else f"{more} more checkpoints"
+            what = f"what is yet to be saved ({saves} at a time and the finished model)"
+            artifacts.require_free_space(self.directory, more * each + finished, what)
+
+        distributed.first_rank_does(require)
+
+    def _more(self, coming: Sequence[int], best: bool) -> int:
+        """How many checkpoints more than now there will be at most, the one that is being written included."""
+        if not coming:
+            return 0
+        there = checkpoint.steps(self.directory)
+        lasting = {step for step in (*there, *coming) if self.every and step % self.every == 0}
+        at_once = self.keep + best + len(lasting) + 1
+        return max(1, min(len(coming), at_once - len(there)))
+
+    def _bytes(self) -> int:
+        """What the tensors of a checkpoint take; of what the optimizers keep, most is two moments for each weight."""
+        return 3 * checkpoint.tensor_bytes(self.optimizer.masters) + checkpoint.tensor_bytes(self.buffers)
+
     def trial(self) -> None:
         """Save once and read it back, before the work of hours shows that it cannot be saved."""
         if not distributed.is_main():
             return
         tensors, scalars = checkpoint.flatten_all(self.optimizer.optimizers)
-        masters = self.optimizer.masters
-        # of what the optimizers will keep, most is two moments for each weight
-        largest = {
-            **masters,
-            **self.buffers,
-            **{f"{name}.{n}": w for name, w in masters.items() for n in "ab"},
-        }
-        checkpoint.require_room(self.directory, largest, self.keep)
+        weights = {**self.optimizer.masters, **self.buffers}
         place = self.directory / TRIAL
         shutil.rmtree(place, ignore_errors=True)
         try:
-            self._write(place, 0, {**masters, **self.buffers}, tensors, {"optimizers": scalars}, 1, set())
+            self._write(place, 0, weights, tensors, {"optimizers": scalars}, 1, set())
             checkpoint.load_step(place / "step-0")
         finally:
             shutil.rmtree(place, ignore_errors=True)
@@ -158,6 +184,11 @@ class Saver:
             )
         except (OSError, SafetensorError) as error:
             raise not_saved(directory, step, str(error)) from error
+
+
+def saves_ahead(start: int, last: int, every: int) -> list[int]:
+    """The steps behind ``start`` that a run saves unless it is asked to stop."""
+    return sorted({*range(start - start % every + every, last, every), last} if start < last else ())
 
 
 def not_saved(directory: Path, step: int, why: str) -> UserError:

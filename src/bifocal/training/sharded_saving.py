@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from bifocal import artifacts, distributed
+from bifocal import distributed
 from bifocal.config import UserError
 from bifocal.training import checkpoint
 from bifocal.training.saving import TRIAL, Saver, copied, not_saved
@@ -48,17 +48,19 @@ class ShardedSaver(Saver):
         here = functools.partial(torch.cuda.set_device, torch.cuda.current_device()) if on_gpu else None
         return ThreadPoolExecutor(max_workers=1, initializer=here)
 
+    def _bytes(self) -> int:
+        """Pieces of every rank, and what all of them have whole once. All must call it."""
+        pieces = sum(piece_of(tensor).numel() * 4 for tensor in self.optimizer.pieces().values())
+        weights, moments = self.optimizer.wholes()
+        whole = sum(checkpoint.tensor_bytes(some) for some in (weights, moments, self.buffers))
+        return sum(distributed.gather_objects(pieces)) + whole
+
     def trial(self) -> None:
         """Save once and read it back."""
         place = self.directory / TRIAL
-        needed = sum(piece_of(tensor).numel() * 4 for tensor in self.optimizer.pieces().values())
-        everyone = sum(distributed.gather_objects(needed))
 
         def make_room(_: Any) -> None:
-            for left in (place, *self.directory.glob(f"*.{SHARDS}.tmp")):  # of a run that was killed
-                shutil.rmtree(left, ignore_errors=True)
-            what = f"keeping {self.keep} checkpoints and writing the next"
-            artifacts.require_free_space(self.directory, (self.keep + 1) * everyone, what)
+            shutil.rmtree(place, ignore_errors=True)
 
         def read_back(_: Any) -> None:
             checkpoint.load_step(place / "step-0")

@@ -28,7 +28,7 @@ from bifocal.training.guards import Signals, StepGuard, Stopped, lost_ranks_name
 from bifocal.training.memory import keep_freed_memory
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings, learning_rate_share
 from bifocal.training.progress import Progress
-from bifocal.training.saving import Saver, moved_without_gradient
+from bifocal.training.saving import Saver, moved_without_gradient, saves_ahead
 from bifocal.training.sharded_saving import ShardedSaver
 from bifocal.training.sharding import ShardedOptimizer
 from bifocal.training.watching import Probe, Watchers, require_tracker
@@ -249,13 +249,18 @@ def train(
     model.train()
     with contextlib.ExitStack() as stack:
         stack.callback(saver.close)
+        if watchers is not None:
+            stack.callback(watchers.close)
         done = start
         # outermost, since torchrun asks those who are left to stop while they find out who is lost
         signals = stack.enter_context(Signals(settings.stop_seconds))
         stack.enter_context(lost_ranks_named(lambda: f"in step {done + 1}"))
         progress = stack.enter_context(Progress(title, total=settings.steps, start=start))
-        saver.trial()
+        finished = sum(4 * tensor.numel() for tensor in model.state_dict().values())
+        ahead = saves_ahead(start, settings.steps, settings.checkpoint_every)
+        saver.require_room(ahead, finished, best=validation is not None)
         if start < settings.steps:
+            saver.trial()
             dry_step(model, to_device(pieces_at(start), device))
         batches = feed(pieces_at, start, settings.steps, device, settings.workers)
         # however the loop ends: workers that wait for their turn would never end by themselves
@@ -333,8 +338,6 @@ def train(
                 saver.wait()
                 stop(out, done, signals.asked, title)
         saver.wait()
-    if watchers is not None:
-        watchers.close()
     if undo is not None:
         undo()
     trained = optimizer.finish().eval()
