@@ -38,6 +38,7 @@ def tries(place: Path, kills: int, every: int) -> Sequence[Callable[[], faults.T
         lambda: faults.killed_in_writes(world, ["vqvae-ema", "vlm-continuous"], writes),
         lambda: faults.not_a_number(world),
         lambda: faults.disk_full(world, faults.KINDS),
+        lambda: faults.disk_full_at_end(world, faults.KINDS),
         lambda: faults.clock_goes_back(world, faults.KINDS),
         lambda: faults.rank_lost(place / "ranks"),
         lambda: faults.byte_flipped(world, faults.KINDS),

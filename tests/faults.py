@@ -26,7 +26,7 @@ import torch.multiprocessing
 
 import tiny
 import toys
-from bifocal import artifacts, distributed
+from bifocal import artifacts, distributed, inference
 from bifocal.config import UserError
 from bifocal.models.vqvae import VQVAEModel
 from bifocal.training import checkpoint
@@ -160,6 +160,21 @@ def fill_disk_at_save(number: int) -> None:
     checkpoint.save_file = full
 
 
+def fill_disk_at_end(number: int) -> None:
+    """While the finished model is written no file may grow beyond 4 KiB."""
+    save = inference.save
+
+    def full(*values: Any, **named: Any) -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4 * 2**10, before[1]))
+        try:
+            save(*values, **named)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    inference.save = full
+
+
 def turn_clock_back(number: int) -> None:
     """Every look at the clock is a minute before the last."""
     now = time.time()
@@ -188,6 +203,7 @@ def spoil_step(number: int) -> None:
 HINDRANCES: dict[str, Callable[[int], None]] = {
     "die at a write": die_at_write,
     "disk full": fill_disk_at_save,
+    "disk full at the end": fill_disk_at_end,
     "clock": turn_clock_back,
     "not a number": spoil_step,
 }
@@ -293,6 +309,19 @@ def disk_full(world: World, kinds: Sequence[str]) -> Tried:
             kept = checkpoint.steps(out / "checkpoints") == [world.settings.checkpoint_every]
             survived += refused and kept and world.attempt(kind, out) == 0 and world.same(kind, out)
     return Tried("disk full within a save", tried, survived)
+
+
+def disk_full_at_end(world: World, kinds: Sequence[str]) -> Tried:
+    """The same while the finished model is written: nothing half written stays, and the run ends once there is room."""
+    tried = survived = 0
+    for kind in kinds:
+        with fresh(world) as out:
+            tried += 1
+            refused = world.attempt(kind, out, "disk full at the end") == REFUSED
+            told = "could not be written" in (world.place / "said.txt").read_text()
+            clean = not [*out.glob("*.tmp"), *out.glob("model.safetensors")]
+            survived += refused and told and clean and world.attempt(kind, out) == 0 and world.same(kind, out)
+    return Tried("disk full while the finished model is written", tried, survived)
 
 
 def not_a_number(world: World) -> Tried:

@@ -36,6 +36,10 @@ def test_the_disk_is_full(world: World) -> None:
     assert all_survived(faults.disk_full(world, ["vqvae-ema"]))
 
 
+def test_the_disk_is_full_at_the_end(world: World) -> None:
+    assert all_survived(faults.disk_full_at_end(world, ["vqvae-ema"]))
+
+
 def test_the_clock_goes_backwards(world: World) -> None:
     assert all_survived(faults.clock_goes_back(world, ["vqvae-ema"]))
 
@@ -64,6 +68,7 @@ def test_a_byte_is_flipped(whole_world: World) -> None:
 @pytest.mark.slow
 def test_the_disk_is_full_whatever_is_trained(whole_world: World) -> None:
     assert all_survived(faults.disk_full(whole_world, faults.KINDS))
+    assert all_survived(faults.disk_full_at_end(whole_world, faults.KINDS))
 
 
 @pytest.mark.slow

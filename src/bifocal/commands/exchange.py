@@ -17,6 +17,7 @@ from bifocal.interop.vlm import layout_in as vlm_layout_in
 from bifocal.interop.vlm import read_vlm, write_vlm
 from bifocal.interop.vlm_tokens import Layout
 from bifocal.interop.vqgan import FORMATS, read_vqgan
+from bifocal.interop.weights import told_if_not_written
 from bifocal.models.clip import CLIPModel
 from bifocal.models.vlm import VLM as VLMModel
 from bifocal.models.vqvae import VQVAEModel
@@ -59,6 +60,11 @@ def export_command(run: Path, form: str, out: Path) -> None:
     if form not in (known := [*FORMATS, *LAYOUTS, *VLM_LAYOUTS]):
         raise UserError(f"there is no format {form!r}; there are {', '.join(known)}")
     model, tokenizer = inference.load_model(run)
+    with told_if_not_written(out):
+        _export(run, model, tokenizer, form, out)
+
+
+def _export(run: Path, model: nn.Module, tokenizer: AnyTokenizer | None, form: str, out: Path) -> None:
     if form in VLM_LAYOUTS:
         _export_vlm(run, model, tokenizer, next(each for each in VLM_LAYOUTS if each == form), out)
         return

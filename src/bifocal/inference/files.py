@@ -26,6 +26,7 @@ from bifocal.interop.vlm import layout_for as vlm_layout_for
 from bifocal.interop.vlm import layout_in as vlm_layout_in
 from bifocal.interop.vlm import read_vlm, write_vlm
 from bifocal.interop.vqgan import is_vqgan, read_vqgan
+from bifocal.interop.weights import told_if_not_written
 from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.models.int8 import to_int8
 from bifocal.models.parti import PartiConfig, PartiModel
@@ -58,9 +59,13 @@ def save(path: str | Path, model: nn.Module, tokenizer: AnyTokenizer | None = No
     """Write a finished model into a run's directory: config, weights, and the tokenizer where there is one.
 
     A CLIP is written as transformers or open_clip opens it, where either has a layout for it, and a VLM as transformers
-    does.
+    does. Raises ``UserError`` where it cannot be written; nothing half written stays then.
     """
-    path = Path(path)
+    with told_if_not_written(Path(path)):
+        _save(Path(path), model, tokenizer)
+
+
+def _save(path: Path, model: nn.Module, tokenizer: AnyTokenizer | None) -> None:
     if isinstance(model, CLIPModel) and (layout := layout_for(model.config, tokenizer)) is not None:
         name = path.resolve().name.removesuffix(".tmp")
         _finish(path, lambda work: write_clip(work, model, tokenizer, layout, name=name))
@@ -76,8 +81,12 @@ def save(path: str | Path, model: nn.Module, tokenizer: AnyTokenizer | None = No
         tokenizer.write(path / TOKENIZER)
     tensors = {name: tensor.detach().float().contiguous() for name, tensor in model.state_dict().items()}
     temporary = path / f"{WEIGHTS}.tmp"
-    save_file(tensors, str(temporary), metadata={"format": "pt"})
-    temporary.replace(path / WEIGHTS)
+    try:
+        save_file(tensors, str(temporary), metadata={"format": "pt"})
+        temporary.replace(path / WEIGHTS)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     artifacts.atomic_write_json(path / CONFIG, {"model_type": kind, **config.to_dict(model.config)})
 
 
@@ -86,10 +95,12 @@ def _finish(path: Path, write: Callable[[Path], None]) -> None:
     work = path / "finishing.tmp"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    write(work)
-    for file in sorted(work.iterdir(), key=lambda file: file.name in CONFIGS):
-        file.replace(path / file.name)
-    work.rmdir()
+    try:
+        write(work)
+        for file in sorted(work.iterdir(), key=lambda file: file.name in CONFIGS):
+            file.replace(path / file.name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def is_finished(path: Path) -> bool:

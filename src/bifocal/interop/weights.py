@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -41,6 +42,18 @@ def weight_files(directory: Path, names: Sequence[str] = (WEIGHTS,)) -> list[Pat
     for path in sorted(directory.iterdir()):
         refuse_pickle(path)
     raise UserError(f"{directory} has no {names[0]}: its weights are missing")
+
+
+@contextlib.contextmanager
+def told_if_not_written(path: Path) -> Iterator[None]:
+    """While a model is written: what a full disk, or one that cannot be written to, raises becomes one sentence."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"the model could not be written to '{path}' ({error}): make room there and do the same again, a training "
+            "with --resume"
+        ) from error
 
 
 def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
