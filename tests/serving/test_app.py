@@ -104,6 +104,7 @@ def test_where_a_model_looked_adds_up(server: Running, family: str) -> None:
         np.testing.assert_allclose(word["attention"], other.attention, atol=1e-6)  # six places are sent
         assert word["probability"] == pytest.approx(other.probability)
     assert found["grid"][0] * found["grid"][1] == vlm.model.image_path.positions
+    assert found["parts"] == [[0, 0, 1, 1]]
     if family == "discrete":
         assert found["seen"][0]["codes"] == vlm.vqvae.encode(to_tensor([PICTURE]))[0].tolist()
     else:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,10 @@ from PIL import Image
 import tiny
 from bifocal import inference
 from bifocal.cli import main
+from bifocal.commands import remote
+from bifocal.models.language import LanguageModel
 from bifocal.serving.run import Running
+from bifocal.serving.work import png
 from serving_live import said
 
 
@@ -108,6 +112,9 @@ def test_a_damaged_run_is_refused_before_the_port_opens(
         (["--host", "0.0.0.0"], "give it a key"),
         (["--limit", "pictures"], "NAME=VALUE"),
         (["--slots", "0"], "must each be at least 1"),
+        (["--grace", "inf"], "--grace must be from 0 to 86400 seconds, got inf"),
+        (["--grace", "-1"], "--grace must be from 0"),
+        (["--name", "http://a.org"], "no name of a server"),
     ],
 )
 def test_settings_that_do_not_fit_are_one_sentence(
@@ -116,6 +123,53 @@ def test_settings_that_do_not_fit_are_one_sentence(
     assert main(["serve", str(run), *words]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_slots_that_do_not_fit_into_memory_are_said_before_the_port_opens(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(LanguageModel, "new_cache", none_left)
+    monkeypatch.setattr(socket, "create_server", lambda *_, **__: pytest.fail("the port was opened"))
+    words = ["--slots", "1000", "--context", "1000000", "--dtype", "float32"]
+    assert main(["serve", str(run), *words]) == 2
+    # keys and values of two layers with two heads of eight numbers of four bytes
+    size = 2 * 2 * 2 * 8 * 4 * 10**9 / 2**30
+    assert f"for continuous take {size:.1f} GiB, which cannot be had" in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_ours_answers_as_far_as_it_can(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(tiny.picture(0)).save(tmp_path / "a.png")
+    words = ["ask", "gpt", str(tmp_path / "a.png"), "what?", "--url", "http://x"]
+    choice: dict[str, Any] = {"message": {"content": "an owl"}, "finish_reason": "stop", "logprobs": None}
+    monkeypatch.setattr(remote, "post", lambda *_: {"choices": [choice]})
+    assert main(words) == 0 and capsys.readouterr().out == "an owl\n"
+    monkeypatch.setattr(remote, "post", lambda *_: {"choices": []})
+    assert main(words) == 2
+    assert "what answers at http://x is no bifocal server" in capsys.readouterr().err
+    monkeypatch.setattr(remote, "post", lambda *_: {"data": [{"url": "http://x/1.png"}]})
+    assert main(["draw", "dall-e", "an owl", "-o", str(tmp_path / "o.png"), "--url", "http://x"]) == 2
+    assert "its answer is of another form" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [None, 1.5])
+def test_the_guidance_that_is_usual_is_left_to_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: float | None
+) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def post(url: str, route: str, body: dict[str, Any]) -> Any:
+        bodies.append(body)
+        return {"data": [{"b64_json": png(tiny.picture(0))}]}
+
+    monkeypatch.setattr(remote, "post", post)
+    flags = [] if given is None else ["--guidance", str(given)]
+    assert main(["draw", "parti", "an owl", "-o", str(tmp_path / "o.png"), "--url", "http://x", *flags]) == 0
+    assert bodies[0].get("guidance") == given
 
 
 def test_a_port_that_is_taken_is_one_sentence(

@@ -14,8 +14,9 @@ import torch
 import tiny
 from bifocal import inference
 from bifocal.generation import slots
+from bifocal.generation.telling import Telling
 from bifocal.serving.catalogue import Catalogue, Served, abilities_of
-from bifocal.serving.engine import EngineSettings
+from bifocal.serving.engine import Engine, EngineSettings
 from bifocal.serving.features import Features
 from bifocal.serving.jobs import Job, Outbox, Queue, Task
 from bifocal.serving.limits import Limits
@@ -102,6 +103,51 @@ def test_a_step_that_fails_once_costs_nobody_an_answer(
     monkeypatch.setattr(slots.Slots, "step", failing)
     found = together(*[lambda text=text: asked(running, text) for text in texts])  # type: ignore[misc]
     assert [content(answer) for answer in found] == alone
+
+
+def test_a_model_without_memory_for_a_new_pool_fails_one_request_and_comes_back(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = content(asked(running, "an owl"))
+    make, tries = Engine._pool, []
+
+    def none_left(self: Engine, served: Served, count: int) -> Any:
+        tries.append(count)
+        if len(tries) <= 2:  # that of the one who is tried alone, and that of all
+            raise RuntimeError("out of memory")
+        return make(self, served, count)
+
+    poisoned(monkeypatch, "a red tile", 3)
+    monkeypatch.setattr(Engine, "_pool", none_left)
+    assert asked(running, "a red tile")[0] == 500
+    assert not tries  # alone it was at fault, and nobody needs a pool
+    assert asked(running, "two hearts")[0] == 500 and asked(running, "two hearts")[0] == 500
+    assert content(asked(running, "an owl")) == alone
+    assert ask(running.url, "GET", "/health")[0] == 200 and len(tries) == 3
+    assert "bifocal_slots 4" in ask(running.url, "GET", "/metrics")[1]
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations", CHAT])
+def test_a_picture_that_cannot_be_decoded_fails_one_request(
+    monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a kernel of the VQ-VAE")
+
+    discrete = inference.VLM(tiny.vlm("discrete"), tiny.tokenizer(), "discrete", CPU)
+    models = Catalogue([Served("discrete", discrete, abilities_of(discrete))])
+    with live(Settings(port=0, engine=EngineSettings(4, 256, 32), grace=2), models) as server:
+        before = content(asked(server, "what?"))
+        monkeypatch.setattr(inference.VLM, "picture_of", broken)
+        body: dict[str, Any] = {"prompt": "an owl", "seed": 1}
+        if path == CHAT:
+            monkeypatch.setattr(Telling, "take", broken)
+            body = {"messages": said("draw an owl"), "modalities": ["text", "image"]}
+        status, text, _ = ask(server.url, "POST", path, body)
+        assert status == 500 and "failed on this request" in text and "kernel" not in text
+        monkeypatch.undo()
+        assert content(asked(server, "what?")) == before and server.engine.used("discrete") == 0
+        assert ask(server.url, "GET", "/health")[0] == 200
 
 
 def test_an_engine_that_dies_says_so_and_fails_what_it_had(

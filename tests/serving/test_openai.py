@@ -6,7 +6,10 @@ import base64
 import io
 import json
 import math
+import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import openai
@@ -21,7 +24,7 @@ from bifocal.models.parti import DecoderConfig, PartiConfig, PartiModel
 from bifocal.models.text import TextConfig
 from bifocal.serving.catalogue import Catalogue, Served, abilities_of
 from bifocal.serving.run import Running, Settings
-from serving_live import CPU, data_url, live, picture_file, said, shown
+from serving_live import CPU, data_url, live, picture_file, said, shown, together
 
 PICTURES = [tiny.picture(seed) for seed in range(3)]
 URLS = [data_url(picture_file(picture)) for picture in PICTURES]
@@ -297,7 +300,9 @@ def test_what_is_not_supported_is_refused_by_name(client: openai.OpenAI) -> None
     assert caught.value.param == "tool_choice"
 
 
-def test_a_parti_draws_what_it_draws_and_others_are_answered_meanwhile() -> None:
+def test_a_parti_draws_what_it_draws_and_others_are_answered_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     words = tiny.tokenizer()
     torch.manual_seed(4)
     text = TextConfig(
@@ -318,9 +323,37 @@ def test_a_parti_draws_what_it_draws_and_others_are_answered_meanwhile() -> None
         again = client.images.generate(prompt="an owl", n=2, extra_body={"seed": 5, "model": "parti"})
         with pytest.raises(openai.BadRequestError, match="does not fit this model"):
             client.images.generate(model="parti", prompt="owl " * 40)
-        talk = client.chat.completions.create(model="continuous", messages=said("what?"), max_tokens=4)
-    parti = models[0]
-    assert isinstance(parti, inference.Parti) and talk.choices[0].finish_reason in ("stop", "length")
+        parti = models[0]
+        assert isinstance(parti, inference.Parti)
+        draw, begun, answered = parti.draw, threading.Event(), threading.Event()
+        gone_on: list[bool] = []
+
+        def until_answered(*given: Any, progress: Any, **named: Any) -> Any:
+            end = time.monotonic() + 20
+            while not answered.is_set() and time.monotonic() < end:
+                progress(inference.Partial(0, 16, list))
+                begun.set()
+                time.sleep(0.01)
+            gone_on.append(answered.is_set())
+            return draw(*given, progress=progress, **named)
+
+        def ask() -> Any:
+            assert begun.wait(20)
+            talk = client.chat.completions.create(model="continuous", messages=said("what?"), max_tokens=4)
+            answered.set()
+            return talk
+
+        monkeypatch.setattr(parti, "draw", until_answered)
+        third, talk = together(
+            lambda: client.images.generate(
+                model="parti", prompt="an owl", n=2, extra_body={"seed": 5}, timeout=60
+            ),
+            ask,
+        )
+        monkeypatch.undo()
+    assert (
+        gone_on == [True] and talk.choices[0].finish_reason in ("stop", "length") and third.data == found.data
+    )
     wanted = parti.draw("an owl", n=2, seed=5)
     assert found.data is not None and again.data is not None and found.data == again.data
     for item, picture in zip(found.data, wanted, strict=True):

@@ -111,8 +111,7 @@ def drawn_there(
 ) -> list[Image.Image]:
     """The drawings of a server's model."""
     _refuse_others(settings, NOT_OF_SERVERS, "not among what a server is asked for")
-    guidance = 2.0 if settings.guidance is None else settings.guidance
-    return draw_on_server(url, model, prompt, n=settings.drawn, guidance=guidance, seed=seed)
+    return draw_on_server(url, model, prompt, n=settings.drawn, guidance=settings.guidance, seed=seed)
 
 
 def _refuse_others(settings: DrawSettings, usual: dict[str, Any], why: str) -> None:

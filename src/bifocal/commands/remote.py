@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import io
 import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -20,6 +21,7 @@ from bifocal.data.pictures import read_picture
 from bifocal.data.sample import Box
 from bifocal.generation.telling import AnswerOptions, AnswerSettings
 from bifocal.inference import Answer
+from bifocal.serving.access import refuse_unsendable
 
 SECONDS = 600.0
 TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
@@ -51,24 +53,38 @@ def ask_server(
     }
     if settings.seed is not None:
         body["seed"] = settings.seed
-    choice = post(url, "/v1/chat/completions", body)["choices"][0]
-    return Answer(
-        choice["message"]["content"],
-        tuple(Box(*box["normalized"]) for box in choice["message"]["boxes"]),
-        finish_reason=choice["finish_reason"],
-        logprobs=tuple(token["logprob"] for token in choice["logprobs"]["content"]),
-    )
+    answer = post(url, "/v1/chat/completions", body)
+    with understood(url):
+        choice = answer["choices"][0]
+        # a server that is not ours has no boxes, and may have no log-probabilities
+        return Answer(
+            choice["message"]["content"] or "",
+            tuple(Box(*box["normalized"]) for box in choice["message"].get("boxes") or ()),
+            finish_reason=choice["finish_reason"],
+            logprobs=tuple(token["logprob"] for token in (choice.get("logprobs") or {}).get("content") or ()),
+        )
 
 
 def draw_on_server(
-    url: str, model: str, prompt: str, *, n: int, guidance: float, seed: int | None
+    url: str, model: str, prompt: str, *, n: int, guidance: float | None, seed: int | None
 ) -> list[Image.Image]:
-    """Drawings of a server's model."""
-    body: dict[str, Any] = {"model": model, "prompt": prompt, "n": n, "guidance": guidance}
-    if seed is not None:
-        body["seed"] = seed
-    data = post(url, "/v1/images/generations", body)["data"]
-    return [Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))) for item in data]
+    """Drawings of a server's model, which has a guidance of its own where none is given."""
+    body: dict[str, Any] = {"model": model, "prompt": prompt, "n": n}
+    body |= {name: value for name, value in (("guidance", guidance), ("seed", seed)) if value is not None}
+    answer = post(url, "/v1/images/generations", body)
+    with understood(url):
+        return [Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))) for item in answer["data"]]
+
+
+@contextlib.contextmanager
+def understood(url: str) -> Iterator[None]:
+    """While an answer is read: one of another form than asked for becomes a sentence."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"what answers at {url} is no bifocal server, and not enough like one: its answer is of another form"
+        ) from error
 
 
 def data_url(path: Path) -> str:
@@ -90,8 +106,9 @@ def post(url: str, route: str, body: dict[str, Any]) -> Any:
     request = urllib.request.Request(
         url.rstrip("/") + route, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    if os.environ.get(KEY):
-        request.add_header("Authorization", f"Bearer {os.environ[KEY].partition(',')[0]}")
+    if key := os.environ.get(KEY, "").partition(",")[0]:
+        refuse_unsendable(key, f"the key in {KEY}")
+        request.add_header("Authorization", f"Bearer {key}")
     try:
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:
             return json.load(answer)

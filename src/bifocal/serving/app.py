@@ -24,7 +24,7 @@ from bifocal.serving.chat import SEEDS, answer_tokens, chat, waiting
 from bifocal.serving.conversation import address_of, parts_of
 from bifocal.serving.drawings import drawing_events, drawing_jobs, drawings
 from bifocal.serving.errors import ApiError, error_body, refused
-from bifocal.serving.jobs import Outbox, Result, Task
+from bifocal.serving.jobs import Meanwhile, Outbox, Result, Task
 from bifocal.serving.metrics import CONTENT_TYPE
 from bifocal.serving.page import FILES
 from bifocal.serving.schemas import (
@@ -155,7 +155,7 @@ async def embeddings(request: Request, asked: EmbeddingRequest) -> JSONResponse:
         assert texts is not None
         return work.embed_texts(clip, texts)
 
-    vectors, tokens = await _done(request, served, embed)
+    vectors, tokens = await _done(request, served, lambda _: embed())
     data = [
         {"object": "embedding", "index": index, "embedding": work.embedding(vector, asked.encoding_format)}
         for index, vector in enumerate(vectors)
@@ -176,7 +176,7 @@ async def classify(request: Request, asked: ClassifyRequest) -> JSONResponse:
     if len(set(labels)) < len(labels):
         raise refused("a label stands there twice", "labels")
     pictures = await server.reader.pictures(asked.images, "images", clip)
-    results = await _done(request, served, lambda: work.classify(clip, pictures, labels, templates))
+    results = await _done(request, served, lambda _: work.classify(clip, pictures, labels, templates))
     return JSONResponse({"object": "classification", "model": served.name, "results": results})
 
 
@@ -191,9 +191,9 @@ async def score(request: Request, asked: ScoreRequest) -> JSONResponse:
     longest = len(prompt.tokens) + max(len(vlm.tokenizer.encode(answer)) for answer in answers)
     server.engine.check_length(served, longest, "answers")
 
-    def go() -> dict[str, Any]:
+    def go(meanwhile: Meanwhile) -> dict[str, Any]:
         encoded = server.engine.encode(served, conversation.pictures)
-        return work.score(vlm, prompt, encoded, answers, server.engine.settings.slots)
+        return work.score(vlm, prompt, encoded, answers, server.engine.settings.slots, meanwhile)
 
     return JSONResponse({"object": "score", "model": served.name, **await _done(request, served, go)})
 
@@ -214,9 +214,14 @@ async def explain(request: Request, asked: ExplainRequest) -> JSONResponse:
     if numbers > EXPLAINED:
         raise refused(f"{numbers} shares of attention are too many: explain a part of the answer", "messages")
 
-    def go() -> dict[str, Any]:
+    def go(meanwhile: Meanwhile) -> dict[str, Any]:
         encoded = server.engine.encode(served, conversation.pictures)
-        return {**work.looked(vlm, prompt, encoded, tokens, asked.top), "seen": work.seen(vlm, encoded)}
+        found = work.looked(vlm, prompt, encoded, tokens, asked.top)
+        return {
+            **found,
+            "parts": [list(one.part) for one in conversation.shown],
+            "seen": work.seen(vlm, encoded),
+        }
 
     return JSONResponse({"object": "explanation", "model": served.name, **await _done(request, served, go)})
 
@@ -225,7 +230,7 @@ async def tokenize(request: Request, asked: TokenizeRequest) -> JSONResponse:
     """The codes of a VQ-VAE, or of the one inside a discrete VLM."""
     server, served = _picked(request, asked.model, "tokenize")
     picture = (await server.reader.picture(asked.image, "image", served.vqvae)).pixels
-    found = await _done(request, served, lambda: work.tokenize(served.vqvae, picture))
+    found = await _done(request, served, lambda _: work.tokenize(served.vqvae, picture))
     return JSONResponse({"object": "codes", "model": served.name, **found})
 
 
@@ -235,7 +240,7 @@ async def reconstruct(request: Request, asked: ReconstructRequest) -> JSONRespon
     picture = None
     if asked.image is not None:
         picture = (await server.reader.picture(asked.image, "image", served.vqvae)).pixels
-    found = await _done(request, served, lambda: work.reconstruct(served.vqvae, picture, asked.codes))
+    found = await _done(request, served, lambda _: work.reconstruct(served.vqvae, picture, asked.codes))
     return JSONResponse({"object": "reconstruction", "model": served.name, **found})
 
 
@@ -277,15 +282,15 @@ def _picked(request: Request, name: str | None, ability: str) -> tuple[Server, S
 
 
 async def _result(outbox: Outbox) -> Any:
-    item = await outbox.get()
-    assert isinstance(item, Result)
+    while not isinstance(item := await outbox.get(), Result):
+        pass  # news of how far it is
     return item.value
 
 
-async def _done(request: Request, served: Served, go: Callable[[], Any]) -> Any:
-    """What ``go`` returns, which the engine's thread calls when its turn comes."""
+async def _done(request: Request, served: Served, go: Callable[[Meanwhile], Any]) -> Any:
+    """What ``go`` returns, which the engine's thread calls when its turn comes, with what to call now and then."""
     server: Server = request.app.state.server
-    task = Task(served, *waiting(request), go=lambda meanwhile: go())
+    task = Task(served, *waiting(request), go=go)
     server.engine.submit([task])
     try:
         return await until_gone(request, _result(task.outbox))

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from bifocal.data.boxes import boxes_from_text
-from bifocal.data.fitting import Fitting, fit_picture
+from bifocal.data.fitting import Fitting, fit_picture, seen_part
 from bifocal.data.sample import Box, Message, Picture
 from bifocal.inference import VLM
 from bifocal.serving.errors import refused
@@ -34,11 +34,13 @@ class Sees(Protocol):
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture as a model takes it, (H, W, 3) uint8, and the width and height it was sent with."""
+    """A picture as a model takes it, (H, W, 3) uint8, the width and height it was sent with, and the part of it that is
+    seen (``seen_part``)."""
 
     pixels: np.ndarray
     width: int
     height: int
+    part: Box
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,11 @@ class Reader:
         )  # pixels, before the middle is cut out
         if fitting.mode == "shortest" and scaled > self.limits.picture_pixels:
             raise refused(f"{param} is too long for its {least} pixels on the shorter side", param)
+        part = seen_part(picture, side, fitting)
         # a picture that waits in its own size would take a thousand times the room
         if fitting.shorter in (None, side):
             picture = fit_picture(picture, side, fitting)
-        return Shown(picture, width, height)
+        return Shown(picture, width, height, part)
 
     def texts(self, texts: Sequence[str], param: str) -> list[str]:
         """Several texts, if they are not too many or too long together."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from PIL import Image
@@ -12,7 +12,7 @@ from bifocal.generation.sampling import Sampling
 from bifocal.inference import VLM, Parti, Partial
 from bifocal.serving.catalogue import Served
 from bifocal.serving.errors import ApiError
-from bifocal.serving.jobs import Drawn, Job, Outbox, Result, Sketch, Task
+from bifocal.serving.jobs import Drawn, Job, Meanwhile, Outbox, Result, Sketch, Task
 from bifocal.serving.schemas import DrawRequest
 from bifocal.serving.server import Server
 from bifocal.serving.streams import event
@@ -34,7 +34,7 @@ def drawing_jobs(
     guidance = GUIDANCE[model.kind] if asked.guidance is None else asked.guidance
     if isinstance(model, Parti):
 
-        def go(meanwhile: Callable[[int, int], None]) -> list[Image.Image]:
+        def go(meanwhile: Meanwhile) -> list[Image.Image]:
             def progress(part: Partial) -> None:
                 meanwhile(part.done, part.total)
 

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from bifocal.config import UserError
 from bifocal.generation.sequence import Event
 from bifocal.generation.sequence import Sequence as Decoding
 from bifocal.generation.slots import Slots
@@ -45,7 +46,10 @@ class EngineSettings:
 
 
 class Engine:
-    """Runs jobs. ``submit`` and ``cancel`` are for the loop that serves, everything else happens in its own thread."""
+    """Runs jobs from ``start`` on. ``submit`` and ``cancel`` are for the loop that serves, the rest for its own thread.
+
+    Raises ``UserError`` where there is no memory for what the settings ask for.
+    """
 
     def __init__(
         self, catalogue: Catalogue, settings: EngineSettings, limits: Limits, metrics: Metrics, log: Log
@@ -54,10 +58,11 @@ class Engine:
         self.state: Literal["ok", "stopping", "dead"] = "ok"
         self.features = Features(limits.feature_bytes, metrics)
         self._pools = {
-            served.name: self._pool(served, settings.slots)
+            served.name: self._first_pool(served)
             for served in catalogue.models.values()
             if isinstance(served.loaded, VLM)
         }
+        self._pooled = tuple(self._pools)  # a pool is away for a while where a step of it failed
         self._queue = Queue(limits.queue)
         self._running: dict[Decoding, Spoken] = {}
         self._changed = threading.Condition()
@@ -65,7 +70,6 @@ class Engine:
         self._seconds = 1.0  # what a job takes, on average over the latest
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._declare()
-        self._thread.start()
 
     def _declare(self) -> None:
         metrics = self.metrics
@@ -77,13 +81,30 @@ class Engine:
         metrics.histogram("bifocal_time_to_first_token_seconds", "From a request to its first token.")
         metrics.gauge("bifocal_queue_length", "Jobs that wait.", lambda: len(self._queue))
         metrics.gauge(
-            "bifocal_slots_used", "Slots that are taken.", lambda: sum(self.used(n) for n in self._pools)
+            "bifocal_slots_used", "Slots that are taken.", lambda: sum(self.used(n) for n in self._pooled)
         )
-        metrics.gauge("bifocal_slots", "Slots there are.", lambda: len(self._pools) * self.settings.slots)
+        metrics.gauge("bifocal_slots", "Slots there are.", lambda: len(self._pooled) * self.settings.slots)
 
     def _pool(self, served: Served, slots: int) -> Slots:
         assert isinstance(served.loaded, VLM)
         return Slots(served.loaded.model, slots, self.settings.context)
+
+    def _first_pool(self, served: Served) -> Slots:
+        try:
+            return self._pool(served, self.settings.slots)
+        except (MemoryError, RuntimeError):  # torch has no memory on any device
+            assert isinstance(served.loaded, VLM)
+            model, settings = served.loaded.model.language_model, self.settings
+            config, places = model.config, settings.slots * settings.context
+            size = 2 * config.layers * config.kv_heads * config.head_size * places * model.dtype.itemsize
+            raise UserError(
+                f"{settings.slots} slots of {settings.context} tokens for {served.name} take {size / 2**30:,.1f} GiB, "
+                "which cannot be had: give fewer --slots or a smaller --context"
+            ) from None
+
+    def start(self) -> None:
+        """Begin to run jobs."""
+        self._thread.start()
 
     # ------------------------------------------------------------ for those who ask
 
@@ -94,7 +115,8 @@ class Engine:
 
     def used(self, name: str) -> int:
         """How many slots of a model are taken."""
-        return self.settings.slots - self._pools[name].free
+        pool = self._pools.get(name)
+        return 0 if pool is None else self.settings.slots - pool.free
 
     def check_length(self, served: Served, length: int, param: str) -> None:
         """Raise ``ApiError`` 400 for what does not fit into a slot."""
@@ -141,8 +163,9 @@ class Engine:
             self._changed.notify()
 
     def join(self) -> None:
-        """Wait until the thread has ended."""
-        self._thread.join()
+        """Wait until the thread has ended, if it ever began."""
+        if self._thread.ident is not None:
+            self._thread.join()
 
     # ------------------------------------------------------------ in the thread
 
@@ -172,21 +195,25 @@ class Engine:
                 if self.state == "stopping":
                     return False
                 self._changed.wait()
+        if self.state == "stopping" and time.monotonic() > self._until:
+            return False
+        self._go_on(self._ready)
+        return True
+
+    def _go_on(self, ready: Callable[[Job], bool]) -> None:
+        """Send away who need not wait any longer, start some of those who are ready, and take a step."""
         now = time.monotonic()
         if self.state == "stopping":
             self._send_away(ApiError(503, "the server is about to stop"), lambda job: True)
-            if now > self._until:
-                return False
         self._send_away(self._late(), lambda job: job.deadline < now or job.outbox.cancelled)
         self._end_late()
         for _ in range(STARTED_AT_ONCE):
             with self._changed:
-                waiting = self._queue.take(self._ready)
+                waiting = self._queue.take(ready)
             if waiting is None:
                 break
             self._begin(waiting)
         self._step_all()
-        return True
 
     def _late(self) -> ApiError:
         return ApiError(
@@ -213,7 +240,10 @@ class Engine:
             self._fail(job, error)
 
     def _ready(self, job: Job) -> bool:
-        return not isinstance(job, Spoken) or self._pools[job.served.name].free >= job.slots
+        if not isinstance(job, Spoken):
+            return True
+        pool = self._pools.get(job.served.name)
+        return pool is None or pool.free >= job.slots  # one that is away comes back as soon as it is wanted
 
     def _begin(self, job: Job) -> None:
         """Start a sequence, or do a task; what goes wrong with it is its own."""
@@ -229,27 +259,31 @@ class Engine:
             self._fail(job, refused(str(error)))
         except Exception:
             self.log.write("error", about="a job failed", traceback=traceback.format_exc())
-            self._fail(job, ApiError(500, "the model failed on this request"))
+            self._fail(job, _failed())
 
     def _meanwhile(self, task: Task, done: int, total: int) -> None:
-        """In the middle of a task that takes long: what runs goes on by a step."""
+        """In the middle of a task that takes long: answers begin, and go on by a step. Other tasks wait."""
         task.outbox.put(Drawn(0, done, total))
         if self._until < time.monotonic():
             raise _stopped()
         if task.outbox.cancelled or task.deadline < time.monotonic():
             raise self._late()
-        self._end_late()
-        self._step_all()
+        self._go_on(lambda job: isinstance(job, Spoken) and self._ready(job))
 
     def _start(self, job: Spoken) -> None:
-        pool = self._pools[job.served.name]
+        name = job.served.name
+        if name not in self._pools:
+            self._pools[name] = self._pool(job.served, self.settings.slots)
+        pool = self._pools[name]
         self._running[job.start(pool, self.encode(job.served, job.pictures))] = job
 
     def _step(self, name: str) -> None:
+        events = None
         try:
             events = self._pools[name].step(self.settings.prefill)
         except Exception:
             self.log.write("error", about="a step failed", model=name, traceback=traceback.format_exc())
+        if events is None:  # here, since the exception held on to the pool
             self._recover(name)
             return
         for token in events:
@@ -264,7 +298,14 @@ class Engine:
         if job.answered is None:
             job.answered = time.monotonic()
             self.metrics.observe("bifocal_time_to_first_token_seconds", job.answered - job.asked)
-        if job.take(token):
+        try:
+            whole = job.take(token)
+        except Exception:
+            self.log.write("error", about="a job failed", traceback=traceback.format_exc())
+            self._end(token.sequence)
+            self._fail(job, _failed())
+            return
+        if whole:
             self._end(token.sequence)
             sequence = token.sequence
             self.metrics.add("bifocal_tokens_total", len(sequence.prompt.tokens), kind="prompt")
@@ -281,28 +322,27 @@ class Engine:
     def _recover(self, name: str) -> None:
         """A step takes down all that it carried. Each is tried again alone; who fails alone is at fault.
 
-        The cache may be half written, so the pool is made anew. Those that pass say again what they have said, which
-        their seeds make sure of, and go on from there.
+        The cache may be half written, so the pool is given up, and made anew by the first who needs one; where there is
+        no memory for it, that one fails. Those that pass say again what they have said, which their seeds make sure of,
+        and go on from there.
         """
         self.metrics.add("bifocal_failed_steps_total", model=name)
         jobs = {sequence: job for sequence, job in self._running.items() if job.served.name == name}
         for sequence in jobs:
             del self._running[sequence]
-        served = next((job.served for job in jobs.values()), None)
-        assert served is not None
-        self._pools[name] = self._pool(served, self.settings.slots)
+        del self._pools[name]
         alone = len(jobs) == 1
         for job in jobs.values():
             job.restarts += 1
             if alone or job.restarts > RESTARTS or not self._passes(job):
-                self._fail(job, ApiError(500, "the model failed on this request"))
+                self._fail(job, _failed())
             else:
                 self._begin(job)
 
     def _passes(self, job: Spoken) -> bool:
         """Whether a job gets beyond what it has said, by itself, in a pool of its own."""
-        pool = self._pool(job.served, job.slots)
         try:
+            pool = self._pool(job.served, job.slots)
             sequence = job.start(pool, self.encode(job.served, job.pictures))
             while len(sequence.tokens) <= job.given and sequence.finished is None:
                 pool.step()
@@ -319,6 +359,10 @@ class Engine:
     def _count(self, job: Job, how: str) -> None:
         self.metrics.add("bifocal_jobs_total", how=how)
         self._seconds += 0.1 * (time.monotonic() - job.asked - self._seconds)
+
+
+def _failed() -> ApiError:
+    return ApiError(500, "the model failed on this request")
 
 
 def _stopped() -> ApiError:

@@ -24,6 +24,8 @@ from bifocal.serving.catalogue import Served
 from bifocal.serving.errors import ApiError
 from bifocal.serving.grammar import Constraint
 
+Meanwhile = Callable[[int, int], None]  # is told how much is done of how much
+
 
 @dataclass(frozen=True)
 class Said:
@@ -229,7 +231,7 @@ class Task(Job):
     go on then, and where nobody waits for it any more, or too long, an exception ends it.
     """
 
-    go: Callable[[Callable[[int, int], None]], Any]
+    go: Callable[[Meanwhile], Any]
 
 
 class Queue:
@@ -261,7 +263,8 @@ class Queue:
                 if isinstance(job, Spoken) and job.served.name in full:
                     continue
                 if not ready(job):
-                    full.add(job.served.name)
+                    if isinstance(job, Spoken):
+                        full.add(job.served.name)
                     continue
                 jobs.remove(job)
                 if jobs:

@@ -26,6 +26,8 @@ from bifocal.serving.metrics import Metrics
 from bifocal.serving.remote import remote_of
 from bifocal.serving.server import Server
 
+LONGEST_GRACE = 86_400
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -39,6 +41,10 @@ class Settings:
     log_contents: bool = False
     grace: float = 30.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.grace <= LONGEST_GRACE:
+            raise UserError(f"--grace must be from 0 to {LONGEST_GRACE} seconds, got {self.grace:g}")
+
 
 class Running:
     """A server around a catalogue: the guarded application, the engine behind it, and the socket in front of it."""
@@ -51,9 +57,11 @@ class Running:
         self.metrics = Metrics()
         limits = settings.limits
         media = media or Media(limits, remote_of(settings.picture_hosts))
-        # before the engine and its thread, which a port that is taken would leave behind
-        self.socket = _listen(settings.access.host, settings.port)
+        # its memory before the port, so that nobody comes to what cannot be; its thread after it, which a port that is
+        # taken would leave behind
         self.engine = Engine(catalogue, settings.engine, limits, self.metrics, self.log)
+        self.socket = _listen(settings.access.host, settings.port)
+        self.engine.start()
         server = Server(catalogue, self.engine, Reader(media, limits), limits, self.metrics, self.log)
         self.app = Guard(make_app(server), settings.access, limits, self.metrics, self.log)
         self.web = _Web(self)

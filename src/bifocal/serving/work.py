@@ -19,6 +19,7 @@ from bifocal.generation.prompt import Prompt
 from bifocal.inference import CLIP, VLM, VQVAE, clip_tokens
 from bifocal.measures import mean_squared_error, psnr
 from bifocal.serving.errors import refused
+from bifocal.serving.jobs import Meanwhile
 
 
 def png(picture: np.ndarray | Image.Image) -> str:
@@ -60,15 +61,23 @@ def classify(
 
 
 def score(
-    vlm: VLM, prompt: Prompt, encoded: Tensor | None, answers: Sequence[str], together: int
+    vlm: VLM,
+    prompt: Prompt,
+    encoded: Tensor | None,
+    answers: Sequence[str],
+    together: int,
+    meanwhile: Meanwhile,
 ) -> dict[str, Any]:
     """The log-probability of each answer, its end included, and what is the share of each among them.
 
-    So many are scored ``together`` as a pool has slots, so that they take no more memory than it does.
+    So many are scored ``together`` as a pool has slots, so that they take no more memory than it does; between them
+    others go on.
     """
     continuations = [[*vlm.tokenizer.encode(answer), vlm.tokenizer.eos] for answer in answers]
     found: list[float] = []
     for start in range(0, len(continuations), together):
+        if start:
+            meanwhile(start, len(continuations))
         found += score_continuations(vlm.model, prompt, continuations[start : start + together], encoded)
     shares = torch.tensor(found, dtype=torch.float64).softmax(dim=0).tolist()
     results = [

@@ -1,13 +1,16 @@
 // Where a model looked while it gave an answer, what else it might have said, and what it saw.
 import { make } from './client.js';
 
-function heat(shares, [rows, columns]) {
+// The grid lies over the part of the picture that the model sees, which may be its middle or reach beyond it.
+function heat(shares, [rows, columns], [left, top, right, bottom]) {
   const canvas = make('canvas', { width: columns, height: rows });
+  const sides = { left, top, width: right - left, height: bottom - top };
+  for (const [side, share] of Object.entries(sides)) canvas.style[side] = `${100 * share}%`;
   const paint = canvas.getContext('2d');
-  const top = Math.max(...shares, 1e-9);
+  const most = Math.max(...shares, 1e-9);
   shares.forEach((share, place) => {
     // little attention is dark, much is clear
-    paint.fillStyle = `rgba(10, 12, 24, ${0.78 * (1 - share / top)})`;
+    paint.fillStyle = `rgba(10, 12, 24, ${0.78 * (1 - share / most)})`;
     paint.fillRect(place % columns, Math.floor(place / columns), 1, 1);
   });
   return canvas;
@@ -45,7 +48,7 @@ export function looked(found, urls) {
   const views = make('div', { className: 'views' });
   const maps = urls.map((url, index) => {
     const image = make('img', { src: url, alt: `Picture ${index + 1}, where it was looked at` });
-    const frame = make('span', { className: 'shown' }, image);
+    const frame = make('span', { className: 'shown looked-at' }, image);
     views.append(view(frame, `Picture ${index + 1}: where it looked`));
     return frame;
   });
@@ -59,7 +62,7 @@ export function looked(found, urls) {
   const show = word => {
     maps.forEach((frame, picture) => {
       frame.querySelector('canvas')?.remove();
-      frame.append(heat(word ? word.attention[picture] : mean(found.words, picture), found.grid));
+      frame.append(heat(word ? word.attention[picture] : mean(found.words, picture), found.grid, found.parts[picture]));
     });
     const rows = word ? word.tokens.flatMap(token => token.alternatives) : [];
     table.replaceChildren(...rows.map(other => make('tr', {}, make('td', { textContent: other.text || '(end)' }),
