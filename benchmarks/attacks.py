@@ -766,7 +766,7 @@ def targets(folder: Path) -> Iterator[Target]:
     open_to = Settings(port=0, access=Access(origins=("https://page.example.org",)), limits=limits, grace=1)
     with (
         live(open_to, media=Media(limits, remote)) as first,
-        live(Settings(port=0, access=Access(keys=(KEY, "ключ")), grace=1)) as second,
+        live(Settings(port=0, access=Access(keys=(KEY, "another")), grace=1)) as second,
     ):
         yield Target(first, second, stranger, folder)
 

@@ -194,6 +194,45 @@ def test_where_a_model_looked_is_shown_word_by_word(visit: Visit) -> None:
     )
 
 
+def test_where_it_looked_lies_over_the_part_that_was_seen(visit: Visit) -> None:
+    """What is seen is put into the server's mouth; what is tested is where the page puts the grid."""
+
+    def middle(route: Any) -> None:
+        answer = route.fetch()
+        route.fulfill(json=answer.json() | {"parts": [[0.2, 0, 0.8, 1]]})
+
+    visit.page.route("**/v1/explain", middle)
+    visit.page.evaluate(TRANSFER, "drop")
+    visit.page.wait_for_selector("#tray img")
+    visit.ask("what is it?", max_tokens="10")
+    visit.answers()
+    visit.page.click("text=Where it looked")
+    visit.page.wait_for_selector(".looked-at canvas")
+    whole = visit.page.locator(".looked-at img").bounding_box()
+    part = visit.page.locator(".looked-at canvas").bounding_box()
+    wanted = [whole["x"] + 0.2 * whole["width"], whole["y"], 0.6 * whole["width"], whole["height"]]
+    assert [part[name] for name in ("x", "y", "width", "height")] == pytest.approx(wanted, abs=1)
+
+
+def test_what_a_field_of_drawing_does_not_say_is_left_to_the_server(visit: Visit) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def note(route: Any) -> None:
+        bodies.append(json.loads(route.request.post_data))
+        route.fulfill(body="data: [DONE]\n\n", content_type="text/event-stream")
+
+    visit.page.route("**/v1/images/generations", note)
+    visit.page.click("#tab-draw")
+    visit.page.fill("#prompt", "an owl")
+    for guidance in ("", "1.5", ""):
+        visit.page.fill("#draw-guidance", guidance)
+        visit.page.press("#prompt", "Enter")
+        visit.page.wait_for_selector("#draw-note:has-text('0 in')")
+        visit.page.eval_on_selector("#draw-note", "note => { note.textContent = ''; }")
+    assert [body.get("guidance") for body in bodies] == [None, 1.5, None]
+    assert all(body["n"] == 4 and "seed" not in body for body in bodies)
+
+
 def test_a_drawing_can_be_downloaded(visit: Visit) -> None:
     visit.page.click("#tab-draw")
     visit.page.fill("#prompt", "an owl")
@@ -234,6 +273,12 @@ def test_a_key_is_asked_for_and_kept(browser: Any) -> None:
         page = context.new_page()
         page.goto(running.url)
         page.wait_for_selector("dialog[open]")
+        for key in ("сезам", "wrong"):  # one that no header can hold, and one that is refused
+            page.fill("#key", key)
+            page.keyboard.press("Enter")
+            page.wait_for_function("document.getElementById('key').value === ''")
+            page.wait_for_selector("dialog[open]")
+            assert page.evaluate("sessionStorage.getItem('key')") is None
         page.fill("#key", "open sesame")
         page.keyboard.press("Enter")
         page.wait_for_selector("body[data-ready]")

@@ -13,9 +13,12 @@ import torch
 
 import tiny
 from bifocal import inference
+from bifocal.commands.remote import post
 from bifocal.config import UserError
 from bifocal.data.fitting import Fitting
+from bifocal.data.sample import Box, Message
 from bifocal.generation.writer import Writer
+from bifocal.serving import work
 from bifocal.serving.access import Access
 from bifocal.serving.catalogue import open_all
 from bifocal.serving.conversation import Reader, Shown
@@ -24,7 +27,7 @@ from bifocal.serving.grammar import Grammars
 from bifocal.serving.limits import Limits
 from bifocal.serving.media import Media
 from bifocal.serving.remote import Remote
-from serving_live import data_url, picture_file
+from serving_live import CPU, data_url, picture_file
 
 WORDS = tiny.tokenizer()
 
@@ -150,14 +153,58 @@ def test_a_thin_picture_is_not_blown_up_before_its_middle_is_cut_out() -> None:
 
     shown = read(90)  # 32 x 2,880 pixels on the way
     assert shown.pixels.shape == (32, 32, 3) and (shown.width, shown.height) == (1, 90)
+    assert shown.part == Box(0, 1424 / 2880, 1, 1456 / 2880)
     with pytest.raises(ApiError, match="image is too long for its 1 pixels"):
         read(900)
 
 
 @pytest.mark.parametrize("given", [b"", b"Bearer ", b"Bearer", b"bearer x", b"Basic \xd0\xba"])
-def test_a_key_that_no_latin_letters_spell_is_not_an_empty_one(given: bytes) -> None:
+def test_what_is_no_key_is_none(given: bytes) -> None:
     with pytest.raises(ApiError, match="wants a key"):
-        Access(keys=("ключ",)).check_key("/v1/models", given)
+        Access(keys=("schlüssel",)).check_key("/v1/models", given)
+
+
+@pytest.mark.parametrize("key", ["ключ", "k\x7fey", "k\ney"])
+def test_a_key_that_no_header_can_hold_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="a key holds a letter that cannot be sent in a header"):
+        Access(keys=("k", key))
+    monkeypatch.setenv("BIFOCAL_KEY", key)
+    with pytest.raises(UserError, match="the key in BIFOCAL_KEY holds a letter that cannot be sent"):
+        post("http://127.0.0.1:9", "/v1/models", {})
+
+
+@pytest.mark.parametrize(
+    ("access", "known", "strange"),
+    [
+        (Access(), ["127.0.0.1:8000", "LocalHost", "localhost.:8000", "[::1]:8000"], ["127.0.0.2", "", "a.org"]),
+        (Access("127.0.0.2"), ["127.0.0.2:8000", "localhost:1"], ["127.0.0.3:8000"]),
+        (Access("0.0.0.0", ("k",)), ["a.org", "10.0.0.1:8000"], []),
+        (Access("0.0.0.0", ("k",), names=("A.org:8443", "::1")), ["a.ORG", "[::1]:1"], ["b.org", "0.0.0.0"]),
+        (Access("10.0.0.1", ("k",), names=("a.org",)), ["a.org", "10.0.0.1:8000"], ["10.0.0.2", "xa.org"]),
+    ],
+)  # fmt: skip
+def test_a_server_answers_to_its_names_however_they_are_written(
+    access: Access, known: list[str], strange: list[str]
+) -> None:
+    for header in known:
+        access.check_host(header)
+    for header in strange:
+        with pytest.raises(ApiError, match="does not go by the name"):
+            access.check_host(header)
+
+
+@pytest.mark.parametrize("name", ["http://a.org", "", "a.org/x", "a b", "*.a.org", "a.org:port"])
+def test_a_name_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="no name of a server"):
+        Access(names=(name,))
+
+
+def test_between_the_pieces_of_a_score_others_go_on() -> None:
+    vlm, done = inference.VLM(tiny.vlm("continuous"), tiny.tokenizer(), "vlm", CPU), []
+    prompt = vlm.prompt([Message("user", ("what?",))])
+    answers = ["an owl", "two", "hearts", "a dog", "yes"]
+    found = work.score(vlm, prompt, None, answers, 2, lambda *far: done.append(far))
+    assert done == [(2, 5), (4, 5)] and len(found["results"]) == 5
 
 
 def test_a_key_is_taken_in_both_spellings() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,14 +15,17 @@ from bifocal.serving.page import FILES
 
 # What the page is made of, and whether the server is well: nothing in them is worth a key.
 OPEN = frozenset({*FILES, "/health"})
+_NAME = re.compile(r"[a-z0-9_.-]+|\[[0-9a-f:.]+\]")
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
+ANYWHERE = ("0.0.0.0", "::", "")  # where a server listens at all addresses: no name of its own
 
 
 @dataclass(frozen=True)
 class Access:
     """Without a key a server speaks to its own machine only, and to no page but its own.
 
-    ``names`` are what a request may call the server in its Host header; empty, where there is a key, for any.
+    ``names`` are what a request may call the server in its Host header, beside ``host`` itself; without any it may use
+    this machine's names, and where there is a key and the host is not of this machine alone, any.
     """
 
     host: str = "127.0.0.1"
@@ -37,6 +41,13 @@ class Access:
             )
         if any(not key.strip() or key != key.strip() for key in self.keys):
             raise UserError("a key must not be empty, nor begin or end with white space")
+        for key in self.keys:
+            refuse_unsendable(key, "a key")
+        for name in self.names:
+            if not _NAME.fullmatch(host_in(name)):
+                raise UserError(
+                    f"{name!r} is no name of a server: write it as bifocal.example.org, without http://"
+                )
         for origin in self.origins:
             scheme, mark, host = origin.partition("://")
             if scheme not in ("http", "https") or not mark or not host or set(host) & set("/*?#@ "):
@@ -50,9 +61,9 @@ class Access:
         A page whose own name is made to resolve to 127.0.0.1 (DNS rebinding) is of one origin with the server in the
         eyes of a browser; its Host header still says where it came from.
         """
-        name = header.rsplit(":", 1)[0] if not header.endswith("]") else header
         known = self.names or (() if self.keys and not is_loopback(self.host) else LOCAL)
-        if known and name.lower() not in known:
+        own = () if self.host.strip("[]") in ANYWHERE else (self.host,)
+        if known and host_in(header) not in {host_in(name) for name in (*known, *own)}:
             raise ApiError(421, "this server does not go by the name in the Host header (see --name)")
 
     def check_origin(self, origin: str | None, host: str) -> bool:
@@ -80,9 +91,27 @@ class Access:
             )
 
     def _digests(self) -> list[bytes]:
-        spelt = [key.encode("utf-8") for key in self.keys]
-        spelt += [key.encode("latin-1") for key in self.keys if all(ord(letter) < 256 for letter in key)]
-        return [_digest(key) for key in spelt]
+        return [_digest(key.encode(encoding)) for key in self.keys for encoding in ("utf-8", "latin-1")]
+
+
+def host_in(text: str) -> str:
+    """The host that a Host header or a user names: in small letters, without port and last dot, IPv6 in brackets."""
+    try:
+        return f"[{ipaddress.IPv6Address(text.strip('[]'))}]"
+    except ValueError:
+        pass
+    host, colon, port = text.rpartition(":")
+    if not colon or not (port.isdecimal() or not port):
+        return text.lower().removesuffix(".")
+    return host_in(host) if host.endswith("]") else host.lower().removesuffix(".")
+
+
+def refuse_unsendable(key: str, what: str) -> None:
+    """Raise ``UserError`` for a key that no program can send: a header holds Latin-1 without control characters."""
+    if any(not 32 <= ord(letter) < 256 or ord(letter) == 127 for letter in key):
+        raise UserError(
+            f"{what} holds a letter that cannot be sent in a header: use letters of Latin-1, best a to z, 0 to 9 and -"
+        )
 
 
 def is_loopback(host: str) -> bool:

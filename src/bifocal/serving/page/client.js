@@ -7,7 +7,8 @@ export class Refused extends Error {}
 async function askForKey() {
   const dialog = document.getElementById('key-dialog');
   const field = document.getElementById('key');
-  field.value = '';
+  field.value = key = '';
+  sessionStorage.removeItem('key'); // the one that failed would fail again after a reload
   dialog.showModal();
   await new Promise(done => dialog.addEventListener('close', done, { once: true }));
   key = field.value;
@@ -19,7 +20,14 @@ export async function call(path, body, signal) {
     const headers = key ? { Authorization: `Bearer ${key}` } : {};
     if (body) headers['Content-Type'] = 'application/json';
     const method = body ? 'POST' : 'GET';
-    const answer = await fetch(path, { method, headers, signal, body: body && JSON.stringify(body) });
+    let request;
+    try {
+      request = new Request(path, { method, headers, signal, body: body && JSON.stringify(body) });
+    } catch (error) { // a key that no header can hold
+      if (!key) throw error;
+      await askForKey(); continue;
+    }
+    const answer = await fetch(request);
     if (answer.ok) return answer;
     if (answer.status === 401) { await askForKey(); continue; }
     const said = await answer.json().catch(() => null);

@@ -14,9 +14,11 @@ export function startDrawing(models) {
     event.preventDefault();
     if (running) return;
     running = new AbortController();
-    const body = { model: by('draw-model').value, prompt: by('prompt').value, n: Number(by('draw-n').value),
-      guidance: Number(by('draw-guidance').value), stream: true };
-    if (by('draw-seed').value) body.seed = Number(by('draw-seed').value);
+    const body = { model: by('draw-model').value, prompt: by('prompt').value, stream: true };
+    // what a field does not say is left to the server, which knows what is usual for a model
+    for (const name of ['n', 'guidance', 'seed']) {
+      if (by(`draw-${name}`).value !== '') body[name] = Number(by(`draw-${name}`).value);
+    }
     const progress = by('draw-progress');
     const note = by('draw-note');
     progress.hidden = false; progress.value = 0; by('draw-stop').hidden = false; by('draw-go').disabled = true;
