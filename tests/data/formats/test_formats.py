@@ -133,8 +133,24 @@ def test_refcoco_in_its_three_ways_says_the_same(tmp_path):
         assert one.facts["size"] == two.facts["size"] == other.facts["size"] == [80.0, 60.0]
     first = three[0][0]
     assert first.boxes == (Box(10 / 80, 20 / 60, 40 / 80, 45.5 / 60),)
-    assert first.pictures == ("COCO_train2014_000000000041.jpg",)  # without the number of the annotation
+    assert first.pictures == ("COCO_train2014_000000000041.jpg",)  # without the number behind it
     assert [sample.facts["split"] for sample in three[0]] == ["val", "val", "testA"]
+
+
+@pytest.mark.parametrize("name", ["owls/41.jpg", None])
+def test_the_picture_of_a_reference_is_that_of_the_instances(tmp_path, name):
+    files = published.refcoco(tmp_path)
+    whole = open_document(files["instances"]).value
+    for image in whole["images"]:
+        del image["file_name"]
+        if name and image["id"] == 41:
+            image["file_name"] = name
+    found = read_samples_of("refcoco", [files["refs"], published.write(files["instances"], whole)])
+    assert [sample.pictures[0] for sample in found] == [
+        name or "COCO_train2014_000000000041.jpg",
+        name or "COCO_train2014_000000000041.jpg",
+        "COCO_train2014_000000000042.jpg",
+    ]
 
 
 def test_the_same_words_about_the_same_picture_are_told_apart_by_their_order(tmp_path):
