@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import published
 from bifocal.config import UserError
@@ -242,6 +246,39 @@ def test_parquet_may_hold_several_pictures_in_a_cell(tmp_path):
     assert [document.pictures.read(name) for name in two.pictures] == shown
 
 
+def test_a_jpeg_with_a_second_picture_inside_is_a_jpeg(tmp_path):
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    written = io.BytesIO()
+    first.save(written, format="MPO", save_all=True, append_images=[second])
+    rows = [{"image": written.getvalue(), "caption": "red"}]
+    write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
+    (sample,) = read_samples_of("parquet", [tmp_path / "x.parquet"])
+    assert sample.pictures[0].endswith(".jpg")
+
+
+def test_a_parquet_s_picture_of_absurd_size_is_named_by_row_and_column(tmp_path):
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"")
+    write_table(pyarrow.Table.from_pylist([{"image": data, "caption": "x"}]), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r'Row 1 of .*x\.parquet: The picture "image" is too large'):
+        open_document(tmp_path / "x.parquet")
+
+
+def test_an_encoding_that_nobody_knows_is_one_sentence(tmp_path):
+    (tmp_path / "1.xml").write_text('<?xml version="1.0" encoding="klingon"?><annotation/>')
+    with pytest.raises(UserError, match=r"1\.xml: it cannot be read \(unknown encoding"):
+        read_samples_of("voc", [tmp_path])
+
+
 def test_parquet_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch):
     import pyarrow
     from pyarrow.parquet import write_table
@@ -252,9 +289,7 @@ def test_parquet_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"train-00000\.parquet is no Parquet file that can be read"):
         open_document(files["annotations"])
     write_table(pyarrow.Table.from_pylist([{"image": b"<html>", "caption": "x"}]), tmp_path / "x.parquet")
-    with pytest.raises(
-        UserError, match=r'Row 1 of .*x\.parquet: the column "image" holds bytes that are no picture'
-    ):
+    with pytest.raises(UserError, match=r'Row 1 of .*x\.parquet: "image" is not a picture that can be read'):
         open_document(tmp_path / "x.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(UserError, match=r"x\.parquet needs the package pyarrow: pip install"):
