@@ -58,7 +58,7 @@ class QuantizerConfig:
             )
         if self.kind == "residual" and self.normalise:
             raise ValueError("residual codes cannot have unit norm: what is left of a vector gets shorter")
-        if (self.kind == "residual") != (self.depth > 1):
+        if self.depth < 1 or (self.kind == "residual") != (self.depth > 1):
             raise ValueError(
                 f'quantizer.depth is {self.depth}: "residual" needs 2 or more, other kinds have 1'
             )
