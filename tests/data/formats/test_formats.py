@@ -185,6 +185,15 @@ def test_llava_keeps_turns_moves_pictures_first_and_numbers_ids_that_come_again(
     assert found["text"].pictures == ()
 
 
+def test_words_between_pictures_are_one_text_in_llava(tmp_path):
+    said = "Image 1:<image>\nImage 2: <image>\nwhich is red?"
+    turns = [{"from": "human", "value": said}, {"from": "gpt", "value": "the first"}]
+    value = [{"id": "0", "image": ["0.jpg", "1.jpg"], "conversations": turns}]
+    (sample,) = read_samples_of("llava", [published.write(tmp_path / "llava.json", value)])
+    assert sample.messages[0].parts == (Picture(0), Picture(1), "Image 1: Image 2: which is red?")
+    assert sample.question == "Image 1: Image 2: which is red?"
+
+
 def test_detection_asks_for_what_a_picture_has_one_of(tmp_path):
     found = samples("coco-detection", tmp_path / "coco")
     assert list(found) == ["1.jpg/dog", "2.jpg/dog"]  # not one of two cats, not one of a crowd
