@@ -261,7 +261,8 @@ def refcoco(place: Path) -> dict[str, Path]:
                 "ann_id": annotation,
                 "category_id": 1,
                 "image_id": image,
-                "file_name": f"COCO_train2014_{image:012d}_{annotation}.jpg",
+                # as in RefCOCO and RefCOCO+: a running number; only RefCOCOg's is the annotation's
+                "file_name": f"COCO_train2014_{image:012d}_{len(refs) + 16}.jpg",
                 "split": split,
                 "sent_ids": [s["sent_id"] for s in sentences],
                 "sentences": sentences,

@@ -34,7 +34,9 @@ def test_the_data_of_encoder_and_teacher_count_too_and_so_do_all_sets_of_a_mixtu
     clip = run(tmp_path / "clip", data=str(tmp_path / "c"))
     teacher = run(tmp_path / "teacher", data=str(tmp_path / "d"))
     vlm = run(tmp_path / "vlm", data=str(mix), vision=str(clip), align=str(teacher))
+    parti = run(tmp_path / "parti", vision=str(teacher), text_from=str(clip))
     assert list(training_sets(vlm)) == [str(tmp_path / name) for name in "abcd"]
+    assert list(training_sets(parti)) == [str(tmp_path / name) for name in "dc"]
     assert list(training_sets(run(tmp_path / "scenes"))) == []
     assert list(training_sets(tmp_path / "somebody-elses-model")) == []
 
@@ -66,6 +68,17 @@ def test_a_folder_can_be_named_that_the_recipe_does_not(tmp_path, test_set):
 def test_a_folder_that_is_gone_is_named(tmp_path, test_set, capsys):
     assert contamination(run(tmp_path / "vlm", data=str(tmp_path / "gone")), test_set) is None
     assert "was trained on " in (said := capsys.readouterr().err) and "gone, which is not there" in said
+
+
+@pytest.mark.parametrize("part", ["vision", "text_from", "align", "perceptual", "init_from"])
+def test_a_run_that_is_named_and_gone_is_told(tmp_path, test_set, capsys, part):
+    data = str(folder(tmp_path / "train", 2))
+    inner = run(tmp_path / "inner", **{part: str(tmp_path / "moved")})
+    contamination(run(tmp_path / "outer", data=data, vision=str(inner)), test_set)
+    assert "has parts of " in (said := capsys.readouterr().err) and "moved, which is not there" in said
+    (tmp_path / "moved").mkdir()  # a model of another tool, which has no recipe
+    contamination(run(tmp_path / "outer", data=data, vision=str(inner)), test_set)
+    assert "is not there" not in capsys.readouterr().err
 
 
 def test_training_pictures_that_are_gone_are_named_and_the_others_looked_at(tmp_path, test_set, capsys):

@@ -439,6 +439,10 @@ def test_captions_can_be_scored_on_the_official_tokens(
     likeness = [row for row in said if row.metric in ("CIDEr-D", "BLEU-4", "ROUGE-L")]
     assert {row.variant for row in likeness} == {"tokenizer=ptb"} and len(likeness) == 3
     assert all(row.blank is not None for row in likeness)
+    named = next(row for row in said if row.metric == "objects_named" and row.slice == "all")
+    assert (
+        named.baseline is not None
+    )  # that of the caption without a look, found though its tokens are not its text
 
 
 @pytest.mark.parametrize(

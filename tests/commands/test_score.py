@@ -153,6 +153,34 @@ def test_refcoco_in_other_layouts(score, tmp_path, writer):
     assert values(rows, variant="")["Acc@0.5"] == right
 
 
+@pytest.mark.parametrize("folder", ["", "train2014/"])
+def test_expressions_with_ids_are_known_by_picture_and_words_too(score, tmp_path, folder):
+    lines = published.refcoco_lines(tmp_path / "lines")["results"].read_text().splitlines()
+    said = [json.loads(line) for line in lines]
+    for line in said:
+        line["image"] = folder + Path(line["image"]).name
+    told = published.write_lines(
+        tmp_path / "told.jsonl", [*said[:1], {**said[1], "sent": "owl on the left."}]
+    )
+    unc, mdetr = published.refcoco(tmp_path / "unc"), published.refcoco_mdetr(tmp_path / "mdetr")
+    rows = score(told, "grounding", unc["refs"], unc["instances"])
+    assert {(row.split, row.value) for row in rows if row.metric == "Acc@0.5"} == {("val", 1.0)}
+    told = published.write_lines(tmp_path / "all.jsonl", said)
+    assert values(score(told, "grounding", mdetr["annotations"]), variant="")["Acc@0.5"] == 1.0
+
+
+def test_an_expression_answered_by_its_id_and_by_its_words_is_answered_twice(tmp_path, capsys):
+    files = published.refcoco(tmp_path)
+    said = [
+        {"sent_id": 0, "bbox": None},
+        {"image": "COCO_train2014_000000000041.jpg", "sent": "left owl", "bbox": None},
+    ]
+    told = published.write_lines(tmp_path / "told.jsonl", said)
+    words = ["--annotations", str(files["refs"]), str(files["instances"])]
+    assert main(["score", str(told), "--task", "grounding", *words]) == 2
+    assert "answers 0 again" in capsys.readouterr().err
+
+
 def test_boxes_in_words_are_read_in_the_stated_dialect_only(score, tmp_path):
     files = published.refcoco(tmp_path)
     said = published.write_lines(

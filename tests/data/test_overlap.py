@@ -95,6 +95,10 @@ def test_captions_are_texts_and_what_everyone_is_asked_is_none(tmp_path):
 
 def test_texts_are_compared_by_words():
     assert same_text("Is  the Owl red?") == same_text("is the owl red") != same_text("is owl red")
+    assert (
+        same_text("c++?") != same_text("c?") and same_text("कि") != same_text("की") and same_text("+") != ""
+    )
+    assert same_text("cafe\u0301") == same_text("Caf\u00e9")
     assert near_text("Is the owl red?") == near_text("is owl red") != near_text("is owl blue")
 
 

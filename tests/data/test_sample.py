@@ -8,7 +8,7 @@ from PIL import Image
 
 from bifocal.config import UserError
 from bifocal.data.folder import FolderDataset
-from bifocal.data.sample import Box, Message, Picture, Sample, read_samples, write_samples
+from bifocal.data.sample import Box, Message, Part, Picture, Sample, read_samples, write_samples
 
 GROUNDING = Sample(
     id="a-1",
@@ -172,3 +172,17 @@ def test_a_folder_that_is_not_there(tmp_path):
         FolderDataset(tmp_path / "none")
     with pytest.raises(UserError, match=r"no samples\.jsonl"):
         FolderDataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        (("an owl", Box(0, 0, 1, 1), "and a cat", Box(0, 0, 1, 1), "."), "an owl and a cat."),
+        (("an owl ", Box(0, 0, 1, 1), "and a cat"), "an owl and a cat"),
+        (("owl", Box(0, 0, 1, 1), "", Picture(0), "cat"), "owl cat"),
+        ((Picture(0), "an ow", "l"), "an owl"),  # one text in pieces stays one
+    ],
+)
+def test_words_around_a_picture_or_a_box_are_divided(parts: tuple[Part, ...], words: str) -> None:
+    sample = Sample("1", "vqa", "all", ("a.png",), (Message("user", parts), Message("assistant", parts)))
+    assert sample.question == sample.answer_text == words

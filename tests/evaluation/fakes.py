@@ -138,7 +138,8 @@ class FakeDataset:
 
     def _captioning(self, i: int) -> Sample:
         key = self._picture(i)
-        references = (self.caption(key), f"a picture of {self.caption(key)}")
+        # with the periods that people write
+        references = (f"{self.caption(key)}.", f"a picture of {self.caption(key)}.")
         return self._make(
             i, "describe the picture.", references[0], "all", [key], references, {"objects": self.counts(key)}
         )
@@ -189,7 +190,7 @@ class FakeDataset:
 
 def read_caption(text: str) -> dict[str, int]:
     """What ``FakeDataset.caption`` says: {name: count}."""
-    words = text.split()
+    words = text.replace(".", " ").split()
     pairs = itertools.pairwise(words)
     return {name: WORDS.index(number) for number, name in pairs if number in WORDS and name in SHAPES}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from bifocal.config import UserError
 from bifocal.data.sample import Message, Picture, Sample
 from bifocal.evaluation import evaluate, linear_probe
+from bifocal.evaluation.compare import compare_models
 from bifocal.evaluation.results import Row
 
 WIDTH = 12
@@ -34,6 +36,9 @@ class Numbered:
 
     def picture(self, key: str) -> np.ndarray:
         return np.full((1, 1, 3), int(key), np.uint8)
+
+    def mark(self, key: str) -> tuple[str]:
+        return (key,)
 
 
 class Features:
@@ -115,6 +120,25 @@ def test_the_same_set_gives_the_same_predictions() -> None:
     labels = ["ant", "bee", "cat"] * 12
     model = Features(clustered(labels, 0.8))
     assert linear_probe.predict(model, Numbered(labels)) == linear_probe.predict(model, Numbered(labels))
+
+
+def test_the_probes_of_two_models_are_compared_and_those_taught_otherwise_are_not(tmp_path: Path) -> None:
+    labels = ["ant", "bee", "cat", "dog"] * 20
+    for name, spread, taught in (("good", 0.02, 40), ("bad", 1.0, 40), ("other", 0.02, 20)):
+        model = Features(clustered(labels, spread))
+        training = Numbered(labels[:taught], name=f"taught {taught}")
+        evaluate(
+            model, Numbered(labels[40:], 40), "linear-probe", training=training, directory=tmp_path, name=name
+        )
+    compared = compare_models(tmp_path, "good", "bad")
+    top1 = next(row for row in compared.differences if row.metric == "top1" and row.slice == "all")
+    assert top1.clear and (top1.difference or 0) > 0 and top1.p is not None
+    assert not compared.only_a and not compared.notes
+    compared = compare_models(tmp_path, "good", "other")
+    assert not compared.differences
+    assert compared.notes == (
+        "linear-probe on test: good and other were scored in different ways, and no two scores are alike",
+    )
 
 
 @pytest.mark.parametrize(

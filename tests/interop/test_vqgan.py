@@ -187,6 +187,23 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
         read_vqgan(tmp_path / "last.ckpt", 32)
 
 
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ([], r"config\.json should hold the settings of a model by name, and holds '\[\]'"),
+        ({"vq_config": None}, r"config\.json should hold the settings .* holds 'None'"),
+        (
+            {"vq_config": {"resolution": [32]}},
+            r"config\.json: resolution should be of the kind int, and is \[32\]",
+        ),
+    ],
+)
+def test_a_broken_configuration_is_one_sentence(tmp_path: Path, config: object, says: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=says):
+        read_vqgan(tmp_path)
+
+
 def test_tensors_without_a_codebook_are_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="no codebook"):

@@ -16,8 +16,21 @@ from bifocal import measures
         ("ice-cream", "ice cream"),
         ("A", "a"),  # an answer, not an article
         ("", ""),
-        ("...", ""),
+        ("...", "..."),
         ("top_left", "top left"),
+        ("+", "+"),
+        ("-", "-"),
+        ("🦉.", "🦉"),
+        ("❤\ufe0f", "❤"),  # the same heart
+        ("C++", "c++"),
+        ("c#.", "c#"),
+        ("#1", "1"),
+        ("(-5)", "-5"),
+        ("\N{MINUS SIGN}5", "-5"),
+        ("covid-19", "covid 19"),
+        ("हिन्दी।", "हिन्दी"),  # with its vowels
+        ("e\u0301te\u0301", "\u00e9t\u00e9"),
+        ("`owl`", "owl"),
     ],
 )
 def test_answers_are_normalised(text, normal):
@@ -29,3 +42,23 @@ def test_exact_match_is_about_the_normalised_form():
     assert measures.exact_match("three", ["2", "3"])
     assert not measures.exact_match("owls", ["owl"])
     assert not measures.exact_match("", ["owl"])
+
+
+@pytest.mark.parametrize("said", ["+", "-", "🦉", "c", "c++", "c#", "5", "-5", "कि", "की", "क"])
+def test_answers_of_signs_and_marks_are_right_for_themselves_alone(said):
+    others = {"+", "-", "🦉", "c", "c++", "c#", "5", "-5", "कि", "की", "क", "", "."} - {said}
+    assert measures.exact_match(said, [said])
+    assert not measures.exact_match(said, sorted(others))
+    assert not measures.exact_match("", [said])
+
+
+def test_no_answer_is_never_right():
+    assert not measures.exact_match(" ", [""])
+    assert measures.sane_vqa_accuracy("", ["", " ", "red"]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("✅ True", "true"), ("**false**", "false"), ("= no", "false"), ("+", None)]
+)
+def test_a_verdict_may_stand_behind_a_sign(text, said):
+    assert measures.verdict(text) == said

@@ -29,6 +29,11 @@ def test_tokens_are_lower_case_words_without_punctuation():
     ]
 
 
+def test_tokens_keep_marks_and_signs():
+    assert measures.simple_tokens("हिन्दी: 2 c++, 🦉!") == ["हिन्दी", "2", "c", "+", "+", "🦉"]
+    assert measures.simple_tokens("Cafe\u0301") == measures.simple_tokens("caf\u00e9")
+
+
 def test_bleu_by_hand():
     # "the cat" against "the cat sat": 2 of 2 words, 1 of 1 pair; length 2 against 3: exp(1 - 3/2)
     assert measures.bleu(["the cat"], [["the cat sat"]], n=2) == pytest.approx(math.exp(-0.5))

@@ -324,6 +324,7 @@ def test_without_a_rotation_the_gradient_passes_straight(case: str) -> None:
     [
         ({"kind": "residual"}, "needs 2 or more"),
         ({"depth": 2}, "other kinds have 1"),
+        ({"depth": 0}, "other kinds have 1"),
         ({"kind": "fsq"}, "levels"),
         ({"levels": (8, 8, 8)}, "levels"),
         ({"kind": "fsq", "levels": (8, 8)}, "64 codes of width 2"),

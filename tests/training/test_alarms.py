@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from bifocal.models.quantize import QuantizerConfig
 from bifocal.training.alarms import CodebookAlarms
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import TrainSettings, train
@@ -16,8 +18,11 @@ from bifocal.training.trainer import TrainSettings, train
 GOOD = {"usage": 0.6, "perplexity": 200.0, "reconstruction": 0.01, "codebook": 0.1, "commitment": 0.1}
 
 
-def watched(*windows: dict[str, float], ema: bool = False, places: int = 1024) -> list[list[str]]:
-    alarms = CodebookAlarms(codes=512, places=places, ema=ema)
+def watched(
+    *windows: dict[str, float], ema: bool = False, places: int = 1024, **settings: Any
+) -> list[list[str]]:
+    settings = {"codes": 512, "update": "ema" if ema else "gradient", **settings}
+    alarms = CodebookAlarms(QuantizerConfig(**settings), places)
     return [alarms(step, {**GOOD, **window}) for step, window in enumerate(windows)]
 
 
@@ -39,6 +44,32 @@ def test_each_trouble_is_named_once_while_it_lasts(bad: dict[str, float], words:
     said = watched(*[{}] * 5, bad, bad, {}, bad)
     assert [len(sentences) for sentences in said] == [0] * 5 + [1, 0, 0, 1]
     assert words in said[5][0]
+
+
+COLLAPSE, FEW, FALLEN = {"usage": 0.02, "perplexity": 8.0}, {"perplexity": 8.0}, {"usage": 0.12}
+
+
+@pytest.mark.parametrize(
+    ("settings", "works", "does_not"),
+    [
+        ({}, ("restart_after", "normalise", "width"), ("levels",)),
+        ({"normalise": True}, ("restart_after", "width"), ("levels", "normalise")),
+        ({"kind": "residual", "depth": 2}, ("restart_after", "width"), ("levels", "normalise")),
+        ({"kind": "simvq"}, ("width",), ("levels", "normalise", "restart_after")),
+        (
+            {"kind": "fsq", "levels": (8, 8, 8), "width": 3},
+            ("levels",),
+            ("width", "normalise", "restart_after", "beta"),
+        ),
+    ],
+)
+def test_only_what_this_kind_of_quantizer_looks_at_is_recommended(
+    settings: dict[str, Any], works: tuple[str, ...], does_not: tuple[str, ...]
+) -> None:
+    said = " ".join(watched(*[{}] * 5, bad, **settings)[5][0] for bad in (COLLAPSE, FEW, FALLEN))
+    assert all(f"quantizer.{name}" in said for name in works)
+    assert not any(f"quantizer.{name}" in said for name in does_not)
+    assert "lower the learning rate" in said
 
 
 def test_a_fall_is_named_though_what_is_left_would_do() -> None:

@@ -18,12 +18,18 @@ from bifocal.training.progress import counted
 LOOKS = "training-looks"  # the folder of a run in which the looks of its training pictures are kept
 
 
-def training_sets(run: Path, seen: Collection[Path] = ()) -> Iterator[str]:
+# The runs that a recipe names: whose eyes, words, teaching or weights it has.
+PARTS = ("vision", "text_from", "align", "perceptual", INIT_FROM)
+
+
+def training_sets(run: Path, seen: Collection[Path] = (), gone: list[str] | None = None) -> Iterator[str]:
     """The folders that a run was trained on, as its recipe names them.
 
-    So were those of the runs that its recipe names, whose eyes, teaching or weights it has; ``seen`` are those that
-    were looked at before.
+    So were those of the runs that its recipe names; ``seen`` are those that were looked at before, and to ``gone`` are
+    added those that are not there any more, of whose folders nothing is known.
     """
+    if gone is not None and not run.exists():
+        gone.append(str(run))
     if not (run / RECIPE).is_file() or run.resolve() in seen:
         return
     recipe = artifacts.read_json(run / RECIPE)
@@ -35,27 +41,35 @@ def training_sets(run: Path, seen: Collection[Path] = ()) -> Iterator[str]:
             yield data
     elif data:
         yield data
-    for part in ("vision", "align", "perceptual", INIT_FROM):
+    for part in PARTS:
         if recipe.get(part):
-            yield from training_sets(Path(recipe[part]), {*seen, run.resolve()})
+            yield from training_sets(Path(recipe[part]), {*seen, run.resolve()}, gone)
 
 
 def contamination(run: Path, dataset: Dataset, more: str | None = None) -> list[Match] | None:
     """For every sample of the test, what of it the run was trained on; None where no folder is known to look at.
 
     What training kept for validation was not trained on. ``more`` is another folder that training saw, all of it, such
-    as that of a model of another tool which this one was begun with. A warning names a folder that is no longer where
-    the recipe says, and pictures that are no longer in it. Raises ``UserError`` where ``more`` has no samples.
+    as that of a model of another tool which this one was begun with. A warning names a folder or a run that is no
+    longer where the recipe says, and pictures that are no longer in it. Raises ``UserError`` where ``more`` has no
+    samples.
     """
     if more is not None:
         sample_files(Path(more))
-    named = list(dict.fromkeys([*training_sets(run), *([more] if more else [])]))
+    lost: list[str] = []
+    named = list(dict.fromkeys([*training_sets(run, gone=lost), *([more] if more else [])]))
     folders = [Path(name) for name in named if any(Path(name).glob("*.jsonl"))]
     gone = [name for name in named if Path(name) not in folders]
     if gone and distributed.is_main():
         print(
             f"bifocal: {run} was trained on {', '.join(gone)}, which is not there: nobody can say whether the test "
             "was in it (--train-data names the folder)",
+            file=sys.stderr,
+        )
+    if lost and distributed.is_main():
+        print(
+            f"bifocal: {run} has parts of {', '.join(dict.fromkeys(lost))}, which is not there: nobody can say what it "
+            "was trained on, and whether the test was in it (--train-data names the folder)",
             file=sys.stderr,
         )
     if not folders:

@@ -110,6 +110,19 @@ def match(
     annotations: str,
 ) -> dict[str, list[tuple[Sample, Given]]]:
     """Every sample of a split with its answer; the split is "" where the annotations name none."""
+    if not given:
+        raise UserError(f"There are no answers in {answers}.")
+    splits: dict[str, list[Sample]] = {}
+    for sample in samples:
+        splits.setdefault(split_of(sample), []).append(sample)
+    if wanted is not None and set(splits) != {""}:
+        if wanted not in splits:
+            raise UserError(
+                f"There is no split {wanted} in {annotations}; there are {', '.join(sorted(splits))}."
+            )
+        splits = {wanted: splits[wanted]}
+    asked = [sample for sample in samples if split_of(sample) in splits]
+    given = form.known_as(asked, given)
     by_id: dict[str, Given] = {}
     for answer in given:
         if answer.id in by_id:
@@ -117,18 +130,7 @@ def match(
                 f"{answer.where} answers {answer.id} again, which {by_id[answer.id].where} did before."
             )
         by_id[answer.id] = answer
-    if not given:
-        raise UserError(f"There are no answers in {answers}.")
-    splits: dict[str, list[Sample]] = {}
-    for sample in samples:
-        splits.setdefault(str((sample.facts or {}).get("split") or ""), []).append(sample)
-    if wanted is not None and set(splits) != {""}:
-        if wanted not in splits:
-            raise UserError(
-                f"There is no split {wanted} in {annotations}; there are {', '.join(sorted(splits))}."
-            )
-        splits = {wanted: splits[wanted]}
-    known = {sample.id for group in splits.values() for sample in group}
+    known = {sample.id for sample in asked}
     extra = [answer for answer in given if answer.id not in known]
     if extra:
         more = f" (and {len(extra) - 1} more answers)" if len(extra) > 1 else ""
@@ -149,6 +151,11 @@ def match(
             )
         matched[split] = [(sample, by_id[sample.id]) for sample in group if sample.id in by_id]
     return matched
+
+
+def split_of(sample: Sample) -> str:
+    """The split that the annotations name, or ""."""
+    return str((sample.facts or {}).get("split") or "")
 
 
 def judge(sample: Sample, given: Given) -> Prediction:

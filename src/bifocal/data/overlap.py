@@ -7,7 +7,6 @@ cat?" may be asked of many pictures; picture and text together are the sample it
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,13 +19,13 @@ from bifocal.config import UserError, fingerprint
 from bifocal.data.folder import PictureFiles, kept_for_validation, sample_files
 from bifocal.data.likeness import Gallery, Look, look_at
 from bifocal.data.sample import Dataset, Sample, read_samples
+from bifocal.letters import plain, words
 
 OVERLAP = "overlap"  # the fact of a sample that says which of the two slices it is in
 SEEN, NEW = "picture in training", "picture not in training"
 
 Progress = Callable[[int, int], None]  # (pictures done, pictures in all)
 
-_WORD = re.compile(r"\w+")
 _ARTICLES = {"a", "an", "the"}
 
 
@@ -39,12 +38,12 @@ def texts_of(sample: Sample) -> tuple[str, ...]:
 
 def same_text(text: str) -> str:
     """Equal for texts of the same words in the same order, whatever their case, spaces and punctuation."""
-    return " ".join(_WORD.findall(text.lower()))
+    return " ".join(words(text) or plain(text).split())
 
 
 def near_text(text: str) -> str:
     """Equal also for texts of the same words in another order, articles left out."""
-    return " ".join(sorted(set(_WORD.findall(text.lower())) - _ARTICLES))
+    return " ".join(sorted(set(words(text) or plain(text).split()) - _ARTICLES))
 
 
 class Found(NamedTuple):

@@ -6,12 +6,13 @@ picture leaves them as they are; crops, pads and flips carry them along.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import struct
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,11 +58,22 @@ def read_picture(
             raise UserError(f"There is no picture {name}; check the path.") from None
         except OSError as error:
             raise UserError(f"The picture {name} cannot be read: {error.strerror or error}.") from error
-    if not data:
-        raise UserError(f"The picture {name} is empty (0 bytes); save or download it again.")
+    with _reading(name, formats, max_pixels), _open(data, name, formats) as picture:
+        return _convert(picture, name, max_pixels)
+
+
+def format_of(data: bytes, name: str) -> str:
+    """The format of a picture by its header, one of ``FORMATS``; raises ``UserError`` as ``read_picture`` does."""
+    with _reading(name, FORMATS, MAX_PIXELS), _open(data, name, FORMATS) as picture:
+        # a JPEG that holds further pictures, as some cameras write it, is read as its first
+        return "JPEG" if picture.format == "MPO" else str(picture.format)
+
+
+@contextlib.contextmanager
+def _reading(name: str, formats: Sequence[str], max_pixels: int) -> Iterator[None]:
+    """Whatever Pillow raises about a picture as a ``UserError``."""
     try:
-        with _open(data, formats) as picture:
-            return _convert(picture, name, max_pixels)
+        yield
     except UserError:
         raise
     except Image.DecompressionBombError:
@@ -85,8 +97,10 @@ def read_picture(
         ) from error
 
 
-def _open(data: bytes, formats: Sequence[str]) -> Image.Image:
+def _open(data: bytes, name: str, formats: Sequence[str]) -> Image.Image:
     """Reads the header only."""
+    if not data:
+        raise UserError(f"The picture {name} is empty (0 bytes); save or download it again.")
     # Pillow warns from 89 megapixels on; our limit is stricter and is an error. The filters of warnings belong to
     # the whole process, so two threads of a server must not exchange them at once.
     with _WARNING_FILTERS, warnings.catch_warnings():

@@ -33,6 +33,22 @@ class Picture(NamedTuple):
 Part = str | Picture | Box
 
 
+_CLOSING = tuple(".,;:!?)")  # signs that stand at the word before them
+
+
+def words_of(parts: Iterable[Part]) -> str:
+    """The words of some parts; where a picture or a box is left out between two words, a space divides them."""
+    said, divided = "", False
+    for part in parts:
+        if not isinstance(part, str):
+            divided = True
+        elif part:
+            together = said[-1:].isspace() or part[0].isspace() or part.startswith(_CLOSING)
+            said += f" {part}" if said and divided and not together else part
+            divided = False
+    return said.strip()
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn: ``role`` is "system", "user" or "assistant"; parts are text, pictures and boxes in order."""
@@ -70,13 +86,13 @@ class Sample:
     @property
     def answer_text(self) -> str:
         """The words of the answer; pictures and boxes are left out."""
-        return "".join(part for part in self.answer if isinstance(part, str)).strip()
+        return words_of(self.answer)
 
     @property
     def question(self) -> str:
         """The text of the user's last message; pictures and boxes are left out."""
         asked = [message for message in self.messages if message.role == "user"]
-        return "".join(part for part in asked[-1].parts if isinstance(part, str)).strip() if asked else ""
+        return words_of(asked[-1].parts) if asked else ""
 
     @property
     def boxes(self) -> tuple[Box, ...]:

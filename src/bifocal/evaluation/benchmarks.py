@@ -62,7 +62,8 @@ def exact(predictions: Sequence[Prediction], counted: np.ndarray | None = None) 
     readings: tuple[tuple[str, Callable[[str], str]], ...] = ((OFFICIAL, str), (SANE, normalize_answer))
     for variant, form in readings:
         truth = [form(p["answer"]) for p in predictions]
-        correct = [form(p["prediction"]) == t for p, t in zip(predictions, truth, strict=True)]
+        said = [form(p["prediction"]) for p in predictions]
+        correct = [answer == t != "" for answer, t in zip(said, truth, strict=True)]
         baseline = majority(predictions, truth, counted)
         measures.append(
             mean_measure("accuracy", correct, baseline=baseline, variant=variant, right_or_wrong=True)

@@ -101,7 +101,9 @@ def measure(predictions: Sequence[Prediction]) -> list[Measure]:
     if not all("said" in p for p in predictions):
         return measures
     said = [p["said"] for p in predictions]
-    named = next(p["reference_said"] for p in predictions if p["references"][0] == constant)
+    named = next(
+        p["reference_said"] for p, group in zip(predictions, references, strict=True) if group[0] == constant
+    )
     truth = [p["objects"] for p in predictions]
     for metric, count in _COUNTING.items():
         measures.append(

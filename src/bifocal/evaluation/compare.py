@@ -193,8 +193,14 @@ def compare(
 ) -> Comparison:
     """Compare two models on everything that both were evaluated on; ``stamps`` are what is known of either."""
     shared = [key for key in a if key in b]
-    differences = [row for key in shared for row in compare_task(*key, a[key], b[key])]
+    rows = {key: compare_task(*key, a[key], b[key]) for key in shared}
+    differences = [row for some in rows.values() for row in some]
     notes = [note for key in shared for note in failure_notes(*key, ((name_a, a[key]), (name_b, b[key])))]
+    notes += [
+        f"{task} on {split}: {name_a} and {name_b} were scored in different ways, and no two scores are alike"
+        for (task, split), some in rows.items()
+        if not some and all(did_answer(side[task, split]).all() for side in (a, b))
+    ]
     notes += [note for key in shared for note in unlike_notes(*key, (name_a, name_b), stamps)]
     about = [
         {"side": side, **some[key], "task": key[0], "split": key[1]}

@@ -12,6 +12,7 @@ from bifocal.config import UserError
 from bifocal.evaluation import (
     captioning,
     grounding,
+    linear_probe,
     reasoning,
     reconstruction,
     retrieval,
@@ -30,6 +31,7 @@ MEASURING: Mapping[str, Measuring] = MappingProxyType(
             reconstruction,
             zero_shot,
             retrieval,
+            linear_probe,
             captioning,
             vqa,
             grounding,

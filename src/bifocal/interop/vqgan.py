@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bifocal import artifacts
 from bifocal.config import UserError
-from bifocal.interop.settings import says
+from bifocal.interop.settings import says, setting
 from bifocal.interop.weights import WEIGHTS, read_tensors, refuse_pickle, weight_files
 from bifocal.models.quantize import Codebook, QuantizerConfig
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
@@ -52,25 +52,35 @@ def read_vqgan(path: Path, picture_size: int | None = None, *, legacy_beta: bool
     """
     about: dict[str, Any] = {}
     if path.is_dir() and (path / CONFIG).is_file():
-        about = artifacts.read_json(path / CONFIG)
-        about = about.get("vq_config", about)
+        about = _object(artifacts.read_json(path / CONFIG), path / CONFIG)
+        about = _object(about.get("vq_config", about), path / CONFIG)
         about = {OLD_NAMES.get(name, name): value for name, value in about.items()}
     if about.get("double_latent"):
         raise UserError(
             f"{path} has double_latent (a mean and a variance for each latent), which is not supported"
         )
     resolution = re.search(r"^\s*resolution:\s*(\d+)\s*$", _taming_config(path), re.MULTILINE)
-    size = picture_size or about.get("resolution") or (resolution and resolution[1])
-    if size is None:
+    size = (
+        picture_size
+        or setting(about, "resolution", int, 0, path / CONFIG)
+        or (int(resolution[1]) if resolution else 0)
+    )
+    if not size:
         raise UserError(f"{path} does not say what size its pictures have: name it with --picture-size")
     tensors = inside(_read_tensors(path), path)
     try:
-        model = VQVAEModel(config_of(tensors, int(size), legacy_beta=legacy_beta))
+        model = VQVAEModel(config_of(tensors, size, legacy_beta=legacy_beta))
         model.load_state_dict(whole(tensors))
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is not a VQGAN that this library can be: {reason}") from None
     return model.eval()
+
+
+def _object(value: Any, where: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where} should hold the settings of a model by name, and holds {str(value)[:40]!r}")
+    return value
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ import functools
 import re
 from collections.abc import Sequence
 
+from bifocal.letters import is_punctuation, plain
+
 _NUMBER_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty"
@@ -14,23 +16,35 @@ _DIGITS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS.split()
 _ARTICLES = {"a", "an", "the"}
 
 
+# Signs of punctuation, as the only group where they may go: not between digits ("3.5"), nor the minus of a number,
+# nor what ends a name as in "c#".
+_SIGN = re.compile(r"(?<=\d)[^\w\s](?=\d)|(?<!\w)-(?=\d)|(?<=\w)#(?!\w)|([^\w\s]|_)")
+
+
+def _spaced(found: re.Match[str]) -> str:
+    return " " if found[1] and is_punctuation(found[1]) else found[0]
+
+
 @functools.lru_cache(maxsize=1 << 16)  # a data set says the same few answers again and again
 def normalize_answer(text: str) -> str:
     """The form in which two short answers are compared: "The Two owls." -> "2 owls".
 
-    Lower case; punctuation becomes a space unless it stands between digits ("3.5"); articles go; number words
-    up to twenty become digits. This is the sane reading; the official VQAv2 script has its own (``vqa.official_form``).
+    Lower case, letters and accents composed; punctuation becomes a space unless it stands between digits ("3.5") or is
+    the minus of a number; articles go; number words up to twenty become digits. Signs that mean something ("c++", an
+    emoji) stay, and so does an answer of punctuation alone. This is the sane reading; the official VQAv2 script has its
+    own (``vqa.official_form``).
     """
-    words = re.sub(r"(?<!\d)[^\w\s]|[^\w\s](?!\d)|_", " ", text.lower()).split()
+    whole = plain(text).replace("\N{MINUS SIGN}", "-")
+    words = _SIGN.sub(_spaced, whole).split()
     kept = [word for word in words if word not in _ARTICLES]
     # "a" alone is an answer, not an article
-    return " ".join(_DIGITS.get(word, word) for word in kept or words)
+    return " ".join(_DIGITS.get(word, word) for word in kept or words or whole.split())
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> bool:
-    """Whether the answer equals one of the references after ``normalize_answer``."""
+    """Whether the answer equals one of the references after ``normalize_answer``; none at all is never right."""
     form = normalize_answer(prediction)
-    return any(normalize_answer(reference) == form for reference in references)
+    return bool(form) and any(normalize_answer(reference) == form for reference in references)
 
 
 _VERDICTS = {
@@ -49,6 +63,6 @@ def verdict(text: str) -> str | None:
     Where that is no plain "true" or "false", the word behind the last colon comes before it: "no, yes: true" gives its
     reasons first, "true: no owl" last.
     """
-    first, last = (normalize_answer(part).split()[:1] for part in (text, text.rpartition(":")[2]))
+    first, last = (re.findall(r"\w+", normalize_answer(part))[:1] for part in (text, text.rpartition(":")[2]))
     plain = [word for word in first if word in ("true", "false")]
     return next((_VERDICTS[word] for word in (*plain, *last, *first) if word in _VERDICTS), None)

@@ -8,11 +8,12 @@ before takes ``str.split``.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from bifocal.letters import compounds
 
 Tokenize = Callable[[str], list[str]]
 LONGEST = 4  # n-grams of 1 to 4
@@ -22,8 +23,8 @@ _TINY, _SMALL = 1e-15, 1e-9
 
 
 def simple_tokens(text: str) -> list[str]:
-    """Lower-case words and numbers without punctuation: "An owl, 2 cats." -> an owl 2 cats."""
-    return re.findall(r"[^\W_]+(?:['’\-][^\W_]+)*", text.lower())
+    """Lower-case words, numbers and signs without punctuation: "An owl, 2 cats." -> an owl 2 cats."""
+    return compounds(text)
 
 
 def _ngrams(tokens: Sequence[str]) -> list[Counter[tuple[str, ...]]]:

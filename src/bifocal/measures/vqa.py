@@ -95,5 +95,6 @@ def official_vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def sane_vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """The same mean with every answer normalised, and by rules without surprises."""
-    return _leave_one_out(normalize_answer(prediction), [normalize_answer(answer) for answer in answers])
+    """The same mean with every answer normalised, and by rules without surprises; no answer is never right."""
+    said = normalize_answer(prediction)
+    return _leave_one_out(said, [normalize_answer(answer) for answer in answers]) if said else 0.0

@@ -46,6 +46,12 @@ class LanguageConfig:
     tied: bool = False
 
     def __post_init__(self) -> None:
+        sizes = self.vocabulary, self.width, self.layers, self.heads, self.kv_heads, self.hidden
+        if min(sizes) < 1:
+            raise ValueError(
+                "the decoder's vocabulary, width, layers, heads, kv_heads and hidden must be at least 1, got "
+                f"{', '.join(map(str, sizes))}"
+            )
         if self.width % self.heads or self.heads % self.kv_heads:
             raise ValueError(
                 f"decoder width {self.width} must be a multiple of heads {self.heads}, "

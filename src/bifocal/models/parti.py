@@ -43,6 +43,11 @@ class DecoderConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        if min(self.width, self.layers, self.heads, self.hidden) < 1:
+            raise ValueError(
+                "decoder.width, layers, heads and hidden must be at least 1, got "
+                f"{self.width}, {self.layers}, {self.heads}, {self.hidden}"
+            )
         if self.width % self.heads:
             raise ValueError(f"decoder.width {self.width} must be a multiple of decoder.heads {self.heads}")
 

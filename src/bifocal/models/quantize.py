@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bifocal import distributed, losses
 from bifocal.models.nearest import nearest
 
+RESTARTED = ("codebook", "residual")  # the kinds whose unused codes restart
 MOST_LEVELS = 1000  # of a finite scalar: beyond that the margin of its rounding is half a level
 
 
@@ -58,7 +59,7 @@ class QuantizerConfig:
             )
         if self.kind == "residual" and self.normalise:
             raise ValueError("residual codes cannot have unit norm: what is left of a vector gets shorter")
-        if (self.kind == "residual") != (self.depth > 1):
+        if self.depth < 1 or (self.kind == "residual") != (self.depth > 1):
             raise ValueError(
                 f'quantizer.depth is {self.depth}: "residual" needs 2 or more, other kinds have 1'
             )
@@ -285,7 +286,7 @@ class Codebook(Quantizer):
             smoothed_K = (self.average_counts + 1e-5) / (total + self.config.codes * 1e-5) * total
             torch.div(self.average_sums, smoothed_K[:, None], out=self.embedding.weight)
         self.idle_steps.add_(1).masked_fill_(counts_K > 0, 0)
-        if self.config.restart_after and self.config.kind != "simvq":
+        if self.config.restart_after and self.config.kind in RESTARTED:
             dead = (self.idle_steps >= self.config.restart_after).nonzero().squeeze(1)
             if len(dead) > 0:
                 self._restart(dead, vectors_ND)

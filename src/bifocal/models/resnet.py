@@ -43,6 +43,11 @@ class ResNetConfig:
     deviation: tuple[float, float, float] = CLIP_DEVIATION
 
     def __post_init__(self) -> None:
+        if min(self.picture_size, *self.layers, self.width, self.head_width) < 1:
+            raise ValueError(
+                "vision.picture_size, layers, width and head_width must be at least 1, got "
+                f"{self.picture_size}, {self.layers}, {self.width} and {self.head_width}"
+            )
         if self.picture_size % STRIDE:
             raise ValueError(f"vision.picture_size {self.picture_size} is not a multiple of {STRIDE}")
         if self.features % self.head_width:

@@ -39,6 +39,12 @@ class TextConfig:
     projection_bias: bool = False
 
     def __post_init__(self) -> None:
+        sizes = self.vocabulary, self.context, self.width, self.layers, self.heads
+        if min(sizes) < 1:
+            raise ValueError(
+                "text.vocabulary, context, width, layers and heads must be at least 1, got "
+                f"{', '.join(map(str, sizes))}"
+            )
         if self.width % self.heads:
             raise ValueError(f"text.width {self.width} is not a multiple of heads {self.heads}")
         if self.causal and self.pooling == "first":

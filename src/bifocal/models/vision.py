@@ -47,6 +47,12 @@ class VisionConfig:
     deviation: tuple[float, float, float] = CLIP_DEVIATION
 
     def __post_init__(self) -> None:
+        sizes = self.picture_size, self.patch_size, self.width, self.layers, self.heads
+        if min(sizes) < 1:
+            raise ValueError(
+                "vision.picture_size, patch_size, width, layers and heads must be at least 1, got "
+                f"{', '.join(map(str, sizes))}"
+            )
         if self.picture_size % self.patch_size:
             raise ValueError(
                 f"vision.picture_size {self.picture_size} is not a multiple of patch_size {self.patch_size}"

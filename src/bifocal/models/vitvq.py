@@ -23,12 +23,13 @@ class ViTSizes:
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
+        if min(self.patch_size, self.width, self.layers, self.heads) < 1:
+            raise ValueError(
+                "vit.patch_size, vit.width, vit.layers and vit.heads must be at least 1, got "
+                f"{self.patch_size}, {self.width}, {self.layers} and {self.heads}"
+            )
         if self.width % self.heads:
             raise ValueError(f"vit.width {self.width} is not a multiple of heads {self.heads}")
-        if min(self.patch_size, self.layers) < 1:
-            raise ValueError(
-                f"vit.patch_size and vit.layers must be at least 1, got {self.patch_size} and {self.layers}"
-            )
 
 
 class PatchTransformer(nn.Module):

@@ -45,7 +45,14 @@ class VQVAEConfig:
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
     def __post_init__(self) -> None:
-        if self.base_channels % 32:
+        sizes = (self.picture_size, self.encoder_blocks, self.latent_channels, *self.multipliers)
+        if not self.multipliers or min(sizes) < 1 or min(self.decoder_blocks, default=0) < 0:
+            raise ValueError(
+                "picture_size, encoder_blocks, latent_channels and each of one or more multipliers must be at least 1, "
+                f"and decoder_blocks at least 0, got {self.picture_size}, {self.encoder_blocks}, "
+                f"{self.latent_channels}, {self.multipliers} and {self.decoder_blocks}"
+            )
+        if self.base_channels < 1 or self.base_channels % 32:
             raise ValueError(
                 f"base_channels must be a multiple of 32 (GroupNorm has 32 groups), got {self.base_channels}"
             )

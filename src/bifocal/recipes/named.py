@@ -8,12 +8,13 @@ from typing import Any
 
 from bifocal.config import UserError, apply_overrides
 from bifocal.models.language import LanguageConfig
+from bifocal.models.quantize import RESTARTED
 from bifocal.recipes.clip import begun_with, recipe_clip
 from bifocal.recipes.parti import recipe_parti
 from bifocal.recipes.prior import recipe_prior
 from bifocal.recipes.smollm import on_own_data, recipe_smollm
 from bifocal.recipes.vlm import VLMRecipe, recipe_vlm
-from bifocal.recipes.vqvae import recipe_vqvae
+from bifocal.recipes.vqvae import VQVAERecipe, recipe_vqvae
 
 MODELS = ("vqvae", "clip", "vlm", "vlm-smollm", "prior", "parti")
 ON_ANOTHER = ("vlm", "vlm-smollm", "prior", "parti")  # they stand on a finished run
@@ -45,7 +46,8 @@ def recipe_named(
     if data is not None:
         settings = {**settings, "data": data}
     if model == "vqvae":
-        return apply_overrides(recipe_vqvae(scale), settings)
+        tokenizer = recipe_vqvae(scale)
+        return with_effect(apply_overrides(tokenizer, settings), tokenizer)
     if model == "clip":
         if init_from is not None and tower is not None:
             raise UserError("--tower is that of the CLIP that --init-from names: give one of them")
@@ -68,6 +70,29 @@ def recipe_named(
     if data is not None:  # the stages are made for the kinds of question that scenes have
         chosen = replace(chosen, stages=())
     return attached_to(apply_overrides(chosen, settings), chosen, vision)
+
+
+def with_effect(recipe: VQVAERecipe, usual: VQVAERecipe) -> VQVAERecipe:
+    """An image tokenizer's recipe; refused where it changes what its kind of quantizer does not look at."""
+    chosen, before = recipe.model.quantizer, usual.model.quantizer
+    kind = f'a quantizer of kind "{chosen.kind}"'
+    changed = {
+        name for name in ("restart_after", "beta", "decay") if getattr(chosen, name) != getattr(before, name)
+    }
+    problems = []
+    if "restart_after" in changed and chosen.kind not in RESTARTED:
+        problems.append(f"--model.quantizer.restart-after would change nothing: {kind} restarts no codes")
+    if "beta" in changed and chosen.kind == "fsq":
+        problems.append(f"--model.quantizer.beta would change nothing: {kind} has no commitment term")
+    if "decay" in changed and chosen.update != "ema":
+        problems.append(
+            "--model.quantizer.decay would change nothing: set --model.quantizer.update ema with it"
+        )
+    if recipe.perceptual_weight != usual.perceptual_weight and recipe.perceptual is None:
+        problems.append("--perceptual-weight would change nothing: name a CLIP with --perceptual")
+    if problems:
+        raise UserError("; ".join(problems))
+    return recipe
 
 
 def attached_to(recipe: VLMRecipe, usual: VLMRecipe, vision: str | None) -> VLMRecipe:

@@ -91,9 +91,8 @@ def train_vqvae(
         names_at=lambda step: [source.picture_key("train", step * size + row) for row in range(size)],
         validation=lambda: mean_loss(model, held_out),
         watch=CodebookAlarms(
-            codes=recipe.model.quantizer.codes,
+            settings=recipe.model.quantizer,
             places=size * recipe.model.codes_per_picture // recipe.model.quantizer.depth,
-            ema=recipe.model.quantizer.update == "ema",
         ),
         probes={"reconstructions": reconstructions(model, held_out[0])}
         | ({} if show is None else {"shown": lambda step: show(model, held_out[0][:16], step)}),

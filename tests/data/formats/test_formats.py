@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import published
 from bifocal.config import UserError
@@ -133,8 +137,24 @@ def test_refcoco_in_its_three_ways_says_the_same(tmp_path):
         assert one.facts["size"] == two.facts["size"] == other.facts["size"] == [80.0, 60.0]
     first = three[0][0]
     assert first.boxes == (Box(10 / 80, 20 / 60, 40 / 80, 45.5 / 60),)
-    assert first.pictures == ("COCO_train2014_000000000041.jpg",)  # without the number of the annotation
+    assert first.pictures == ("COCO_train2014_000000000041.jpg",)  # without the number behind it
     assert [sample.facts["split"] for sample in three[0]] == ["val", "val", "testA"]
+
+
+@pytest.mark.parametrize("name", ["owls/41.jpg", None])
+def test_the_picture_of_a_reference_is_that_of_the_instances(tmp_path, name):
+    files = published.refcoco(tmp_path)
+    whole = open_document(files["instances"]).value
+    for image in whole["images"]:
+        del image["file_name"]
+        if name and image["id"] == 41:
+            image["file_name"] = name
+    found = read_samples_of("refcoco", [files["refs"], published.write(files["instances"], whole)])
+    assert [sample.pictures[0] for sample in found] == [
+        name or "COCO_train2014_000000000041.jpg",
+        name or "COCO_train2014_000000000041.jpg",
+        "COCO_train2014_000000000042.jpg",
+    ]
 
 
 def test_the_same_words_about_the_same_picture_are_told_apart_by_their_order(tmp_path):
@@ -163,6 +183,15 @@ def test_llava_keeps_turns_moves_pictures_first_and_numbers_ids_that_come_again(
     assert [message.role for message in found["000"].messages] == ["user", "assistant"] * 2
     assert found["000#2"].messages[0].parts == (Picture(0), Picture(1), "Compare.")
     assert found["text"].pictures == ()
+
+
+def test_words_between_pictures_are_one_text_in_llava(tmp_path):
+    said = "Image 1:<image>\nImage 2: <image>\nwhich is red?"
+    turns = [{"from": "human", "value": said}, {"from": "gpt", "value": "the first"}]
+    value = [{"id": "0", "image": ["0.jpg", "1.jpg"], "conversations": turns}]
+    (sample,) = read_samples_of("llava", [published.write(tmp_path / "llava.json", value)])
+    assert sample.messages[0].parts == (Picture(0), Picture(1), "Image 1: Image 2: which is red?")
+    assert sample.question == "Image 1: Image 2: which is red?"
 
 
 def test_detection_asks_for_what_a_picture_has_one_of(tmp_path):
@@ -226,6 +255,39 @@ def test_parquet_may_hold_several_pictures_in_a_cell(tmp_path):
     assert [document.pictures.read(name) for name in two.pictures] == shown
 
 
+def test_a_jpeg_with_a_second_picture_inside_is_a_jpeg(tmp_path):
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    written = io.BytesIO()
+    first.save(written, format="MPO", save_all=True, append_images=[second])
+    rows = [{"image": written.getvalue(), "caption": "red"}]
+    write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
+    (sample,) = read_samples_of("parquet", [tmp_path / "x.parquet"])
+    assert sample.pictures[0].endswith(".jpg")
+
+
+def test_a_parquet_s_picture_of_absurd_size_is_named_by_row_and_column(tmp_path):
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"")
+    write_table(pyarrow.Table.from_pylist([{"image": data, "caption": "x"}]), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r'Row 1 of .*x\.parquet: The picture "image" is too large'):
+        open_document(tmp_path / "x.parquet")
+
+
+def test_an_encoding_that_nobody_knows_is_one_sentence(tmp_path):
+    (tmp_path / "1.xml").write_text('<?xml version="1.0" encoding="klingon"?><annotation/>')
+    with pytest.raises(UserError, match=r"1\.xml: it cannot be read \(unknown encoding"):
+        read_samples_of("voc", [tmp_path])
+
+
 def test_parquet_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch):
     import pyarrow
     from pyarrow.parquet import write_table
@@ -236,9 +298,7 @@ def test_parquet_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"train-00000\.parquet is no Parquet file that can be read"):
         open_document(files["annotations"])
     write_table(pyarrow.Table.from_pylist([{"image": b"<html>", "caption": "x"}]), tmp_path / "x.parquet")
-    with pytest.raises(
-        UserError, match=r'Row 1 of .*x\.parquet: the column "image" holds bytes that are no picture'
-    ):
+    with pytest.raises(UserError, match=r'Row 1 of .*x\.parquet: "image" is not a picture that can be read'):
         open_document(tmp_path / "x.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(UserError, match=r"x\.parquet needs the package pyarrow: pip install"):

@@ -51,7 +51,8 @@ class Format:
     """A published format: ``recognises`` a file by its content; ``samples`` of all its files together.
 
     ``answers`` reads its results format (None where there is none) and ``results`` writes it; ``may_miss`` says which
-    samples an answer may be missing for. ``files`` says in words which files it takes.
+    samples an answer may be missing for, and ``known_as`` puts answers that are told by something else under the ids of
+    the samples. ``files`` says in words which files it takes.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Format:
     answers: Callable[[Path, Dialect], list[Given]] | None = None
     results: ResultsFile | None = None
     may_miss: Callable[[Sample], bool] = lambda sample: False
+    known_as: Callable[[Sequence[Sample], Sequence[Given]], Sequence[Given]] = lambda samples, given: given
 
 
 def make_sample(

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from PIL import Image
 
 from bifocal.artifacts import Entry
 from bifocal.config import UserError
 from bifocal.data.files import Document, located
 from bifocal.data.formats import rows
 from bifocal.data.formats.base import Format
+from bifocal.data.pictures import format_of
 
 _SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
 
@@ -88,11 +86,7 @@ class ParquetPictures:
         data = _bytes_of(cell)
         if data is None:
             return cell
-        try:
-            with Image.open(io.BytesIO(data), formats=tuple(_SUFFIXES)) as picture:
-                suffix = _SUFFIXES[str(picture.format)]
-        except OSError:
-            raise UserError(f'the column "{place.column}" holds bytes that are no picture') from None
+        suffix = _SUFFIXES[format_of(data, f'"{place.column}"')]
         name = hashlib.sha256(data).hexdigest()[:24] + suffix
         self._places.setdefault(name, place)
         return name

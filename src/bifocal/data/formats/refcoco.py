@@ -3,15 +3,17 @@
 There is no official results format. Here it is JSON lines, one expression a line, with the predicted ``bbox`` as
 [x1, y1, x2, y2] in pixels of the original picture (null where there is no box), or an ``answer`` that spells a box in
 the stated dialect. A line is told by ``id`` or ``sent_id``; without one by ``image`` and ``sent``, the n-th such line
-being the n-th of the truth.
+being the n-th of the truth. Where the expressions have ids of their own, the picture's name is enough, whatever the
+folder.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from bifocal.artifacts import json_line
 from bifocal.config import UserError
@@ -28,11 +30,12 @@ from bifocal.data.formats.base import (
     pixel_box,
     unique,
 )
-from bifocal.data.prompts import asked
+from bifocal.data.prompts import FIND, asked, inside
 from bifocal.data.records import expect, integer, items, number, numbers, text
 from bifocal.data.sample import Sample
 
 _IDENTITIES = ("id", "sent_id", "question_id")
+_RUNNING = re.compile(r"(?<=_\d{12})_\d+(?=\.\w+$)")  # COCO_train2014_000000000042_7.jpg
 
 
 # ------------------------------------------------------------ results, of all three ways to publish the expressions
@@ -52,9 +55,17 @@ class Identities:
                 return value if isinstance(value, str) else str(integer(record, key))
         if not {"image", "sent"} <= record.keys():
             raise UserError('it has neither "id" nor "sent_id" nor "image" and "sent" to be told by')
-        name = f"{text(record, 'image')}: {text(record, 'sent')}"
+        return self.named(text(record, "image"), text(record, "sent"))
+
+    def named(self, picture: str, words: str) -> str:
+        """The identity of the next line, by its picture and words alone."""
+        name = f"{picture}: {_plain(words)}"
         self._seen[name] += 1
         return name if self._seen[name] == 1 else f"{name} ({self._seen[name]})"
+
+
+def _plain(words: str) -> str:
+    return words.strip().rstrip(".")
 
 
 def answers(path: Path, dialect: Dialect) -> list[Given]:
@@ -76,6 +87,26 @@ def answers(path: Path, dialect: Dialect) -> list[Given]:
             else:
                 raise UserError('it has neither "bbox" nor "answer"')
     return given
+
+
+def by_words(samples: Sequence[Sample], given: Sequence[Given]) -> list[Given]:
+    """Answers that are told by picture and words, under the ids that these expressions have of their own.
+
+    A picture goes by its name without folders; an answer about nothing here stays as it is.
+    """
+    known, identities = {sample.id for sample in samples}, Identities()
+    ids = {
+        identities.named(
+            PurePosixPath(sample.pictures[0]).name, inside(FIND[0], sample.question) or ""
+        ): sample.id
+        for sample in samples
+    }
+
+    def of(identity: str) -> str:
+        picture, _, words = identity.partition(": ")
+        return ids.get(f"{PurePosixPath(picture).name}: {words}", identity)
+
+    return [answer if answer.id in known else answer._replace(id=of(answer.id)) for answer in given]
 
 
 def results(given: Sequence[Given]) -> str:
@@ -105,7 +136,7 @@ def expression(
         identity,
         "grounding",
         [picture],
-        asked("grounding", words.strip().rstrip(".")),
+        asked("grounding", _plain(words)),
         [pixel_box(box, width, height)],
         slice=slice,
         facts=facts,
@@ -119,6 +150,14 @@ def _is_refs(document: Document) -> bool:
     return has_keys(document.first, "sentences", "ann_id")
 
 
+class _Picture(NamedTuple):
+    """A picture of the instances; without a name where they give none."""
+
+    name: str
+    width: float
+    height: float
+
+
 def recognises(document: Document) -> bool:
     """References, or the instances they point to."""
     return _is_refs(document) or detection.recognises(document)
@@ -127,13 +166,15 @@ def recognises(document: Document) -> bool:
 def samples(documents: Sequence[Document]) -> list[Sample]:
     """One sample an expression, of all splits."""
     boxes: dict[int, list[float]] = {}
-    sizes: dict[int, tuple[float, float]] = {}
+    pictures: dict[int, _Picture] = {}
     for document in documents:
         if detection.recognises(document):
             for where, record in numbered(document.path, document.value.get("images"), "image"):
                 with located(where):
                     record = expect(record, dict, "an image")
-                    sizes[integer(record, "id")] = (number(record, "width"), number(record, "height"))
+                    name = text(record, "file_name") if "file_name" in record else ""
+                    size = number(record, "width"), number(record, "height")
+                    pictures[integer(record, "id")] = _Picture(name, *size)
             for where, record in numbered(document.path, document.value["annotations"], "annotation"):
                 with located(where):
                     record = expect(record, dict, "an annotation")
@@ -146,30 +187,31 @@ def samples(documents: Sequence[Document]) -> list[Sample]:
     for document in refs:
         for where, record in numbered(document.path, document.value, "reference"):
             with located(where):
-                found += _expressions(expect(record, dict, "a reference"), boxes, sizes)
+                found += _expressions(expect(record, dict, "a reference"), boxes, pictures)
     return unique(found, names_of(refs))
 
 
 def _expressions(
     record: Mapping[str, Any],
     boxes: Mapping[int, Sequence[float]],
-    sizes: Mapping[int, tuple[float, float]],
+    pictures: Mapping[int, _Picture],
 ) -> list[Sample]:
     annotation, image = integer(record, "ann_id"), integer(record, "image_id")
-    if annotation not in boxes or image not in sizes:
+    if annotation not in boxes or image not in pictures:
         what = f"ann_id {annotation}" if annotation not in boxes else f"image_id {image}"
         raise UserError(f"the {what} is not in the instances")
     x, y, width, height = boxes[annotation]
-    # it is called after the annotation too: COCO_train2014_000000000042_7.jpg
-    name, _, ending = text(record, "file_name").rpartition(".")
-    picture = f"{name.removesuffix(f'_{annotation}')}.{ending}"
+    picture = pictures[image]
+    # a reference's own name of the picture ends in a number: the annotation's in RefCOCOg, any in the others
+    name = picture.name or _RUNNING.sub("", text(record, "file_name"))
     return [
         expression(
             str(integer(sentence, "sent_id")),
-            picture,
+            name,
             text(sentence, "sent"),
             (x, y, x + width, y + height),
-            *sizes[image],
+            picture.width,
+            picture.height,
             split=text(record, "split"),
         )
         for sentence in (expect(entry, dict, "a sentence") for entry in items(record, "sentences"))
@@ -177,5 +219,12 @@ def _expressions(
 
 
 FORMAT = Format(
-    "refcoco", "grounding", "RefCOCO's refs(...).p and instances.json", recognises, samples, answers, RESULTS
+    "refcoco",
+    "grounding",
+    "RefCOCO's refs(...).p and instances.json",
+    recognises,
+    samples,
+    answers,
+    RESULTS,
+    known_as=by_words,
 )

@@ -1,4 +1,4 @@
-"""RefCOCO as MDETR wrote it: COCO's layout, with one "image" an expression. Results: see ``refcoco``, by ``id``."""
+"""RefCOCO as MDETR wrote it: COCO's layout, with one "image" an expression. Results: see ``refcoco``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bifocal.config import UserError
 from bifocal.data.files import Document, located, numbered
 from bifocal.data.formats.base import Format, first_of, names_of, unique
-from bifocal.data.formats.refcoco import RESULTS, answers, expression
+from bifocal.data.formats.refcoco import RESULTS, answers, by_words, expression
 from bifocal.data.records import expect, integer, number, numbers, text
 from bifocal.data.sample import Sample
 
@@ -48,4 +48,13 @@ def samples(documents: Sequence[Document]) -> list[Sample]:
     return unique(found, names_of(documents))
 
 
-FORMAT = Format("refcoco-mdetr", "grounding", "MDETR's RefCOCO", recognises, samples, answers, RESULTS)
+FORMAT = Format(
+    "refcoco-mdetr",
+    "grounding",
+    "MDETR's RefCOCO",
+    recognises,
+    samples,
+    answers,
+    RESULTS,
+    known_as=by_words,
+)

@@ -36,7 +36,7 @@ def _of_file(file: Path, left_out: list[str]) -> list[Sample]:
         root = ElementTree.parse(file).getroot()
     except ElementTree.ParseError as error:
         raise UserError(f"line {error.position[0]} is not XML ({error})") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError) as error:  # the last for an encoding that nobody knows
         raise UserError(f"it cannot be read ({error})") from None
     width, height = (_number(root, f"size/{side}") for side in ("width", "height"))
     things = []
