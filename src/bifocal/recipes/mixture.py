@@ -184,6 +184,9 @@ class MixtureSource:
         pair = self.sources[place].pair(split, rank, attempt)
         return replace(pair, key=f"{self.names[place]}/{pair.key}")
 
+    def uncaptioned(self) -> int:
+        return sum(source.uncaptioned() for source in self.sources)
+
     def note_spoilt(self, file: Path, prefix: str = "") -> None:
         for name, source in zip(self.names, self.sources, strict=True):
             source.note_spoilt(file, f"{prefix}{name}/")
