@@ -12,7 +12,7 @@ from bifocal.data.folder import sample_files
 from bifocal.data.overlap import Match, overlap, trained_on
 from bifocal.data.sample import Dataset
 from bifocal.recipes.mixture import SCENES, is_mixture, read_mixture
-from bifocal.recipes.runs import INIT_FROM, RECIPE
+from bifocal.recipes.runs import INIT_FROM, RECIPE, STANDS_ON
 from bifocal.training.progress import counted
 
 LOOKS = "training-looks"  # the folder of a run in which the looks of its training pictures are kept
@@ -35,7 +35,7 @@ def training_sets(run: Path, seen: Collection[Path] = ()) -> Iterator[str]:
             yield data
     elif data:
         yield data
-    for part in ("vision", "align", "perceptual", INIT_FROM):
+    for part in (*STANDS_ON, INIT_FROM):
         if recipe.get(part):
             yield from training_sets(Path(recipe[part]), {*seen, run.resolve()})
 
