@@ -150,7 +150,7 @@ def learn(setting: Setting, steps: int, names: Sequence[str], held_out: int, pie
     setting = replace(setting, recipe=replace(setting.recipe, train=train))
     builds = contestants(setting, compiled=True, piece=piece)
     source, losses = setting.source, {}
-    samples = [sample for keys in source.groups["validation"] for sample in source.samples[keys]]
+    samples = [sample for document in source.groups["validation"] for sample in document.samples]
     samples = random.Random(0).sample(samples, min(held_out, len(samples)))
     groups = [sample.pictures for sample in samples]
     for number in range(steps):  # what is looked up once is no part of anybody's time

@@ -14,8 +14,18 @@ import pytest
 from bifocal import artifacts
 from bifocal.cli import main
 from bifocal.commands import quickstart as road
-from bifocal.commands.quickstart import MODELS, require_falling_loss, train_part, vlm_recipe
+from bifocal.commands.quickstart import (
+    MODELS,
+    kept_results,
+    questions,
+    require_falling_loss,
+    seconds_in,
+    train_part,
+    vlm_recipe,
+)
 from bifocal.config import UserError
+from bifocal.evaluation.answers import OtherAnswers
+from bifocal.evaluation.results import read_about, read_results, write_results
 from bifocal.recipes.vlm import VLMRecipe, recipe_vlm
 
 FIELDS = [
@@ -143,6 +153,74 @@ def test_a_finished_quickstart_resumes_into_itself(smoke: Path, capsys: pytest.C
     said = capsys.readouterr().out
     assert str(smoke / "report.html") in said.replace("\n", "")
     assert all(f"bifocal {command} " in said for command in ("ask", "draw", "evaluate"))
+
+
+def test_the_minutes_of_a_resumed_quickstart_are_those_of_all_its_starts(smoke: Path) -> None:
+    times = json.loads((smoke / "times.json").read_text())
+    assert list(times) == [*(f"train {name}" for name in MODELS), "evaluate", "figures"]
+    assert all(times[f"train {name}"] >= seconds_in(smoke / name) > 0 for name in MODELS)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["--smoke", "--seed", "1"], r"train\.seed\)"), ([], "batch_size, .*train.steps")]
+)
+def test_results_of_another_seed_or_scale_are_not_passed_off_as_these(
+    smoke: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    report = (smoke / "report.html").stat().st_mtime_ns
+    assert main(["quickstart", *words, "--resume", "--out", str(smoke)]) == 2
+    error = capsys.readouterr().err
+    assert re.search(rf"vqvae was trained by another recipe \(it differs in {said}", error), error
+    assert (smoke / "report.html").stat().st_mtime_ns == report
+
+
+def test_scores_are_kept_where_model_and_number_of_samples_are_those_of_now(
+    smoke: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, about = read_results(smoke / "results.json"), read_about(smoke / "results.json")
+    wanted = questions("smoke")
+    prints = {stamp["model"]: stamp["model_fingerprint"] for stamp in about}
+    assert kept_results(smoke / "results.json", wanted, prints) == (rows, about)
+    assert capsys.readouterr().err == ""
+    kept, stamps = kept_results(smoke / "results.json", wanted, {**prints, "clip": "of another device"})
+    assert kept == [row for row in rows if row.model != "clip"]
+    assert stamps == [stamp for stamp in about if stamp["model"] != "clip"]
+    assert "are of other models, of these on another device" in capsys.readouterr().err
+    more = {**wanted, ("clip", "zero-shot", "test"): 600}
+    kept, _ = kept_results(smoke / "results.json", more, prints)
+    assert {row.key[:3] for row in rows} - {row.key[:3] for row in kept} == {("clip", "zero-shot", "test")}
+    write_results(tmp_path / "results.json", rows)  # as an earlier version did
+    assert kept_results(tmp_path / "results.json", wanted, prints) == ([], [])
+
+
+def test_answers_that_were_begun_on_another_device_are_asked_anew(
+    smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in MODELS:
+        (tmp_path / name).symlink_to(smoke / name)
+    asked: list[tuple[str, bool]] = []
+
+    def ask(run: Path, task: str, *, split: str, restart: bool = False, **_: Any) -> list[Any]:
+        asked.append((f"{run.name} {task} {split}", restart))
+        if asked[-1] == ("vlm-continuous vqa test", False):
+            raise OtherAnswers("begun elsewhere")
+        return []
+
+    monkeypatch.setattr(road, "evaluate_command", ask)
+    road.evaluate_all(tmp_path, "smoke", world=None, device="cpu")  # type: ignore[arg-type]
+    assert len(asked) == len(questions("smoke")) + 1
+    assert [each for each, restart in asked if restart] == ["vlm-continuous vqa test"]
+    assert "vlm-continuous gave the first answers to vqa on test elsewhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "place"), [([], "runs/quickstart"), (["--smoke"], "runs/smoke")])
+def test_each_scale_has_a_place_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], place: str
+) -> None:
+    places: list[Path] = []
+    monkeypatch.setattr(road, "quickstart", lambda out, *scale, **settings: places.append(out))
+    assert main(["quickstart", *words]) == 0
+    assert places == [Path(place)]
 
 
 @pytest.mark.parametrize("losses", [[1.0, 1.0], [1.0, 2.0], [1.0]])

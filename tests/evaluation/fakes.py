@@ -126,6 +126,8 @@ class FakeDataset:
         parts = (*(Picture(p) for p in range(len(pictures))), question)
         texts = references if references is not None else (answer,) if isinstance(answer, str) else ()
         messages = (Message("user", parts), Message("assistant", (answer,)))
+        if self.task == "text-to-image":  # drawn from words alone
+            messages = (Message("user", (question,)), Message("assistant", (Picture(0),)))
         identity = f"{self.task}/{i}"
         return Sample(identity, self.task, part, tuple(pictures), messages, tuple(map(str, texts)), facts)
 

@@ -11,6 +11,8 @@ from PIL import Image
 
 from bifocal.config import UserError
 from bifocal.evaluation.report import write_report
+from bifocal.evaluation.report_plots import curves
+from bifocal.evaluation.report_recipes import how_alike
 from bifocal.evaluation.report_samples import choose
 from bifocal.evaluation.results import prediction_path, read_about, read_predictions, write_predictions
 from evaluation.fakes import write_quickstart
@@ -212,3 +214,52 @@ def test_what_failed_too_often_to_be_compared_is_said(tmp_path):
     write_predictions(path, predictions)
     text = write_report(tmp_path).read_text()
     assert "vqa on test: not compared, because 1 request of vlm-discrete failed, more than 1% of all" in text
+
+
+def test_every_figure_of_a_log_has_its_plot():
+    named = [
+        "loss",
+        "reconstruction",
+        "codebook",
+        "commitment",
+        "psnr",
+        "usage",
+        "perplexity",
+        "gradient_norm",
+    ]
+    log = [{"phase": "train", "step": step, **dict.fromkeys(named, 1.0 / step)} for step in (1, 2)]
+    assert curves({"vqvae": log}).count('<svg class="plot"') == len(named)
+
+
+def vlm(steps: int, layers: int = 4, drawing: float = 0.0, **more: object) -> dict:
+    return {
+        "train": {"steps": steps}, "language": {"layers": layers, "width": 192}, "batch_size": 24, "episodes": 8000,
+        "stages": [], "align": None, "tasks": {"drawing": drawing}, **more,
+    }  # fmt: skip
+
+
+def test_what_the_two_were_trained_unlike_in_is_said_from_their_recipes(tmp_path):
+    both = {
+        "vlm-continuous": vlm(620, stages=[{}]),
+        "vlm-discrete": vlm(70, 6, 0.15, episodes=4000, align="clip"),
+    }
+    said = how_alike({**both, "vqvae": {"perceptual": "clip"}})
+    for part in (
+        "620 and 70 steps of training", "8,000 and 4,000 scenes", "4 and 6 layers", "for CLIP alone", "taught",
+        "knows things by", "15% of the rows spent on drawing", "not that of the eyes alone",
+    ):  # fmt: skip
+        assert part in said, part
+    for name, recipe in both.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.json").write_text(json.dumps(recipe))
+    assert "620 and 70 steps of training" in write_report(tmp_path).read_text()
+
+
+def test_what_they_were_trained_alike_in_is_claimed_of_like_recipes_alone():
+    alike = {"vlm-continuous": vlm(620), "vlm-discrete": vlm(620)}
+    assert how_alike(alike) == "Beside their eyes both were trained alike."
+    assert how_alike({"vlm-continuous": vlm(620)}) == ""
+
+
+def test_blank_pictures_are_said_to_be_shown_on_the_test_split_alone(html):
+    assert "which a quickstart shows on the test split alone" in _section(html, "results")

@@ -148,3 +148,8 @@ def test_one_size_of_pictures_without_the_other_is_refused(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"world\.picture_size is 64 and model\.vision\.picture_size 128"):
         train_command("clip", tmp_path / "run", overrides={"model.vision.picture_size": "128"}, scale="smoke")
     assert not (tmp_path / "run").exists()
+
+
+def test_words_of_one_s_own_are_refused_beside_it(tmp_path: Path, begin: Path) -> None:
+    with pytest.raises(UserError, match="--text-tokens would change nothing: the words are those of"):
+        train_command("clip", tmp_path / "run", overrides={"text_tokens": "500"}, init_from=str(begin))

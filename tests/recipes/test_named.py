@@ -1,6 +1,8 @@
-"""Settings that no model can have, or that would change nothing, are refused in one sentence."""
+"""Recipes by name: settings that no model can have, or that would change nothing, are refused in one sentence."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 
@@ -60,3 +62,22 @@ def test_where_they_do_something_they_are_taken() -> None:
     recipe = recipe_named("vqvae", "smoke", {**settings, "perceptual_weight": "0.5"})
     assert (recipe.model.quantizer.decay, recipe.perceptual_weight) == (0.9, 0.5)
     assert recipe_named("vqvae", "smoke", {"model.quantizer.kind": "simvq"}).model.quantizer.kind == "simvq"
+
+
+@pytest.mark.parametrize(
+    ("model", "setting"),
+    [
+        ("vlm", "text_tokens"),
+        ("vlm", "box_bins"),
+        ("vlm-smollm", "box_bins"),
+        ("parti", "text_tokens"),
+    ],
+)
+def test_what_the_words_of_another_run_decide_is_refused_beside_it(model: str, setting: str) -> None:
+    flag = f"--{setting.replace('_', '-')}"
+    said = f"{flag} would change nothing: the words are those of runs/other (--init-from), so leave it out"
+    with pytest.raises(UserError, match=re.escape(said)):
+        recipe_named(model, "smoke", {setting: "500"}, vision="eyes", init_from="runs/other")
+    assert recipe_named(model, "smoke", {}, vision="eyes", init_from="runs/other")
+    if model != "vlm-smollm" or setting == "box_bins":
+        assert getattr(recipe_named(model, "smoke", {setting: "500"}, vision="eyes"), setting) == 500

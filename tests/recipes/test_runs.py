@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bifocal.config import UserError
-from bifocal.recipes.runs import RECIPE, open_run
+from bifocal.recipes.runs import RECIPE, open_run, refuse_finished_otherwise
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import TrainSettings
 
@@ -49,3 +49,21 @@ def test_a_run_goes_on_with_other_workers_and_not_with_other_rates(tmp_path: Pat
     other = TrainSettings(optimizer=OptimizerSettings(learning_rate=1.0))
     with pytest.raises(UserError, match=r"it differs in train\.optimizer\.learning_rate\)"):
         open_run(tmp_path / "run", "vlm", Trained(other), resume=True)
+
+
+@dataclass(frozen=True)
+class Standing:
+    vision: str = ""
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+
+def test_a_finished_run_stands_for_its_recipe_wherever_it_lies_and_for_no_other(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    open_run(run, "vlm", Standing("before/clip"), resume=False)
+    moved = Standing("after/clip", TrainSettings(checkpoint_every=7, workers=2, device="cuda"))
+    refuse_finished_otherwise(run, "vlm", moved)
+    for seed, kind, said in ((1, "vlm", r"train\.seed"), (0, "clip", "kind")):
+        with pytest.raises(UserError, match=rf"trained by another recipe \(it differs in {said}\)"):
+            refuse_finished_otherwise(run, kind, Standing("after/clip", TrainSettings(seed=seed)))
+    with pytest.raises(UserError, match="does not say by what recipe it was trained"):
+        refuse_finished_otherwise(tmp_path / "foreign", "vlm", Standing())

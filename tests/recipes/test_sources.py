@@ -12,7 +12,7 @@ from PIL import Image
 
 import published
 import tiny
-from bifocal.config import UserError
+from bifocal.config import UserError, fingerprint
 from bifocal.data.batch import RowBuilder, Template
 from bifocal.data.boxes import bins_to_box
 from bifocal.data.folder import kept_for_validation
@@ -72,6 +72,56 @@ def test_each_conversation_without_a_picture_comes_as_often_as_a_picture(tmp_pat
     assert not talked["train"] & talked["validation"]
     assert len(talked["train"] | talked["validation"]) == 200 and 10 <= len(talked["validation"]) <= 30
     assert all(kept_for_validation(talk) == (talk.id in talked["validation"]) for talk in talks)
+
+
+# ------------------------------------------------------------ samples about two pictures
+
+
+def about(*keys: str, task: str = "captioning") -> Sample:
+    asked = Message("user", (*(Picture(place) for place in range(len(keys))), "what is there?"))
+    messages = (asked, Message("assistant", (f"said of {' '.join(keys)}",)))
+    return Sample(f"{task}/{'+'.join(keys)}", task, "all", keys, messages)
+
+
+NAMES = [f"{number}.png" for number in range(60)]
+PAIRS = [about(*pair, task="reasoning") for pair in zip(NAMES, NAMES[1:], strict=False)]
+
+
+def test_clip_learns_from_the_captions_of_single_pictures_beside_pairs(tmp_path):
+    alone, asked, only_in_pairs = NAMES[:20], NAMES[20:30], NAMES[30:]
+    singles = [about(name) for name in alone] + [about(name, task="vqa") for name in asked]
+    source = folder(tmp_path, *singles, *PAIRS)
+    taken = {
+        split: [source.pair(split, number, 0) for number in range(40)] for split in ("train", "validation")
+    }
+    assert all(pair.text == f"said of {pair.key}" for some in taken.values() for pair in some)
+    keys = {split: {pair.key for pair in some} for split, some in taken.items()}
+    assert keys["train"] | keys["validation"] == set(alone) and not keys["train"] & keys["validation"]
+    assert source.uncaptioned() == len(asked) + len(only_in_pairs)
+
+
+def test_a_folder_without_captions_is_refused_by_clip_alone(tmp_path):
+    source = folder(tmp_path, about("a.png", task="vqa"), about("a.png", "b.png", task="reasoning"))
+    assert source.picture("train", 0).shape == (32, 32, 3)
+    with pytest.raises(UserError, match=r"no picture of .* has a caption, and CLIP learns from captions"):
+        source.pair("train", 0, 0)
+
+
+def test_no_picture_that_is_held_out_is_trained_on_beside_another(tmp_path):
+    singles = [about(name) for name in NAMES]
+    held_out = {sample.pictures[0] for sample in singles if kept_for_validation(sample)}
+    assert held_out
+    source = folder(tmp_path, *singles, *PAIRS)
+    for split, clash in (("train", 0), ("validation", 1)):
+        documents = [source.document_keys(split, number) for number in range(source.documents(split))]
+        assert {min(1, len(held_out & {*keys})) for keys in documents} == {clash}
+        assert {len(keys) for keys in documents} == {1, 2}
+
+
+def test_single_pictures_are_held_out_by_the_hash_of_their_names_as_ever(tmp_path):
+    for name in NAMES:
+        tenth = int(fingerprint([name])[:8], 16) % 10 == 0
+        assert kept_for_validation(about(name)) == tenth
 
 
 def test_the_fingerprint_is_of_answers_and_pictures_and_that_of_a_copy(tmp_path):

@@ -46,6 +46,16 @@ def train(place: Path, family: str, name: str = "run", **changes: Any) -> list[f
     return [row["loss"] for row in rows if "loss" in row]
 
 
+@pytest.mark.parametrize("family", EYES)
+def test_pictures_of_another_size_than_the_encoder_takes_are_refused_at_once(
+    place: Path, family: str
+) -> None:
+    said = rf"{EYES[family]} takes pictures of 32 pixels, and these have 64: give --world\.picture-size 32"
+    with pytest.raises(UserError, match=said):
+        train(place, family, world=WorldSettings())
+    assert not (place / "run").exists()
+
+
 # ------------------------------------------------------------ drawing anew
 
 
@@ -96,7 +106,10 @@ def test_a_store_of_encode_is_read_instead_of_encoding_again(
     [
         ({"vision": "other"}, "was encoded by another model than .*other: encode again, with that"),
         ({"feature_layer": -2}, "layer -1, and this run reads layer -2: encode again with --layer -2"),
-        ({"world": WorldSettings(picture_size=64)}, "pictures of 32 pixels, and this run's have 64"),
+        (
+            {"world": WorldSettings(picture_size=64)},
+            r"takes pictures of 32 pixels, and these have 64: give --world\.picture-size 32",
+        ),
         ({"data": None}, "is of one folder of pictures: give that folder to --data"),
         ({"encoded": "data"}, "data is no store of bifocal encode"),
     ],

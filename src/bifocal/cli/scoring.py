@@ -48,6 +48,7 @@ def evaluate(
     split: str | None = None,
     data: str | None = None,
     count: int | None = None,
+    concepts: Literal["small", "quickstart", "all"] | None = None,
     blank: bool = True,
     restart: bool = False,
     shuffled: bool = False,
@@ -81,6 +82,7 @@ def evaluate(
         split: of the scenes (test if not given), or of DATA where its samples say which they are of (or all of them).
         data: a folder of samples instead of the scenes; for zero-shot also one with a folder for each class.
         count: how many samples.
+        concepts: of the scenes (those that the run was trained on if not given, where its recipe says which).
         blank: also put the same questions with blank pictures.
         restart: throw away the answers that were kept from before, and ask everything anew.
         shuffled: also put the same questions with each other's pictures.
@@ -118,6 +120,7 @@ def evaluate(
             split=split,
             data=data,
             count=count,
+            concepts=concepts,
             blank=blank,
             restart=restart,
             shuffled=shuffled,

@@ -13,7 +13,7 @@ from bifocal.cli.shared import Dtype
 
 
 def quickstart(
-    out: Path = Path("runs/quickstart"),
+    out: Path | None = None,
     scale: Literal["quickstart", "standard"] = "quickstart",
     smoke: bool = False,
     seed: int = 0,
@@ -27,11 +27,12 @@ def quickstart(
     Example: bifocal quickstart --out runs/quickstart
 
     Args:
-        out: where everything goes; report.html and results.json at the end.
+        out: where everything goes, report.html and results.json at the end (runs/quickstart if not given, runs/smoke
+            for --smoke).
         scale: quickstart takes about twenty minutes on two cores, standard over an hour.
         smoke: the same road at toy size, in about a minute.
         seed: of the first weights and of what every step draws. Which scenes there are does not depend on it.
-        resume: keep what is finished in OUT and go on.
+        resume: keep what is finished in OUT and go on; on another device everything is evaluated anew.
         device: where to compute.
         workers: processes that make batches too: on a CPU while the one that trains makes one, else ahead of time.
         vlm_checkpoints: keep so many of either VLM on its way, for curves against time (docs/curves.md); say it again
@@ -40,7 +41,7 @@ def quickstart(
     from bifocal.commands.quickstart import quickstart as go
 
     go(
-        out,
+        out or Path("runs") / ("smoke" if smoke else "quickstart"),
         "smoke" if smoke else scale,
         seed=seed,
         resume=resume,

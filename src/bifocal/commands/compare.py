@@ -10,6 +10,7 @@ import numpy as np
 
 from bifocal.artifacts import atomic_write_text
 from bifocal.commands.drawings import drawn_in, scene_pictures, write_drawing_page
+from bifocal.commands.worlds import world_in
 from bifocal.config import UserError
 from bifocal.data.folder import PictureFiles
 from bifocal.evaluation.compare import Comparison, compare
@@ -54,20 +55,22 @@ def compare_command(
         }
         table = differences_table(comparison, names)
         about = about_sides(comparison, names)
-        write_drawing_page(page, sides, [], pictures_of(data), scores=table, about=about)
+        pictures = pictures_of(data, [stamps[0][drawn]] if drawn in stamps[0] else [])
+        write_drawing_page(page, sides, [], pictures, scores=table, about=about)
     elif page is not None:
         paged = {key: some for key, some in a.items() if key[0] in PAGED}
+        scenes = [stamps[0][key] for key in paged if key in stamps[0] and "/" not in key[1]]
         with counted("pictures of the page") as update:
-            text = comparison_page(comparison, paged, b, pictures_of(data), progress=update)
+            text = comparison_page(comparison, paged, b, pictures_of(data, scenes), progress=update)
         atomic_write_text(page, text)
         print(f"wrote {page}", file=sys.stderr)
     return comparison
 
 
-def pictures_of(data: Sequence[str]) -> PictureOf:
-    """Pictures by their keys: of the folders, in their order, or of the default scenes where there is none."""
+def pictures_of(data: Sequence[str], stamps: Sequence[Stamp]) -> PictureOf:
+    """Pictures by their keys: of the folders, in their order, or, where there is none, of the scenes of the stamps."""
     if not data:
-        return scene_pictures()
+        return scene_pictures(world_in(stamps))
     folders = [PictureFiles(folder) for folder in data]
 
     def picture(key: str) -> np.ndarray:

@@ -12,14 +12,10 @@ from bifocal.data.folder import sample_files
 from bifocal.data.overlap import Match, overlap, trained_on
 from bifocal.data.sample import Dataset
 from bifocal.recipes.mixture import SCENES, is_mixture, read_mixture
-from bifocal.recipes.runs import INIT_FROM, RECIPE
+from bifocal.recipes.runs import INIT_FROM, RECIPE, STANDS_ON
 from bifocal.training.progress import counted
 
 LOOKS = "training-looks"  # the folder of a run in which the looks of its training pictures are kept
-
-
-# The runs that a recipe names: whose eyes, words, teaching or weights it has.
-PARTS = ("vision", "text_from", "align", "perceptual", INIT_FROM)
 
 
 def training_sets(run: Path, seen: Collection[Path] = (), gone: list[str] | None = None) -> Iterator[str]:
@@ -41,7 +37,7 @@ def training_sets(run: Path, seen: Collection[Path] = (), gone: list[str] | None
             yield data
     elif data:
         yield data
-    for part in PARTS:
+    for part in (*STANDS_ON, INIT_FROM):
         if recipe.get(part):
             yield from training_sets(Path(recipe[part]), {*seen, run.resolve()}, gone)
 

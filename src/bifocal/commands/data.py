@@ -24,6 +24,8 @@ TASKS = ("captioning", "vqa", "grounding", "reasoning", "zero-shot", "retrieval"
 
 def export_scenes(out: Path, *, split: str, count: int, settings: WorldSettings) -> None:
     """Write ``count`` samples of every task with their pictures: one JSONL a task, PNG files under ``pictures/``."""
+    if count < 1:
+        raise UserError(f"--count must be at least 1, got {count}")
     refuse_full(out)
     world = World(settings)
     out.mkdir(parents=True, exist_ok=True)

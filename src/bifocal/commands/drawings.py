@@ -179,9 +179,8 @@ def drawn_in(run: Path, predictions: Sequence[Prediction]) -> Path:
     return run.parent if kept and (run.parent / kept[0]).is_file() else run
 
 
-def scene_pictures() -> PictureOf:
-    """The pictures of the default scenes by their keys, those of the prompts among them."""
-    world = World(WorldSettings())
+def scene_pictures(world: World) -> PictureOf:
+    """The pictures of scenes by their keys, those of the prompts among them."""
     prompts = functools.cache(lambda: PromptSet(world))
 
     def picture(key: str) -> np.ndarray:

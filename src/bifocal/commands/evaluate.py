@@ -13,11 +13,12 @@ from PIL import Image
 from bifocal import distributed, evaluation, inference
 from bifocal.artifacts import atomic_write_text
 from bifocal.commands.contamination import contamination as trained_before
-from bifocal.commands.drawings import DrawingOptions, open_features, prompts_of, write_drawing_page
+from bifocal.commands.drawings import DEFAULT, DrawingOptions, open_features, prompts_of, write_drawing_page
 from bifocal.commands.evaluation_sets import LABELLED, dataset_of, taught_from
 from bifocal.commands.figures import reconstruction_page
 from bifocal.commands.places import place_of
 from bifocal.commands.score import caption_options, say_what_is_missing
+from bifocal.commands.worlds import world_asked
 from bifocal.commands.zero_shot_page import zero_shot_page
 from bifocal.config import UserError
 from bifocal.data.fingerprints import asked_fingerprint
@@ -49,6 +50,7 @@ def evaluate_command(
     split: str | None = None,
     data: str | None = None,
     count: int | None = None,
+    concepts: str | None = None,
     blank: bool = True,
     restart: bool = False,
     shuffled: bool = False,
@@ -74,6 +76,8 @@ def evaluate_command(
 
     Those about a folder, or a file of prompts, lie in a place of their own (see ``places``). The scores' stamps are
     added to ``about``.
+
+    Scenes are those of the world that the run was trained on, or of these ``concepts``, if no ``world`` is given.
 
     On a folder it is looked up what of it the run was trained on, where its recipe says where that lies;
     ``train_data`` is another folder that was. ``shuffled`` also scores the questions with each other's pictures.
@@ -113,6 +117,10 @@ def evaluate_command(
         options["templates"], options["templates_name"] = read_templates(templates), Path(templates).stem
     model = inference.load(run, device=device, dtype=dtype)
     dataset: Dataset
+    if data is None and drawing.prompts in (None, DEFAULT):
+        world = world or world_asked(run, concepts)
+    elif concepts is not None:
+        raise UserError("--concepts are those of scenes, and what is asked about are others: leave it out")
     if drawing.prompts is not None:
         dataset = prompts_of(drawing.prompts, split, data, count, world)
     else:

@@ -43,8 +43,8 @@ def dataset_of(
 ) -> Dataset:
     """The fixed evaluation set of a task: scenes of a split, or the samples of a folder.
 
-    Without a ``split`` it is the test split of the scenes, and the one split of which a folder's samples say that they
-    are. ``names`` are those of class folders, by folder.
+    Without a ``world`` it is of the default one, and without a ``split`` the test split of the scenes, or the one split
+    of which a folder's samples say that they are. ``names`` are those of class folders, by folder.
     """
     if count is not None and count < 1:
         raise UserError(f"--count must be at least 1, got {count}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bifocal import artifacts
 from bifocal.data.pictures import to_pictures, to_tensor
-from bifocal.evaluation.report import figures_html, scores_table
+from bifocal.evaluation.report_tables import figures_html, scores_table
 from bifocal.evaluation.results import Row
 from bifocal.inference import VQVAE
 from bifocal.measures import CodebookMeter

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bifocal import artifacts, evaluation, inference
 from bifocal.commands.evaluation_sets import dataset_of
+from bifocal.commands.worlds import world_asked
 from bifocal.config import UserError
 from bifocal.data.foreign_text import ForeignTokenizer
 from bifocal.data.sample import Dataset
@@ -152,8 +153,9 @@ def interpolate_command(
             data=None if data == SCENES else data,
             count=count,
             names=names,
+            world=world_asked(run) if data == SCENES else None,
         )
-        for name, data in (("old", old), ("new", new))
+        for name, data, run in (("old", old, start), ("new", new, end))
         if data is not None
     }
     curve: list[Point] = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+import functools
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,15 +15,18 @@ from bifocal import artifacts, inference
 from bifocal.commands.evaluate import evaluate_command
 from bifocal.commands.evaluation_sets import COUNTS
 from bifocal.commands.figures import vqvae_figures
+from bifocal.commands.times import Times
 from bifocal.config import UserError
 from bifocal.data.scenes import World, WorldSettings
 from bifocal.environment import environment
+from bifocal.evaluation.answers import OtherAnswers
 from bifocal.evaluation.compare import compare_models, print_comparison
 from bifocal.evaluation.goals import QUICKSTART_GOALS, STANDARD_GOALS
 from bifocal.evaluation.report import write_report
 from bifocal.evaluation.results import (
     HEADLINES,
     Row,
+    Stamp,
     format_interval,
     format_value,
     metric_title,
@@ -31,14 +35,15 @@ from bifocal.evaluation.results import (
     write_results,
 )
 from bifocal.models.precision import open_device
-from bifocal.recipes.clip import recipe_clip, train_clip
-from bifocal.recipes.runs import finished
+from bifocal.recipes.clip import CLIPRecipe, recipe_clip, train_clip
+from bifocal.recipes.runs import begun, finished, refuse_finished_otherwise
 from bifocal.recipes.sources import world_of
 from bifocal.recipes.vlm import VLMRecipe, recipe_vlm, train_vlm
-from bifocal.recipes.vqvae import recipe_vqvae, train_vqvae
+from bifocal.recipes.vqvae import VQVAERecipe, recipe_vqvae, train_vqvae
 
 Scale = Literal["smoke", "quickstart", "standard"]
-MODELS = ("vqvae", "clip", "vlm-continuous", "vlm-discrete")
+KINDS = {"vqvae": "vqvae", "clip": "clip", "vlm-continuous": "vlm", "vlm-discrete": "vlm"}
+MODELS = tuple(KINDS)
 # In the reference run CLIP comes first, because the VQ-VAE is to keep what CLIP knows a thing by (``perceptual``).
 STANDARD_ORDER = ("clip", "vqvae", "vlm-continuous", "vlm-discrete")
 SPLITS = ("test", "test-novel-pairs", "test-novel-concepts")
@@ -54,6 +59,7 @@ SHOWN = {
     ("vlm-discrete", "checker_recall"),
 }
 NOVEL_SHARE = 1 / 3  # novel splits are asked fewer questions
+TIMES = "times.json"
 
 
 def quickstart(
@@ -69,44 +75,45 @@ def quickstart(
     """Train VQ-VAE, CLIP and both VLMs, evaluate, compare, and write results.json and report.html into ``out``.
 
     With ``resume`` finished parts are kept and the interrupted one goes on; ``vlm_checkpoints`` is as in
-    ``vlm_recipe``. Raises ``UserError`` if ``out`` holds a run and ``resume`` is false, or, at smoke scale, if a loss
-    did not fall.
+    ``vlm_recipe``. Raises ``UserError`` if ``out`` holds a run and ``resume`` is false, or a part of another scale or
+    seed, or, at smoke scale, if a loss did not fall.
     """
     if not resume and out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: continue it with --resume, or choose another --out")
     open_device(device)
     given = {"seed": seed, "device": device, "workers": workers}
-    for name in MODELS[2:]:  # what is wrong with them is said before their encoders are trained
-        vlm_recipe(name, out, scale, given, vlm_checkpoints)
+    for name in MODELS:  # what is wrong with the last is said before the first is trained
+        recipe = part_recipe(name, out, scale, given, vlm_checkpoints)
+        if finished(out / name):
+            refuse_finished_otherwise(out / name, KINDS[name], recipe)
     out.mkdir(parents=True, exist_ok=True)
-    times: dict[str, float] = {}
-    began = time.perf_counter()
+    times = Times(out / TIMES)
     for name in STANDARD_ORDER if scale == "standard" else MODELS:
-        start = time.perf_counter()
         if not finished(out / name):
-            train_part(name, out, scale, given, vlm_checkpoints)
-        times[f"train {name}"] = time.perf_counter() - start
+            with times.of(f"train {name}"):
+                train_part(name, out, scale, given, vlm_checkpoints)
+        times.at_least(f"train {name}", seconds_in(out / name))
     if scale == "smoke":
         for name in MODELS:
             require_falling_loss(out / name)
-    start = time.perf_counter()
-    world = world_of(WorldSettings())
-    rows = evaluate_all(out, scale, world, device=device)
-    times["evaluate"] = time.perf_counter() - start
-    vqvae = inference.load(out / "vqvae", device=device)
-    assert isinstance(vqvae, inference.VQVAE)
-    shown = 64 if scale == "smoke" else 400
-    vqvae_figures(vqvae, [world.picture(f"test/{index}/0") for index in range(shown)], out / "figures")
-    times["in all"] = time.perf_counter() - began
+    with times.of("evaluate"):
+        world = world_of(WorldSettings())
+        rows = evaluate_all(out, scale, world, device=device)
+    with times.of("figures"):
+        vqvae = inference.load(out / "vqvae", device=device)
+        assert isinstance(vqvae, inference.VQVAE)
+        shown = 64 if scale == "smoke" else 400
+        vqvae_figures(vqvae, [world.picture(f"test/{index}/0") for index in range(shown)], out / "figures")
+    took = {**times.seconds, "in all": sum(times.seconds.values())}
     facts = {
         "scale": scale,
         "seed": seed,
         **environment(),
-        **{f"{name}, seconds": round(value, 1) for name, value in times.items()},
+        **{f"{name}, seconds": round(value, 1) for name, value in took.items()},
     }
     goals = STANDARD_GOALS if scale == "standard" else QUICKSTART_GOALS
     report = write_report(out, picture=world.picture, goals=goals, facts=facts)
-    conclude(out, rows, report, world, times)
+    conclude(out, rows, report, world, took)
     return rows
 
 
@@ -118,17 +125,22 @@ def train_part(
     ``given`` are settings of the trainer that take the place of the recipe's.
     """
     place = out / name
-    resume = (place / "recipe.json").exists()
+    recipe = part_recipe(name, out, scale, given, vlm_checkpoints)
+    trained: Mapping[str, Callable[..., Any]] = {"vqvae": train_vqvae, "clip": train_clip, "vlm": train_vlm}
+    trained[KINDS[name]](recipe, place, resume=begun(place))
+
+
+def part_recipe(
+    name: str, out: Path, scale: Scale, given: Mapping[str, Any], vlm_checkpoints: int = 0
+) -> Any:
+    """How the quickstart trains one of the four models; ``given`` is as in ``train_part``."""
+    if KINDS[name] == "vlm":
+        return vlm_recipe(name, out, scale, given, vlm_checkpoints)
+    recipe: VQVAERecipe | CLIPRecipe = recipe_clip(scale)
     if name == "vqvae":
-        recipe = recipe_vqvae(scale)
-        if scale == "standard":
-            recipe = replace(recipe, perceptual=str(out / "clip"))
-        train_vqvae(replace(recipe, train=replace(recipe.train, **given)), place, resume=resume)
-    elif name == "clip":
-        contrastive = recipe_clip(scale)
-        train_clip(replace(contrastive, train=replace(contrastive.train, **given)), place, resume=resume)
-    else:
-        train_vlm(vlm_recipe(name, out, scale, given, vlm_checkpoints), place, resume=resume)
+        perceptual = str(out / "clip") if scale == "standard" else None
+        recipe = replace(recipe_vqvae(scale), perceptual=perceptual)
+    return replace(recipe, train=replace(recipe.train, **given))
 
 
 def vlm_recipe(
@@ -153,6 +165,12 @@ def vlm_recipe(
     return replace(recipe, vision=vision, train=train)
 
 
+def seconds_in(run: Path) -> float:
+    """How long a run was trained, by its log, in which the pauses between its starts do not count."""
+    log = artifacts.read_json_lines(run / "log.jsonl")
+    return max((float(row["seconds"]) for row in log if "seconds" in row), default=0.0)
+
+
 def require_falling_loss(run: Path) -> None:
     """Raise ``UserError`` unless the last losses of a run lie below its first."""
     log = artifacts.read_json_lines(run / "log.jsonl")
@@ -163,36 +181,84 @@ def require_falling_loss(run: Path) -> None:
         )
 
 
-def evaluate_all(out: Path, scale: Scale, world: World, *, device: str) -> list[Row]:
-    """Every model on its tasks, on the test split and the novel ones; finished parts are kept in ``results.json``."""
-    path = out / "results.json"
-    rows = read_results(path) if path.exists() else []
-    about = read_about(path) if path.exists() else []
-    done = {(row.model, row.task, row.split) for row in rows}
+Asked = tuple[str, str, str]  # model, task, split
+
+
+def questions(scale: Scale) -> dict[Asked, int]:
+    """What is asked of which model on which split, and how many samples of it."""
     plan: list[tuple[str, str]] = [("vqvae", "reconstruction"), ("clip", "zero-shot"), ("clip", "retrieval")]
     plan += [(model, task) for model in ("vlm-continuous", "vlm-discrete") for task in READING]
     plan.append(("vlm-discrete", "text-to-image"))
+    counts = {}
     for model, task in plan:
         for split in SPLITS:
-            if (model, task, split) in done or (task == "zero-shot" and split == "test-novel-pairs"):
+            if task == "zero-shot" and split == "test-novel-pairs":  # a single object is no pair
                 continue
             count = COUNTS[task] if split == "test" else int(COUNTS[task] * NOVEL_SHARE)
             if scale == "smoke":
                 count = 24 if split == "test" else 12
-            rows += evaluate_command(
-                out / model,
-                task,
-                split=split,
-                count=count,
-                blank=split == "test",
-                checker=out / "vlm-continuous" if task == "text-to-image" else None,
-                about=about,
-                directory=out,
-                world=world,
-                device=device,
-                name=model,
+            counts[model, task, split] = count
+    return counts
+
+
+def kept_results(
+    path: Path, wanted: Mapping[Asked, int], prints: Mapping[str, str]
+) -> tuple[list[Row], list[Stamp]]:
+    """The rows of a ``results.json``, and their stamps, that are of as many samples as are wanted and of these models.
+
+    ``prints`` are the models' fingerprints, which are others on another device.
+    """
+    if not path.exists():
+        return [], []
+    rows, about = read_results(path), read_about(path)
+    fits: dict[Asked, Stamp] = {}
+    for stamp in about:
+        asked = stamp["model"], stamp["task"], stamp["split"]
+        if (wanted.get(asked), prints.get(stamp["model"])) == (stamp["samples"], stamp["model_fingerprint"]):
+            fits[asked] = stamp
+    kept = [row for row in rows if row.key[:3] in fits]
+    if len(kept) < len(rows):
+        print(
+            f"bifocal: {len(rows) - len(kept)} of the {len(rows)} scores in {path} are of other models, of these on "
+            "another device, or of other numbers of samples: asking anew",
+            file=sys.stderr,
+        )
+    return kept, list(fits.values())
+
+
+def evaluate_all(out: Path, scale: Scale, world: World, *, device: str) -> list[Row]:
+    """Every model on its tasks, on the test split and the novel ones; finished parts are kept in ``results.json``."""
+    path = out / "results.json"
+    wanted = questions(scale)
+    prints = {name: inference.load(out / name, device=device).fingerprint for name in MODELS}
+    rows, about = kept_results(path, wanted, prints)
+    done = {row.key[:3] for row in rows}
+    for (model, task, split), count in wanted.items():
+        if (model, task, split) in done:
+            continue
+        ask = functools.partial(
+            evaluate_command,
+            out / model,
+            task,
+            split=split,
+            count=count,
+            blank=split == "test",
+            checker=out / "vlm-continuous" if task == "text-to-image" else None,
+            about=about,
+            directory=out,
+            world=world,
+            device=device,
+            name=model,
+        )
+        try:
+            rows += ask()
+        except OtherAnswers:  # the evaluation that they belong to is this one, begun on another device
+            print(
+                f"bifocal: {model} gave the first answers to {task} on {split} elsewhere: asking anew",
+                file=sys.stderr,
             )
-            write_results(path, rows, about)
+            rows += ask(restart=True)
+        write_results(path, rows, about)
     return rows
 
 

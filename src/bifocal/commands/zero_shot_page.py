@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bifocal import artifacts
 from bifocal.data.sample import Dataset
-from bifocal.evaluation.report import scores_table
 from bifocal.evaluation.report_plots import confusion_matrix
+from bifocal.evaluation.report_tables import scores_table
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.pages import Section, contact_sheet, page, picture_html
 

@@ -22,6 +22,10 @@ _CHANGED = {
 }
 
 
+class OtherAnswers(UserError):
+    """Answers are there that would be lost: those of an evaluation that did not end, to something else than this."""
+
+
 def is_whole(answers: Sequence[Given] | None) -> bool:
     """Whether a batch was answered to the last question: what failed is to be asked again."""
     return answers is not None and not any("failure" in answer for answer in answers)
@@ -31,7 +35,7 @@ class AnswerStore:
     """A directory with a file for each rank: first what was asked of whom, then a line for each batch of answers.
 
     ``about`` has the keys model, data and settings. ``given`` are the answers found there, by the number of the batch.
-    Every rank must open it. Answers to something else are refused with ``UserError`` where they are those of an
+    Every rank must open it. Answers to something else are refused with ``OtherAnswers`` where they are those of an
     evaluation that did not end, which would be lost; those of one that did end are replaced, and a sentence says so.
 
     With ``restart`` everything that is there is thrown away.
@@ -94,7 +98,7 @@ class AnswerStore:
         why = " and ".join(words for name, words in _CHANGED.items() if before.get(name) != self.about[name])
         if len(self.given) < before.get("batches", 0):
             count = sum(len(answers) for answers in self.given.values())
-            raise UserError(
+            raise OtherAnswers(
                 f"'{self.place}' holds the {count} answers of an evaluation that did not end, and they are {why}: "
                 "end that one, or give --restart to throw them away and ask everything anew"
             )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bifocal.evaluation.report import about_table, result_table
 from bifocal.evaluation.report_samples import PictureOf
+from bifocal.evaluation.report_tables import about_table, result_table
 from bifocal.evaluation.results import Prediction, Row, Stamp
 from bifocal.evaluation.scoring import parts_of, same_samples
 from bifocal.pages import Section, escape, page, picture_html

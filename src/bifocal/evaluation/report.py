@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from bifocal.artifacts import atomic_write_text, read_json, read_json_lines
-from bifocal.evaluation.compare import Comparison, Difference, compare, format_p, spelt
+from bifocal.evaluation.compare import Comparison, Difference, compare, format_p
 from bifocal.evaluation.goals import CONTINUOUS, DISCRETE, QUICKSTART_GOALS, Goal, find_row, judge
 from bifocal.evaluation.kept import load_predictions, load_stamps
 from bifocal.evaluation.report_plots import Log, confusion_matrix, curves, keys, scale_top, score_line
+from bifocal.evaluation.report_recipes import how_alike
 from bifocal.evaluation.report_samples import FAMILIES, PictureOf, drawing_cards, sample_cards
+from bifocal.evaluation.report_tables import about_table, figures_html, notice, result_table, scores_table
 from bifocal.evaluation.results import (
     Prediction,
     Row,
@@ -25,7 +27,7 @@ from bifocal.evaluation.results import (
     read_about,
     read_results,
 )
-from bifocal.pages import Section, details, escape, page, picture_uri, table
+from bifocal.pages import Section, details, escape, page, table
 
 SPLIT = "test"  # the split of the headlines and the examples; all others stand in the full table
 
@@ -43,7 +45,7 @@ COMPARED = (
 RUNS = {
     "VQ-VAE": (("vqvae",), "Learns to draw a picture again from the indices of a codebook."),
     "CLIP": (("clip",), "Learns which caption belongs to which picture."),
-    "The two VLMs": ((CONTINUOUS, DISCRETE), "The same transformer on the same data; only the eyes differ."),
+    "The two VLMs": ((CONTINUOUS, DISCRETE), "The same kind of transformer, with either kind of eyes."),
 }
 
 
@@ -125,15 +127,12 @@ def write_report(
     return path
 
 
-def _notice(text: str) -> str:
-    return f'<p class="notice">{escape(text)}</p>'
-
-
 def _lead(found: Findings) -> str:
     parts = [
         "<b class=continuous>CLIP features</b> through a projector, or <b class=discrete>VQ-VAE codes</b> as "
-        "tokens: the same small transformer was trained on both, on the same pictures made of real drawings, "
-        "and asked the same questions about pictures it had never seen."
+        "tokens: a small transformer was trained on either, on pictures made of real drawings, and both were asked "
+        "the same questions about pictures they had never seen.",
+        escape(how_alike(found.recipes)),
     ]
     both = [find_row(found.rows, model, "vqa", "accuracy") for model in (CONTINUOUS, DISCRETE)]
     if both[0] and both[1]:
@@ -159,7 +158,7 @@ def _headline(found: Findings) -> str:
         name = f"{escape(_task_title(task))}<small>{escape(metric_title(metric))}, n = {rows[0].n:,}</small>"
         blocks.append(f'<div class="name">{name}</div><div class="lines">{lines}</div>')
     if not blocks:
-        return _notice("Neither language model has been evaluated yet.")
+        return notice("Neither language model has been evaluated yet.")
     chart = f'{keys()}<div class="card"><div class="scores">{"".join(blocks)}</div></div>'
     return chart + _differences(found)
 
@@ -179,7 +178,7 @@ def _task_title(task: str) -> str:
 
 def _differences(found: Findings) -> str:
     if found.comparison is None:
-        return _notice("There are not yet predictions of both models, so there is no paired test.")
+        return notice("There are not yet predictions of both models, so there is no paired test.")
     chosen = {(d.task, d.split, d.metric): d for d in found.comparison.differences if d.slice == "all"}
     splits = sorted({split for _, split, _ in chosen}, key=lambda split: (split != SPLIT, split))
     body = ""
@@ -193,8 +192,8 @@ def _differences(found: Findings) -> str:
     for owner, only in ((CONTINUOUS, found.comparison.only_a), (DISCRETE, found.comparison.only_b)):
         shared = [name for name in only if not name.startswith("text-to-image")]
         if shared:
-            body += _notice(f"Only {owner} was evaluated on {', '.join(shared)}.")
-    body += "".join(_notice(f"{note}.") for note in found.comparison.notes)
+            body += notice(f"Only {owner} was evaluated on {', '.join(shared)}.")
+    body += "".join(notice(f"{note}.") for note in found.comparison.notes)
     return body + (
         '<p class="muted">Difference: CLIP minus VQ-VAE on the same samples, with the 95% interval of a '
         "bootstrap over pictures, coloured where the interval leaves out zero; p is McNemar's exact test, "
@@ -217,7 +216,7 @@ def _difference_cells(d: Difference) -> list[str]:
 
 def _goals(found: Findings, goals: Sequence[Goal]) -> str:
     if not found.rows:
-        return _notice("There are no results yet to hold against the goals.")
+        return notice("There are no results yet to hold against the goals.")
     marks = {
         True: '<b class="good">✓</b>',
         False: '<b class="bad">✗</b>',
@@ -263,7 +262,7 @@ def _kinds(found: Findings) -> str:
             heading = f"<h3>{escape(_task_title(task))}: {escape(metric_title(metric))}</h3>"
             body += f'{heading}<div class="card"><div class="scores">{blocks}</div></div>'
     if not body:
-        return _notice("There are no results by kind of question yet.")
+        return notice("There are no results by kind of question yet.")
     explanation = (
         "<p>A model that looks should stand clear of the line, which is what one gets by knowing the kind of "
         "question alone; without pictures (the diamond) it should fall back to that line.</p>"
@@ -273,7 +272,7 @@ def _kinds(found: Findings) -> str:
 
 def _answers(found: Findings, picture: PictureOf | None) -> str:
     if picture is None:
-        return _notice("The pictures were not at hand when this page was written, so no examples are shown.")
+        return notice("The pictures were not at hand when this page was written, so no examples are shown.")
     tasks = ("captioning", "vqa", "grounding", "reasoning")
     shown = {(model, task): found.of(model, task) for model in FAMILIES for task in tasks}
     return (
@@ -285,7 +284,7 @@ def _answers(found: Findings, picture: PictureOf | None) -> str:
 def _drawings(found: Findings, picture: PictureOf | None) -> str:
     predictions = found.of(DISCRETE, "text-to-image")
     if not predictions:
-        return _notice("No pictures were drawn from prompts.") + _figures(found, "text-to-image")
+        return notice("No pictures were drawn from prompts.") + _figures(found, "text-to-image")
     rows = {row.metric: row for row in found.rows if (row.model, row.task) == (DISCRETE, "text-to-image")
             and row.split == SPLIT and row.slice == "all"}  # fmt: skip
     text = ""
@@ -310,37 +309,19 @@ def _drawings(found: Findings, picture: PictureOf | None) -> str:
 def _scores(found: Findings, model: str) -> str:
     """The main scores of one part in few columns; the full table has the rest."""
     rows = [row for row in found.rows if row.model == model and row.slice == "all"]
-    return scores_table(rows) if rows else _notice(f"{model} has not been evaluated yet.")
-
-
-def scores_table(rows: Sequence[Row]) -> str:
-    """Split, metric, value, interval, baseline, blank and number of samples of each row."""
-    body = [
-        [
-            escape(row.split),
-            escape(metric_title(row.metric)),
-            f"<b>{format_value(row.metric, row.value)}</b>",
-            format_interval(row.metric, row.low, row.high),
-            format_value(row.metric, row.baseline),
-            format_value(row.metric, row.blank),
-            f"{row.n:,}",
-        ]
-        for row in rows
-    ]
-    columns = ["split", "metric", "value", "95% interval", "baseline", "blank", "n"]
-    return f"<h3>Scores</h3>{table(columns, body, numeric=range(2, 7))}"
+    return scores_table(rows) if rows else notice(f"{model} has not been evaluated yet.")
 
 
 def _vqvae(found: Findings) -> str:
     shown = _figures(found, "reconstruction", "codebook", "vqvae")
-    return (shown or _notice("No figures of reconstructions or of the codebook were made.")) + _scores(
+    return (shown or notice("No figures of reconstructions or of the codebook were made.")) + _scores(
         found, "vqvae"
     )
 
 
 def _clip(found: Findings) -> str:
     predictions = found.of("clip", "zero-shot")
-    matrix = confusion_matrix(predictions) if predictions else _notice("There are no zero-shot predictions.")
+    matrix = confusion_matrix(predictions) if predictions else notice("There are no zero-shot predictions.")
     return f"{_scores(found, 'clip')}<h3>Zero-shot confusion</h3>{matrix}" + _figures(
         found, "zero-shot", "retrieval", "clip"
     )
@@ -352,82 +333,22 @@ def _figures(found: Findings, *sections: str) -> str:
     )
 
 
-def figures_html(folder: Path, figures: Sequence[Mapping[str, str]]) -> str:
-    """Figures with title and caption; a file that the index names in vain is said to be missing."""
-    body = ""
-    for figure in figures:
-        path = folder / figure["file"]
-        title, caption = escape(figure.get("title", "")), escape(figure.get("caption", ""))
-        if not path.is_file():
-            body += _notice(f"The figure {figure['file']} is missing.")
-            continue
-        body += (
-            f'<h3>{title}</h3><figure><img src="{picture_uri(path)}" alt="{title}" loading="lazy">'
-            f"<figcaption>{caption}</figcaption></figure>"
-        )
-    return body
-
-
 def _curves(found: Findings) -> str:
     body = ""
     for title, (models, line) in RUNS.items():
         logs = {model: found.logs[model] for model in models if found.logs.get(model)}
-        shown = curves(logs) if logs else _notice(f"There is no log of {' or '.join(models)}.")
+        shown = curves(logs) if logs else notice(f"There is no log of {' or '.join(models)}.")
         body += f'<h3>{escape(title)}</h3><p class="muted">{escape(line)}</p>{shown}'
     return body
 
 
-def result_table(rows: Sequence[Row], name: str = "") -> str:
-    """All that rows say, one a line; with a ``name`` they can be filtered."""
-    columns = ["model", "task", "split", "slice", "metric", "value", "95% interval", "baseline", "blank", "n"]
-    columns += ["unparsed", "cut off", "failed", "variant"]
-
-    def count(value: int | None) -> str:
-        return "–" if value is None else f"{value:,}"
-
-    body = []
-    for row in rows:
-        body.append(
-            [
-                *(
-                    escape(text)
-                    for text in (row.model, row.task, row.split, row.slice, metric_title(row.metric))
-                ),
-                f"<b>{format_value(row.metric, row.value)}</b>",
-                format_interval(row.metric, row.low, row.high),
-                format_value(row.metric, row.baseline),
-                format_value(row.metric, row.blank),
-                *(count(value) for value in (row.n, row.unparsed, row.truncated, row.failed)),
-                f'<span class="muted">{escape(row.variant)}</span>',
-            ]
-        )
-    return table(columns, body, numeric=range(5, 13), name=name)
-
-
-def about_table(about: Sequence[Stamp]) -> str:
-    """What scores are about: model, data, prompt and decoding, fingerprints by their first digits."""
-    body = []
-    for stamp in about:
-        prints = [stamp[f"{name}_fingerprint"] for name in ("model", "data", "answers")]
-        body.append(
-            [
-                *(escape(stamp[key]) for key in ("model", "task", "split", "data")),
-                f"{stamp['samples']:,}",
-                escape(stamp["prompt"] or "–"),
-                escape(spelt(stamp["decoding"] or {}) or "–"),
-                *(f"<code>{escape(str(print_ or '–')[:12])}</code>" for print_ in prints),
-            ]
-        )
-    columns = ["model", "task", "split", "data", "samples", "prompt", "decoding"]
-    return table([*columns, "model's fingerprint", "questions'", "answers'"], body, numeric=(4,))
-
-
 def _results(found: Findings) -> str:
     if not found.rows:
-        return _notice("There is no results.json yet.")
+        return notice("There is no results.json yet.")
     return result_table(found.rows, name="all-results") + (
         '<p class="muted">Intervals are resampled by picture. Baseline: the most frequent answer of each '
-        "kind, or chance. Blank: the same model with blank pictures. Unparsed answers count as wrong.</p>"
+        "kind, or chance. Blank: the same model with blank pictures, which a quickstart shows on the test split "
+        "alone. Unparsed answers count as wrong.</p>"
     )
 
 
@@ -451,4 +372,4 @@ def _run(found: Findings, facts: Mapping[str, object]) -> str:
         body += details(
             f"Recipe of {model}", f"<pre>{escape(json.dumps(recipe, indent=2, ensure_ascii=False))}</pre>"
         )
-    return body or _notice("Nothing was written down about the run.")
+    return body or notice("Nothing was written down about the run.")

@@ -30,7 +30,7 @@ _MOST_POINTS = 240
 DISCRETE_RUNS = ("vqvae", DISCRETE)  # drawn in the colour of their family
 
 
-def curves(logs: dict[str, Log], *, most: int = 6) -> str:
+def curves(logs: dict[str, Log]) -> str:
     """One small plot for the loss and for each other quantity in the logs, all runs of ``logs`` in each.
 
     The training curve is thin and averaged in bins, the validation curve bold with its points marked.
@@ -39,7 +39,7 @@ def curves(logs: dict[str, Log], *, most: int = 6) -> str:
         dict.fromkeys(key for log in logs.values() for line in log for key in line if _is_curve(line, key))
     )
     names.sort(key=lambda name: name != "loss")
-    return '<div class="grid plots">' + "".join(_curve(name, logs) for name in names[:most]) + "</div>"
+    return '<div class="grid plots">' + "".join(_curve(name, logs) for name in names) + "</div>"
 
 
 def _is_curve(line: dict[str, Any], key: str) -> bool:

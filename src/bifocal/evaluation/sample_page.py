@@ -15,8 +15,8 @@ from bifocal.config import UserError
 from bifocal.evaluation.batches import Progress
 from bifocal.evaluation.compare import Comparison, Difference, format_p
 from bifocal.evaluation.kept import Predictions
-from bifocal.evaluation.report import about_table, result_table
 from bifocal.evaluation.report_samples import PictureOf
+from bifocal.evaluation.report_tables import about_table, result_table
 from bifocal.evaluation.results import Row, Stamp, format_interval, format_value, metric_title
 from bifocal.evaluation.sample_data import sample_data, thumbnails
 from bifocal.pages import Section, escape, page, table

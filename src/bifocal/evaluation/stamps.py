@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bifocal.config import fingerprint
+from bifocal.config import fingerprint, to_dict
 from bifocal.data.fingerprints import questions_fingerprint
 from bifocal.data.prompts import WORDINGS, inside
 from bifocal.data.sample import Dataset, Sample
+from bifocal.data.scenes import World, WorldSettings
 from bifocal.evaluation import text_to_image
 from bifocal.evaluation.asking import right_answers
 from bifocal.evaluation.results import Stamp
 
+WORLD = "world"  # the key of the settings of the scenes, where they are not the default ones
 # Of what a model was asked under: what decides what it says.
 _DECODING = ("temperature", "guidance", "candidates", "judge", "seed", "max_new_tokens", "batch_size")
 
@@ -41,7 +43,15 @@ def stamp_of(
         "answers_fingerprint": answers_fingerprint(dataset.samples),
         "prompt": None if asked is None else prompt_of(task, dataset.samples),
         "decoding": decoding,
+        **world_of_scenes(dataset),
     }
+
+
+def world_of_scenes(dataset: Dataset) -> dict[str, Any]:
+    """The settings of the world that a data set's scenes are of, where it is of scenes and not of the default ones."""
+    world = getattr(dataset, "world", None)
+    other = isinstance(world, World) and world.settings != WorldSettings()
+    return {WORLD: to_dict(world.settings)} if other else {}
 
 
 def answers_fingerprint(samples: Sequence[Sample]) -> str:

@@ -28,6 +28,7 @@ from bifocal.models.text import TextConfig
 from bifocal.models.vision import VisionConfig
 from bifocal.recipes.mixture import source_of
 from bifocal.recipes.probes import zero_shot
+from bifocal.recipes.ranges import require_counts
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import Pair, Source
 from bifocal.training.feeding import to_device
@@ -67,6 +68,7 @@ class CLIPRecipe:
     train: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
+        require_counts(self, "batch_size", "text_tokens")
         if self.world.picture_size != self.model.vision.picture_size:
             raise ValueError(
                 f"world.picture_size is {self.world.picture_size} and model.vision.picture_size "
@@ -206,6 +208,10 @@ def train_clip(
         model.start_sigmoid(size)
     start_from(model, init_from)
     open_run(out, "clip", recipe, resume=resume, init_from=init_from, source=source)
+    if (idle := source.uncaptioned()) and distributed.is_main():
+        print(
+            f"clip: {idle} pictures have no caption of their own, and nothing is learnt from them", flush=True
+        )
 
     def pairs(split: str, first: int, count: int, variation: Augment = OFF) -> CLIPBatch:
         return contrastive_batch(

@@ -80,6 +80,14 @@ def encode_split(
     return EncodedStore.open(place, origin.fingerprint, older=older)
 
 
+def require_picture_size(run: str, wanted: int, size: int) -> None:
+    """Raise ``UserError`` where a run's encoder takes pictures of another side, in pixels, than the data have."""
+    if wanted != size:
+        raise UserError(
+            f"{run} takes pictures of {wanted} pixels, and these have {size}: give --world.picture-size {wanted}"
+        )
+
+
 def open_encoded(
     path: Path, source: Source, encoder: nn.Module, vision: str, *, layer: int | None
 ) -> EncodedStore:
@@ -103,11 +111,6 @@ def open_encoded(
         raise UserError(
             f"{path} holds the features of layer {made.layer}, and this run reads layer {layer}: encode again with "
             f"--layer {layer}, or set --feature-layer {made.layer}"
-        )
-    if made.picture_size != source.picture_size:
-        raise UserError(
-            f"{path} is of pictures of {made.picture_size} pixels, and this run's have {source.picture_size}: give "
-            f"--world.picture-size {made.picture_size}"
         )
     if made.fitting != source.fitting:
         raise UserError(

@@ -184,6 +184,9 @@ class MixtureSource:
         pair = self.sources[place].pair(split, rank, attempt)
         return replace(pair, key=f"{self.names[place]}/{pair.key}")
 
+    def uncaptioned(self) -> int:
+        return sum(source.uncaptioned() for source in self.sources)
+
     def note_spoilt(self, file: Path, prefix: str = "", *, begun: bool = False) -> set[str]:
         found = zip(self.names, self.sources, strict=True)
         return {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeVar
 
 from bifocal.config import UserError, apply_overrides
 from bifocal.models.language import LanguageConfig
@@ -18,6 +19,7 @@ from bifocal.recipes.vqvae import VQVAERecipe, recipe_vqvae
 
 MODELS = ("vqvae", "clip", "vlm", "vlm-smollm", "prior", "parti")
 ON_ANOTHER = ("vlm", "vlm-smollm", "prior", "parti")  # they stand on a finished run
+R = TypeVar("R")
 
 
 def recipe_named(
@@ -54,22 +56,25 @@ def recipe_named(
         contrastive = recipe_clip(scale, tower or "vit")
         if init_from is not None:
             contrastive = begun_with(contrastive, init_from)
-        return apply_overrides(contrastive, settings)
+        return with_words_of(apply_overrides(contrastive, settings), contrastive, init_from)
     if model == "prior":
         return replace(apply_overrides(recipe_prior(scale), settings), vision=vision or "")
     if model == "parti":
-        return replace(apply_overrides(recipe_parti(scale), settings), vision=vision or "")
+        drawing = recipe_parti(scale)
+        chosen = replace(apply_overrides(drawing, settings), vision=vision or "")
+        return with_words_of(chosen, drawing, init_from)
     if model == "vlm-smollm":
         attached = recipe_smollm(scale)
         if data is not None:
             attached = on_own_data(attached)
         elif init_from is not None:  # whose projector has learnt
             attached = replace(attached, name_start=0)
-        return attached_to(apply_overrides(attached, settings), attached, vision)
-    chosen = recipe_vlm(scale, "discrete" if family == "discrete" else "continuous")
+        smollm = attached_to(apply_overrides(attached, settings), attached, vision)
+        return with_words_of(smollm, attached, init_from)
+    usual = recipe_vlm(scale, "discrete" if family == "discrete" else "continuous")
     if data is not None:  # the stages are made for the kinds of question that scenes have
-        chosen = replace(chosen, stages=())
-    return attached_to(apply_overrides(chosen, settings), chosen, vision)
+        usual = replace(usual, stages=())
+    return with_words_of(attached_to(apply_overrides(usual, settings), usual, vision), usual, init_from)
 
 
 def with_effect(recipe: VQVAERecipe, usual: VQVAERecipe) -> VQVAERecipe:
@@ -98,17 +103,26 @@ def with_effect(recipe: VQVAERecipe, usual: VQVAERecipe) -> VQVAERecipe:
 def attached_to(recipe: VLMRecipe, usual: VLMRecipe, vision: str | None) -> VLMRecipe:
     """A VLM's recipe on its image encoder; refused where it changes what its language model decides."""
     if recipe.decoder:
-        sizes = [item.name for item in fields(LanguageConfig)]
-        idle = [
-            f"language.{name}"
-            for name in sizes
-            if getattr(recipe.language, name) != getattr(usual.language, name)
-        ]
-        idle += ["text_tokens"] if recipe.text_tokens != usual.text_tokens else []
-        if idle:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
-            raise UserError(
-                f"{flags} would change nothing: sizes and words of the decoder are those of the language model "
-                f"{recipe.decoder} (--decoder), so leave it out"
-            )
+        refuse_idle(
+            recipe,
+            usual,
+            [*(f"language.{item.name}" for item in fields(LanguageConfig)), "text_tokens"],
+            f"sizes and words of the decoder are those of the language model {recipe.decoder} (--decoder)",
+        )
     return replace(recipe, vision=vision or "")
+
+
+def with_words_of(recipe: R, usual: R, init_from: str | None) -> R:
+    """A recipe that begins with another run, if it does; refused where it changes what that one's tokenizer decides."""
+    if init_from is not None:
+        words = [name for name in ("text_tokens", "box_bins") if hasattr(recipe, name)]
+        refuse_idle(recipe, usual, words, f"the words are those of {init_from} (--init-from)")
+    return recipe
+
+
+def refuse_idle(recipe: Any, usual: Any, names: Sequence[str], why: str) -> None:
+    """Raise ``UserError`` for settings of these dotted names that were changed where something else decides them."""
+    idle = [name for name in names if attrgetter(name)(recipe) != attrgetter(name)(usual)]
+    if idle:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise UserError(f"{flags} would change nothing: {why}, so leave it out")

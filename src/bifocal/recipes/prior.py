@@ -17,8 +17,9 @@ from bifocal.models.language import LanguageConfig
 from bifocal.models.precision import fast_dtype, open_device, set_precision
 from bifocal.models.prior import PriorConfig, PriorModel
 from bifocal.models.vqvae import VQVAEModel
-from bifocal.recipes.encoding import ENCODED, encode_split
+from bifocal.recipes.encoding import ENCODED, encode_split, require_picture_size
 from bifocal.recipes.mixture import MixtureSource, source_of
+from bifocal.recipes.ranges import require_counts
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.recipes.sources import shuffled
 from bifocal.training.optimizer import OptimizerSettings
@@ -46,6 +47,9 @@ class PriorRecipe:
     )
     train: TrainSettings = field(default_factory=TrainSettings)
 
+    def __post_init__(self) -> None:
+        require_counts(self, "batch_size", "episodes")
+
 
 def open_tokenizer(recipe: PriorRecipe) -> VQVAEModel:
     """The frozen VQ-VAE, refused if it is none or its pictures have another size than the data's."""
@@ -54,12 +58,8 @@ def open_tokenizer(recipe: PriorRecipe) -> VQVAEModel:
     model, _ = load_model(recipe.vision)
     if not isinstance(model, VQVAEModel):
         raise UserError(f"a prior is over the codes of a VQ-VAE, and {recipe.vision} is none")
-    wanted, size = model.config.picture_size, recipe.world.picture_size
-    if wanted != size and not (recipe.data and is_store(Path(recipe.data))):
-        raise UserError(
-            f"{recipe.vision} takes pictures of {wanted} pixels, and these have {size}: "
-            f"give --world.picture-size {wanted}"
-        )
+    if not (recipe.data and is_store(Path(recipe.data))):
+        require_picture_size(recipe.vision, model.config.picture_size, recipe.world.picture_size)
     return model
 
 

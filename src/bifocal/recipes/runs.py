@@ -25,6 +25,7 @@ from bifocal.training.trainer import Outcome, TrainSettings, train
 from bifocal.training.watching import Probe
 
 RECIPE = "recipe.json"
+STANDS_ON = ("vision", "text_from", "align", "perceptual")  # what a recipe calls other runs that it needs
 INIT_FROM = "init_from"  # what the recipe of a run calls the one that it begins with
 # settings of training on which nothing that is learnt depends but last digits: a run may go on with others
 FREE = (
@@ -37,6 +38,7 @@ FREE = (
     "stop_seconds",
     "timeout_seconds",
 )
+SHOWN = 6  # settings that a refusal names
 
 
 def open_run(
@@ -67,18 +69,9 @@ def open_run(
 def _open(out: Path, recipe: Any, written: dict[str, Any], resume: bool) -> None:
     written = json.loads(json.dumps(written))
     if resume and begun(out):
-        before = json.loads((out / RECIPE).read_text(encoding="utf-8"))
-        # earlier versions did not write it down, and it need not be said again
-        said = written.get(INIT_FROM)
-        written.setdefault(INIT_FROM, before.setdefault(INIT_FROM, said))
-        before = _with_new_settings(before, type(recipe))
-        for each in (before, written):
-            for name in FREE:
-                each.get("train", {}).pop(name, None)
-        if before != written:
-            changed = _differences(before, written)
+        if changed := _changed(out, recipe, written):
             raise UserError(
-                f"{out} was begun with another recipe (it differs in {', '.join(changed) or 'its kind'}): "
+                f"{out} was begun with another recipe (it differs in {changed}): "
                 "resume with the same settings, or choose another --out"
             )
         return
@@ -101,6 +94,46 @@ def _pass_over_spoilt(out: Path, source: Source) -> None:
         then = "the run learns from them"
     if distributed.is_main():
         print(f"{what}: {then}", file=sys.stderr, flush=True)
+
+
+def refuse_finished_otherwise(out: Path, kind: str, recipe: Any) -> None:
+    """Raise ``UserError`` where the finished run in ``out`` is of another recipe, so that it cannot stand for this one.
+
+    How often it was saved no longer matters, nor where the runs lie that it stands on: a folder may have been moved.
+    """
+    if not begun(out):
+        raise UserError(f"{out} does not say by what recipe it was trained: choose another --out")
+    written = json.loads(json.dumps({"kind": kind, **config.to_dict(recipe)}))
+    if changed := _changed(out, recipe, written, free=(*FREE, "checkpoint_every"), without=STANDS_ON):
+        raise UserError(
+            f"{out} was trained by another recipe (it differs in {changed}), so its scores are not those of this one: "
+            "give the settings that it was trained with, or choose another --out"
+        )
+
+
+def _changed(
+    out: Path,
+    recipe: Any,
+    written: dict[str, Any],
+    *,
+    free: Sequence[str] = FREE,
+    without: Sequence[str] = (),
+) -> str:
+    """The settings in which what is ``written`` for a recipe is not what was written in ``out``; empty if in none."""
+    before = json.loads((out / RECIPE).read_text(encoding="utf-8"))
+    # earlier versions did not write it down, and it need not be said again
+    said = written.get(INIT_FROM)
+    written.setdefault(INIT_FROM, before.setdefault(INIT_FROM, said))
+    before = _with_new_settings(before, type(recipe))
+    for each in (before, written):
+        for name in free:
+            each.get("train", {}).pop(name, None)
+        for name in without:
+            each.pop(name, None)
+    if before == written:
+        return ""
+    changed = _differences(before, written) or ["its kind"]
+    return ", ".join(changed[:SHOWN]) + (", ..." if len(changed) > SHOWN else "")
 
 
 def _differences(before: dict[str, Any], written: dict[str, Any], where: str = "") -> list[str]:

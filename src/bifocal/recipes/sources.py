@@ -94,6 +94,10 @@ class Source(Protocol):
         """A picture and a caption of it; another ``attempt`` gives another one."""
         ...
 
+    def uncaptioned(self) -> int:
+        """How many pictures have no caption, so that no pair is made of them."""
+        ...
+
     def documents(self, split: str) -> int:
         """How many sets of pictures there are to talk about."""
         ...
@@ -177,6 +181,9 @@ class SceneSource:
             scene = self.world.scenes(split, number, pictures=1)[0]
         return Pair(self.world.render(scene), clip_caption(scene, rng), clip_regions(scene, rng), scene.key)
 
+    def uncaptioned(self) -> int:
+        return 0
+
     def documents(self, split: str) -> int:
         return self.episodes if split == "train" else 512
 
@@ -225,7 +232,9 @@ class Document:
 
 
 class FolderSource:
-    """A user's own samples; a tenth of the pictures, by the hash of their names, is kept for validation."""
+    """A user's own samples; a tenth of the pictures, by the hash of their names, is kept for validation, and with each
+    of them all that is said about it, also beside others.
+    """
 
     def __init__(self, directory: str | Path, picture_size: int, fitting: Fitting = WHOLE) -> None:
         self.dataset = FolderDataset(directory)
@@ -249,6 +258,13 @@ class FolderSource:
         }
         if not self.pictured["train"]:
             raise UserError(f"the samples of {self.dataset.name} have no pictures")
+        alone = {keys[0]: some for keys, some in self.samples.items() if len(keys) == 1}
+        self.captions = {key: said for key, some in alone.items() if (said := captions_of(some))}
+        self.captioned = {
+            split: [keys[0] for keys in some if len(keys) == 1 and keys[0] in self.captions]
+            or list(self.captions)[:1]
+            for split, some in self.pictured.items()
+        }
         self._spoilt = Spoilt(len({key for keys in self.samples for key in keys}))
         self.tasks: Collection[str] = {sample.task for sample in self.dataset.samples}
         self.fingerprint = self.dataset.fingerprint
@@ -305,21 +321,17 @@ class FolderSource:
 
     def pair(self, split: str, number: int, attempt: int) -> Pair:
         rng = random.Random(f"pair/{split}/{number}/{attempt}")
-        keys = self._pictured(split, number)
-        pixels = self.pixels_or_none(keys[0])
+        if not self.captions:
+            raise UserError(f"no picture of {self.dataset.name} has a caption, and CLIP learns from captions")
+        keys = self.captioned[split]
+        key = keys[shuffled(number, len(keys), 0)]
+        pixels = self.pixels_or_none(key)
         if pixels is None:
             return self.pair(split, number + 1, attempt)
-        captions = [
-            text
-            for sample in self.samples[keys]
-            if sample.task in ("captioning", "retrieval", "zero-shot") and len(sample.pictures) == 1
-            for text in (sample.references or (sample.answer_text,))
-        ]
-        if not captions:
-            raise UserError(
-                f"picture {keys[0]} of {self.dataset.name} has no caption, and CLIP learns from captions"
-            )
-        return Pair(pixels, rng.choice(captions), key=keys[0])
+        return Pair(pixels, rng.choice(self.captions[key]), key=key)
+
+    def uncaptioned(self) -> int:
+        return len({key for keys in self.samples for key in keys} - self.captions.keys())
 
     def documents(self, split: str) -> int:
         return len(self.groups[split])
@@ -364,6 +376,16 @@ class FolderSource:
         except UserError as error:
             self.spoil(key, str(error))
             return None
+
+
+def captions_of(samples: Sequence[Sample]) -> list[str]:
+    """What is said of one picture as a whole."""
+    return [
+        text
+        for sample in samples
+        if sample.task in ("captioning", "retrieval", "zero-shot")
+        for text in (sample.references or (sample.answer_text,))
+    ]
 
 
 def another_caption(sample: Sample, rng: random.Random) -> Sample:

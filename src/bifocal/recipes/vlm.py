@@ -28,13 +28,14 @@ from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.alignment import Teacher, open_teacher
 from bifocal.recipes.curriculum import Stage, TaskWeights, scene_stages
 from bifocal.recipes.decoders import words_of
-from bifocal.recipes.encoding import ENCODED, encode_split, open_encoded
+from bifocal.recipes.encoding import ENCODED, encode_split, open_encoded, require_picture_size
 from bifocal.recipes.learning import LearningStages, Rates, let_learn, rates_of, rates_with_vision, told
 from bifocal.recipes.mixture import MixtureSource, source_of
 from bifocal.recipes.name_start import FEWEST, require_truth, start_with_names
 from bifocal.recipes.packing import Packer, asked_of, reads_store
 from bifocal.recipes.plain_text import Remembered
 from bifocal.recipes.probes import answers, drawings
+from bifocal.recipes.ranges import require_counts
 from bifocal.recipes.runs import mean_loss, open_run, run, start_from
 from bifocal.training import checkpoint
 from bifocal.training.feeding import to_device
@@ -96,6 +97,7 @@ class VLMRecipe:
     train: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
+        require_counts(self, "batch_size", "row_length", "episodes", "text_tokens")
         if not 0 <= self.z_loss < float("inf"):
             raise ValueError(f"z_loss must be a finite number of at least 0, got {self.z_loss}")
         if self.family == "discrete" and (self.decoder or self.learning or self.train_vision):
@@ -178,7 +180,7 @@ def build(recipe: VLMRecipe, tokenizer: TextTokenizer, encoder: CLIPModel | VQVA
 
 
 def open_encoder(recipe: VLMRecipe) -> CLIPModel | VQVAEModel:
-    """The frozen encoder, refused if it is of the other family."""
+    """The frozen encoder, refused if it is of the other family or its pictures have another size than the data's."""
     if not recipe.vision:
         wanted = "a VQ-VAE" if recipe.family == "discrete" else "a CLIP"
         raise UserError(f"a {recipe.family} VLM stands on {wanted}: name its run with --vision RUN")
@@ -190,6 +192,8 @@ def open_encoder(recipe: VLMRecipe) -> CLIPModel | VQVAEModel:
     if isinstance(encoder, CLIPModel) and not isinstance(encoder.config.vision, VisionConfig):
         raise UserError(f"a continuous VLM reads the patches of a ViT, and {recipe.vision} has a ResNet")
     assert isinstance(encoder, CLIPModel | VQVAEModel)
+    sees = encoder.config.vision if isinstance(encoder, CLIPModel) else encoder.config
+    require_picture_size(recipe.vision, sees.picture_size, recipe.world.picture_size)
     return encoder
 
 

@@ -21,6 +21,7 @@ from bifocal.models.precision import fast_dtype, open_device, set_precision
 from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
 from bifocal.recipes.mixture import source_of
 from bifocal.recipes.probes import reconstructions
+from bifocal.recipes.ranges import require_counts
 from bifocal.recipes.runs import begun, mean_loss, open_run, run, start_from
 from bifocal.training.alarms import CodebookAlarms
 from bifocal.training.optimizer import OptimizerSettings
@@ -44,6 +45,7 @@ class VQVAERecipe:
     train: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
+        require_counts(self, "batch_size")
         if self.world.picture_size != self.model.picture_size:
             raise ValueError(
                 f"world.picture_size is {self.world.picture_size} and model.picture_size {self.model.picture_size}: "
