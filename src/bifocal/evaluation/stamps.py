@@ -50,8 +50,9 @@ def stamp_of(
 def world_of_scenes(dataset: Dataset) -> dict[str, Any]:
     """The settings of the world that a data set's scenes are of, where it is of scenes and not of the default ones."""
     world = getattr(dataset, "world", None)
-    other = isinstance(world, World) and world.settings != WorldSettings()
-    return {WORLD: to_dict(world.settings)} if other else {}
+    if not isinstance(world, World) or world.settings == WorldSettings():
+        return {}
+    return {WORLD: to_dict(world.settings)}
 
 
 def answers_fingerprint(samples: Sequence[Sample]) -> str:
