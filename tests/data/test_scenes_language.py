@@ -8,13 +8,17 @@ import pytest
 
 from bifocal.data.prompts import RATIONALE
 from bifocal.data.sample import Box, Message, Sample
+from bifocal.data.scenes import compose, sprites
+from bifocal.data.scenes.captions import LIST
 from bifocal.data.scenes.compose import SPLITS, World
+from bifocal.data.scenes.concepts import CATEGORY_NOUNS
 from bifocal.data.scenes.dataset import clip_caption, samples_for
 from bifocal.data.scenes.facts import CLEAR, View
 from bifocal.data.scenes.heard import read_caption
 from bifocal.data.scenes.reading import statement_in
 from bifocal.data.scenes.scene import Concept, Scene, SceneObject
 from bifocal.data.scenes.verify import Reader, Unclear, check
+from bifocal.data.scenes.wholeset import whole_set_concepts
 from bifocal.data.scenes.words import Lexicon, counted, join, look, numbered_category, the_look
 
 SPEAKING = ("vqa", "reasoning", "grounding", "captioning", "text-to-image", "zero-shot")
@@ -52,6 +56,31 @@ def test_every_answer_follows_from_the_words_and_the_boxes(task, world, reader, 
     assert len(of_task) > (50 if task == "zero-shot" else 1000)
     for sample in of_task:
         check(sample, scenes_of(world, sample), reader)
+
+
+def test_what_is_said_of_the_whole_set_follows_too_and_no_noun_leaves_anything_out():
+    """Of its drawings some, and those whose names are odd; rendering all of them takes minutes."""
+    concepts = whole_set_concepts(sprites.drawings_folder())
+    odd = {"ewe", "cat face", "pair of people hugging", "standing person", "red heart", "anatomical heart"}
+    # the parser takes "and" for the end of a thing, and "at the" for a place
+    plain = [concept for concept in concepts if not re.search(r" and | at the ", concept.name)]
+    some = tuple(c for i, c in enumerate(plain) if i % 12 == 0 or c.name in odd)
+    assert odd <= {concept.name for concept in some}
+    assert Lexicon(concepts).countable == set(CATEGORY_NOUNS) - {"object", "face", "heart", "person"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compose, "concepts_of", lambda name, drawings: some)
+        world = World()
+    reader, rng, said = Reader(world.concepts), random.Random(0), set()
+    for split in SPLITS:
+        for index in range(150):
+            scenes = world.scenes(split, index)
+            for sample in samples_for(scenes, rng, world=world, tasks=SPEAKING, count=8, split=split):
+                check(sample, scenes_of(world, sample), reader)
+                said |= {sample.question, sample.answer_text, *sample.references}
+    said -= {"object", *LIST}  # what kind of thing it is, and what asks for all of them
+    assert [text for text in said if re.search(r"\ba (small )?ewe\b|pairs? of people|\bcat faces?\b", text)]
+    assert not [text for text in said if re.search(r"\b(objects?|peoples|an ewe|a people)\b", text)]
+    assert not [text for text in said if re.search(r"how many (faces|hearts) (are|do)", text)]
 
 
 @pytest.mark.parametrize("task", SPEAKING)

@@ -99,6 +99,8 @@ def test_every_concept_has_its_own_drawing(world):
         ("bowl with spoon", "a", "bowls with spoon"),
         ("police officer", "a", "police officers"),
         ("snowman", "a", "snowmen"),
+        ("ewe", "a", "ewes"),
+        ("pair of people hugging", "a", "pairs of people hugging"),
     ],
 )
 def test_articles_and_plurals(name, article, plural):
@@ -111,6 +113,7 @@ def test_the_whole_set_is_large_plain_and_unambiguous():
     words = [word for concept in concepts for word in (concept.name, *concept.aliases)]
     assert len(words) == len(set(words))
     assert all(name.isascii() and name == name.lower() and "_" not in name for name in words)
+    assert not [c.plural for c in concepts if {"peoples", "mens", "womens"} & set(c.plural.split())]
     left_out = ("skin tone", "flag of", "keycap", "button", "o'clock", "facing right")
     assert not [c.name for c in concepts for part in left_out if part in c.name]
     assert {concept.category for concept in concepts} <= set(CATEGORY_NOUNS)

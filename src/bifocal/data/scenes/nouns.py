@@ -44,7 +44,7 @@ _PEOPLE = {"man", "woman", "person", "boy", "girl", "child", "baby", "men", "wom
 
 def article_for(name: str) -> str:
     """The indefinite article by sound, also where the first letter misleads: "a unicorn", "an hourglass"."""
-    if name.startswith(("uni", "use", "ukulele", "ufo", "one-", "one ", "euro", "utensil")):
+    if name.startswith(("uni", "use", "ukulele", "ufo", "one-", "one ", "euro", "ewe", "utensil")):
         return "a"
     if name.startswith(("hour", "x-ray", "atm", "honest", "heir")):
         return "an"

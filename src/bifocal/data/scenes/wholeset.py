@@ -29,7 +29,9 @@ _SIGNS = """
     1F6B7-1F6BC 1F6BE 1F6C2-1F6C5 1F6D0 1F6DC 1F7E0-1F7F0 1FAAF
     """
 
-# Categories of code points, earlier lines before later ones; what is in none of them is an object.
+LEFT_OVER = "object"  # the category of what is in no other
+
+# Categories of code points, earlier lines before later ones.
 _CATEGORIES = """
     animal 1F648-1F64A 1F400-1F43F 1F54A 1F577 1F980-1F9A2 1F9A3-1F9AE 1FAB0-1FAB3 1FABC 1FABF
     animal 1FACD-1FACF 1FABD 1F439 1F9A0 1FAC8
@@ -63,6 +65,10 @@ _CATEGORIES = """
     tool 26CF 26D3 2702 270F 2712 1F58A-1F58D
     """
 
+# Names that begin with several people, of whom the drawing shows two.
+_PAIRS = ("men ", "women ", "people ")
+# Said otherwise, because "a person standing on a tile" is any person on one.
+_CLEARER = {"person standing": "standing person"}
 _PEOPLE = {0x1F466, 0x1F467, 0x1F468, 0x1F469, 0x1F9D1, 0x1F9D2}
 
 
@@ -89,7 +95,11 @@ def whole_set_concepts(drawings: Path) -> tuple[Concept, ...]:
     for characters, entry in emoji.EMOJI_DATA.items():
         code = tuple(ord(character) for character in characters if ord(character) != 0xFE0F)
         aliases = [_plain(alias) for alias in entry.get("alias", ())]
-        named.setdefault(_hexcode(code), (_plain(str(entry["en"])), aliases))
+        name = _plain(str(entry["en"]))
+        name = _CLEARER.get(name, name)
+        if name.startswith(_PAIRS):  # one of it is no "people hugging"
+            name = f"pair of {name}"
+        named.setdefault(_hexcode(code), (name, aliases))
     taken: set[str] = set()
     found: list[tuple[str, tuple[int, ...], str, list[str]]] = []
     codes = {
@@ -140,4 +150,4 @@ def _is_base(code: tuple[int, ...]) -> bool:
 
 
 def _category(first: int) -> str:
-    return next((category for category, low, high in _CATEGORY_RANGES if low <= first <= high), "object")
+    return next((category for category, low, high in _CATEGORY_RANGES if low <= first <= high), LEFT_OVER)

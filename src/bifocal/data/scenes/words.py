@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from bifocal.data.scenes.concepts import CATEGORY_NOUNS
 from bifocal.data.scenes.scene import TILE_COLOURS, Concept
+from bifocal.data.scenes.wholeset import LEFT_OVER
 
 Random = Callable[[], float]  # ``random.Random().random``: uniform in [0, 1)
 Item = TypeVar("Item")
@@ -103,24 +104,33 @@ def the_look(noun: str, size: str | None, tilt: str | None, tile: str | None) ->
     return f"{words} without a tile" if tile == "none" else f"{words} {ON_THE_TILE[tile]}"
 
 
+def _is_called(concept: Concept, category: str) -> bool:
+    """Whether a concept has the noun of a category for its name, or, being of another, at the end of one.
+
+    "The people" must not mean both a category and a concept, nor "how many faces" leave out the cat face.
+    """
+    nouns = category_noun(category), category_plural(category)
+    if concept.category == category:
+        return concept.name in nouns or concept.plural in nouns
+    return any(f" {form}".endswith(f" {noun}") for form in (concept.name, concept.plural) for noun in nouns)
+
+
 class Lexicon:
     """The concepts that words may name, and which of them are novel (named in training only when alone).
 
     Something said to be absent is drawn from the same category and from the same side of that border as what it
     stands in for, so that a name never gives away that the answer is "no". ``countable`` are the categories whose
-    members may be called by its noun.
+    members may be called by its noun, and nothing else may: everything is an object.
     """
 
     def __init__(self, concepts: Iterable[Concept], novel: Collection[str] = ()) -> None:
         self.concepts = tuple(concepts)
         self.by_name = {concept.name: concept for concept in self.concepts}
         self.novel = frozenset(novel)
-        # "The people" must not mean both a category and a concept; such a category is never spoken of as a noun.
-        forms = {form for concept in self.concepts for form in (concept.name, concept.plural)}
         self.countable = frozenset(
-            concept.category
-            for concept in self.concepts
-            if not forms & {category_noun(concept.category), category_plural(concept.category)}
+            category
+            for category in {concept.category for concept in self.concepts} - {LEFT_OVER}
+            if not any(_is_called(concept, category) for concept in self.concepts)
         )
         self.pools: dict[tuple[bool, str], list[Concept]] = {}
         for concept in self.concepts:
