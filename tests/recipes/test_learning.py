@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from bifocal.artifacts import read_json_lines
 from bifocal.data.scenes import WorldSettings
 from bifocal.models.language import LanguageConfig
 from bifocal.models.lora import LoRASettings
+from bifocal.models.vlm import Rows
 from bifocal.recipes import vlm
 from bifocal.recipes.learning import Learning, LearningStages, name_of, rates_of
 from bifocal.recipes.packing import Packer
@@ -146,15 +146,15 @@ def test_each_stage_moves_its_parts_and_a_resumed_run_is_an_uninterrupted_one(
     parts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, int]] = []
-    pictures = Packer._pictures
+    rows = Packer.rows
 
-    def watched(self: Packer, split: str, step: int, keys: Sequence[str]) -> Tensor:
-        found = pictures(self, split, step, keys)
+    def watched(self: Packer, split: str, step: int, size: int) -> Rows:
+        found = rows(self, split, step, size)
         if split == "train":
-            seen.append(("pixels" if found.ndim == 4 else "features", step))
+            seen.append(("pixels" if found.pictures.ndim == 4 else "features", step))
         return found
 
-    monkeypatch.setattr(Packer, "_pictures", watched)
+    monkeypatch.setattr(Packer, "rows", watched)
     settings = recipe(parts, learning=STAGES)
     train_vlm(settings, parts / "whole")
     said = capsys.readouterr().out

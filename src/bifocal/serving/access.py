@@ -95,15 +95,15 @@ class Access:
 
 
 def host_in(text: str) -> str:
-    """The host that a Host header or a user names: in small letters, without port and last dot, IPv6 in brackets."""
+    """The host that a Host header or a user names: in small letters, without port, IPv6 in brackets."""
     try:
         return f"[{ipaddress.IPv6Address(text.strip('[]'))}]"
     except ValueError:
         pass
     host, colon, port = text.rpartition(":")
     if not colon or not (port.isdecimal() or not port):
-        return text.lower().removesuffix(".")
-    return host_in(host) if host.endswith("]") else host.lower().removesuffix(".")
+        return text.lower()
+    return host_in(host) if host.endswith("]") else host.lower()
 
 
 def refuse_unsendable(key: str, what: str) -> None:
