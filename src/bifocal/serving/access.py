@@ -96,8 +96,9 @@ class Access:
 
 def host_in(text: str) -> str:
     """The host that a Host header or a user names: in small letters, without port, IPv6 in brackets."""
+    bare = text[1:-1] if text[:1] == "[" and text[-1:] == "]" else text
     try:
-        return f"[{ipaddress.IPv6Address(text.strip('[]'))}]"
+        return f"[{ipaddress.IPv6Address(bare)}]"
     except ValueError:
         pass
     host, colon, port = text.rpartition(":")
