@@ -176,7 +176,7 @@ def test_a_key_that_no_header_can_hold_is_refused(key: str, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("access", "known", "strange"),
     [
-        (Access(), ["127.0.0.1:8000", "LocalHost", "localhost.:8000", "[::1]:8000"], ["127.0.0.2", "", "a.org"]),
+        (Access(), ["127.0.0.1:8000", "LocalHost", "[::1]:8000"], ["127.0.0.2", "", "a.org", "localhost.", "[::1"]),
         (Access("127.0.0.2"), ["127.0.0.2:8000", "localhost:1"], ["127.0.0.3:8000"]),
         (Access("0.0.0.0", ("k",)), ["a.org", "10.0.0.1:8000"], []),
         (Access("0.0.0.0", ("k",), names=("A.org:8443", "::1")), ["a.ORG", "[::1]:1"], ["b.org", "0.0.0.0"]),
