@@ -46,8 +46,8 @@ from bifocal.models.clip import CLIPConfig
 from bifocal.models.resnet import ResNetConfig
 from bifocal.models.text import TextConfig
 from bifocal.recipes.clip import CLIPRecipe, recipe_clip, train_clip
+from bifocal.recipes.folder_source import FolderSource
 from bifocal.recipes.runs import finished, open_run
-from bifocal.recipes.sources import FolderSource
 
 SIZE = 64
 MARGIN = 2  # pixels around OpenMoji's drawings, which are cut to what is visible

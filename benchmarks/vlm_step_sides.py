@@ -28,9 +28,9 @@ from bifocal.models.precision import set_precision
 from bifocal.models.vision import VisionConfig
 from bifocal.models.vlm import VLM, Rows
 from bifocal.recipes.encoding import encode_split
+from bifocal.recipes.folder_source import FolderSource
 from bifocal.recipes.learning import PARTS, let_learn, rates_with_vision
 from bifocal.recipes.packing import Packer, rows_of
-from bifocal.recipes.sources import FolderSource
 from bifocal.recipes.vlm import VLMRecipe, build, open_encoder
 from bifocal.training.optimizer import MasterOptimizer
 

@@ -15,7 +15,7 @@ from bifocal.data.formats.base import make_sample
 from bifocal.data.overlap import NEW, OVERLAP, SEEN, Found, marked, near_text, overlap, same_text, trained_on
 from bifocal.data.prompts import asked
 from bifocal.data.sample import Sample, write_samples
-from bifocal.recipes.sources import FolderSource
+from bifocal.recipes.folder_source import FolderSource
 
 NOTHING, NEARLY, WHOLLY = Found(False, False), Found(False, True), Found(True, True)
 

@@ -20,7 +20,7 @@ from bifocal.data.prompts import (
     with_rationale,
 )
 from bifocal.data.sample import Box, Message, Picture, Sample, write_samples
-from bifocal.recipes.sources import FolderSource
+from bifocal.recipes.folder_source import FolderSource
 
 ASKED = {
     "captioning": asked("captioning"),

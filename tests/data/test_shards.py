@@ -216,7 +216,7 @@ def test_the_command_packs_and_refuses_what_is_packed(folder, tmp_path, capsys):
 
 
 def test_training_and_encoding_see_the_same_in_shards(folder, tmp_path):
-    from bifocal.recipes.sources import FolderSource
+    from bifocal.recipes.folder_source import FolderSource
 
     pack(folder, tmp_path / "packed")
     plain, packed = FolderSource(folder, 32), FolderSource(tmp_path / "packed", 32)

@@ -32,8 +32,9 @@ from bifocal.recipes.clip import (
     some_single_patches,
     train_clip,
 )
+from bifocal.recipes.folder_source import FolderSource
 from bifocal.recipes.runs import start_from
-from bifocal.recipes.sources import FolderSource, SceneSource
+from bifocal.recipes.sources import SceneSource
 from bifocal.recipes.vlm import open_encoder, recipe_vlm
 
 SIZE = 24

@@ -18,8 +18,9 @@ from bifocal.data.batch import Template
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
 from bifocal.recipes.curriculum import Stage, TaskWeights, scene_stages, stage_at
+from bifocal.recipes.folder_source import FolderSource
 from bifocal.recipes.packing import Packer
-from bifocal.recipes.sources import FolderSource, SceneSource
+from bifocal.recipes.sources import SceneSource
 from bifocal.recipes.vlm import VLMRecipe, recipe_vlm
 from bifocal.training.trainer import TrainSettings
 

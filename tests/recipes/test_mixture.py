@@ -16,9 +16,10 @@ from bifocal.data.batch import Template
 from bifocal.data.sample import Message, Picture, Sample, write_samples
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
+from bifocal.recipes.folder_source import FolderSource
 from bifocal.recipes.mixture import MixtureSource, read_mixture, source_of, turn_of, whole_weights
 from bifocal.recipes.packing import Packer
-from bifocal.recipes.sources import FolderSource, SceneSource
+from bifocal.recipes.sources import SceneSource
 from bifocal.recipes.vlm import VLMRecipe
 
 WORLD = WorldSettings(picture_size=32)

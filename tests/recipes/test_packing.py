@@ -20,9 +20,10 @@ from bifocal.data.sample import Message, Picture, Sample, write_samples
 from bifocal.data.scenes import WorldSettings
 from bifocal.data.text import TextTokenizer
 from bifocal.recipes.curriculum import TaskWeights
+from bifocal.recipes.folder_source import FolderSource
 from bifocal.recipes.packing import NAMING, Packer, texts_in, with_article
 from bifocal.recipes.smollm import recipe_smollm
-from bifocal.recipes.sources import FolderSource, SceneSource, drawing_sample
+from bifocal.recipes.sources import SceneSource, drawing_sample
 from bifocal.recipes.vlm import VLMRecipe, recipe_vlm
 
 FAMILIES: tuple[Literal["discrete", "continuous"], ...] = ("discrete", "continuous")

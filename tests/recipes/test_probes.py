@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import tiny
+from bifocal.recipes.folder_source import FolderSource
 from bifocal.recipes.probes import answers, drawings, reconstructions, zero_shot
-from bifocal.recipes.sources import FolderSource
 from bifocal.training.watching import Shown
 
 CPU = torch.device("cpu")

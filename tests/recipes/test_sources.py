@@ -17,7 +17,7 @@ from bifocal.data.batch import RowBuilder, Template
 from bifocal.data.boxes import bins_to_box
 from bifocal.data.folder import kept_for_validation
 from bifocal.data.sample import Box, Message, Picture, Sample, write_samples
-from bifocal.recipes.sources import FolderSource
+from bifocal.recipes.folder_source import FolderSource
 from bifocal.recipes.spoilt import Spoilt
 
 

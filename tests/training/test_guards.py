@@ -23,7 +23,7 @@ from bifocal import artifacts, distributed
 from bifocal.config import UserError
 from bifocal.data.folder import PictureFiles
 from bifocal.models.vqvae import VQVAEModel
-from bifocal.recipes.sources import FolderSource
+from bifocal.recipes.folder_source import FolderSource
 from bifocal.recipes.vlm import train_vlm
 from bifocal.recipes.vqvae import train_vqvae
 from bifocal.training import checkpoint, trainer

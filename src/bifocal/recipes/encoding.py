@@ -13,7 +13,8 @@ from bifocal.config import UserError
 from bifocal.data.folder import picture_keys_of, pictures_fingerprint
 from bifocal.data.pictures import to_tensor
 from bifocal.encoded import EncodedStore, Origin, encode_pictures, is_store, weights_fingerprint
-from bifocal.recipes.sources import FolderSource, Source
+from bifocal.recipes.folder_source import FolderSource
+from bifocal.recipes.sources import Source
 from bifocal.training.progress import Progress
 
 ENCODED = "encoded"  # the folder of a run in which the stores of its splits lie

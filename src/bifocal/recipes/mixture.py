@@ -33,7 +33,8 @@ from bifocal.config import UserError
 from bifocal.data.fitting import WHOLE, Fitting
 from bifocal.data.sample import Sample
 from bifocal.data.scenes import WorldSettings
-from bifocal.recipes.sources import FolderSource, Length, Pair, SceneSource, Source, Supply, shuffled
+from bifocal.recipes.folder_source import FolderSource
+from bifocal.recipes.sources import Length, Pair, SceneSource, Source, Supply, shuffled
 
 SCENES = "scenes"  # what a file calls the default data
 SUFFIXES = (".toml", ".json")

@@ -10,8 +10,9 @@ from typing import Protocol
 from bifocal.config import UserError
 from bifocal.data.scenes.drawing_texts import DrawingTexts
 from bifocal.data.text import uncased, words_of
+from bifocal.recipes.folder_source import FolderSource
 from bifocal.recipes.mixture import MixtureSource
-from bifocal.recipes.sources import FolderSource, SceneSource, Source
+from bifocal.recipes.sources import SceneSource, Source
 
 TASKS = ("text-to-image", "captioning", "retrieval")  # of own data, those whose text tells a picture
 TAUGHT = 30_000  # texts that tokenizer and list of words are made of, at most
