@@ -328,8 +328,8 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
     steps, episodes, stages = {
         ("quickstart", "continuous"): (620, 8_000, scene_stages(0.35, 0.7)),
         ("quickstart", "discrete"): (70, 4_000, ()),
-        ("standard", "continuous"): (2800, 40_000, scene_stages(0.2, 0.45)),
-        ("standard", "discrete"): (1600, 30_000, scene_stages(0.4, 0.7)),
+        ("standard", "continuous"): (2700, 40_000, scene_stages(0.15, 0.35)),
+        ("standard", "discrete"): (1500, 30_000, scene_stages(0.4, 0.7)),
     }[scale, family]
     # A decoder of twice the parameters learns more in a step and less in a minute, with so few tokens to see. One that
     # has to see for itself needs more layers.
@@ -353,7 +353,7 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
                 matrix_learning_rate=0.02,
                 warmup_steps=30,
                 # a cosine would leave the last stage hardly any rate
-                cooldown=0.4 if stages and scale == "quickstart" else None,
+                cooldown=0.4 if stages else None,
             ),
         ),
     )
