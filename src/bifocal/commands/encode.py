@@ -10,9 +10,10 @@ from torch import Tensor
 from bifocal import config, inference
 from bifocal.config import UserError
 from bifocal.data.fitting import fit_picture
-from bifocal.data.folder import FolderDataset, PictureFiles, picture_keys_of, pictures_fingerprint
+from bifocal.data.folder import FolderDataset, PictureFiles, pictures_fingerprint
 from bifocal.data.own_sets import picture_files
 from bifocal.data.pictures import SUFFIXES, to_tensor
+from bifocal.data.sample import picture_keys_of
 from bifocal.encoded import EncodedStore, Origin, encode_pictures, weights_fingerprint
 from bifocal.training.progress import Progress
 

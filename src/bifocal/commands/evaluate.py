@@ -27,7 +27,7 @@ from bifocal.data.overlap import marked
 from bifocal.data.own_sets import ClassFolders
 from bifocal.data.pictures import resize_whole
 from bifocal.data.prompt_file import PromptFile
-from bifocal.data.sample import Dataset
+from bifocal.data.sample import Dataset, picture_keys_of
 from bifocal.data.scenes import World
 from bifocal.data.templates import read_classes, read_templates
 from bifocal.encoded import weights_fingerprint
@@ -202,7 +202,7 @@ def evaluate_command(
         else:
             write_page(page, model_name, {(task, split): said}, rows, dataset.picture, about)
     if directory == run and isinstance(model, inference.VQVAE):
-        keys = list(dict.fromkeys(key for sample in dataset.samples for key in sample.pictures))[:SHOWN]
+        keys = picture_keys_of(dataset.samples)[:SHOWN]
         pictures = [resize_whole(dataset.picture(key), model.picture_size) for key in keys]
         print(f"wrote {reconstruction_page(model, pictures, rows, run)}", file=sys.stderr)
     if directory == run and task == "zero-shot":

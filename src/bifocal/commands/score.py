@@ -15,6 +15,7 @@ from bifocal.data.dialects import DIALECTS
 from bifocal.data.formats import FORMATS, open_document, open_documents, recognise
 from bifocal.data.formats.base import Format, Given
 from bifocal.data.sample import Box, Sample
+from bifocal.data.splits import split_of
 from bifocal.evaluation import captioning, grounding, reasoning, vqa
 from bifocal.evaluation.asking import prediction_of
 from bifocal.evaluation.java import Also, Tokenizer
@@ -151,11 +152,6 @@ def match(
             )
         matched[split] = [(sample, by_id[sample.id]) for sample in group if sample.id in by_id]
     return matched
-
-
-def split_of(sample: Sample) -> str:
-    """The split that the annotations name, or ""."""
-    return str((sample.facts or {}).get("split") or "")
 
 
 def judge(sample: Sample, given: Given) -> Prediction:

@@ -20,6 +20,7 @@ from bifocal.config import UserError
 from bifocal.data.folder import PictureFiles, sample_files
 from bifocal.data.likeness import Look, equal_pairs, look_at, near_pairs
 from bifocal.data.sample import Sample, sample_of
+from bifocal.data.splits import split_of
 
 Progress = Callable[[int, int], None]  # (pictures done, pictures in all)
 
@@ -174,7 +175,7 @@ def _samples(directory: Path, report: Report, lost: set[str]) -> list[_Placed]:
             except UserError as error:
                 report.findings.append(Finding("line", str(error), _id_of(line), True))
                 continue
-            split = str((sample.facts or {}).get("split") or "")
+            split = split_of(sample)
             name = f"the split {split} of {directory}" if split else str(directory)
             placed.append(_Placed(sample, line.where, directory, name))
             if sample.id in first:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 
-from bifocal.data.sample import Dataset, Sample
+from bifocal.data.sample import Dataset, Sample, picture_keys_of
 
 Tell = Callable[[str], Sequence[int | str]]  # key of a picture -> what tells it from another of that name
 
@@ -21,7 +21,7 @@ def data_fingerprint(samples: Sequence[Sample], tell: Tell, *, answers: bool = T
     for sample in samples:
         said = sample.to_json() if answers else [sample.id, sample.question, list(sample.pictures)]
         digest.update(json.dumps(said).encode("ascii"))
-    for key in dict.fromkeys(key for sample in samples for key in sample.pictures):
+    for key in picture_keys_of(samples):
         digest.update(json.dumps([key, *tell(key)]).encode("ascii"))
     return digest.hexdigest()
 

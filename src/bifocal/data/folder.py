@@ -121,11 +121,6 @@ class FolderDataset:
                     known.add(key)
 
 
-def picture_keys_of(samples: Sequence[Sample]) -> list[str]:
-    """The pictures of samples, each once, in their order."""
-    return list(dict.fromkeys(key for sample in samples for key in sample.pictures))
-
-
 def pictures_fingerprint(keys: Sequence[str], files: PictureFiles) -> str:
     """Names these pictures by their names and sizes: a copy of them, packed or not, has the same one."""
     return fingerprint([(key, files.size(key)) for key in keys])

@@ -18,7 +18,7 @@ from bifocal.artifacts import atomic_write_bytes
 from bifocal.config import UserError, fingerprint
 from bifocal.data.folder import PictureFiles, kept_for_validation, sample_files
 from bifocal.data.likeness import Gallery, Look, look_at
-from bifocal.data.sample import Dataset, Sample, read_samples
+from bifocal.data.sample import Dataset, Sample, picture_keys_of, read_samples
 from bifocal.letters import plain, words
 
 OVERLAP = "overlap"  # the fact of a sample that says which of the two slices it is in
@@ -119,13 +119,13 @@ class _Learnt:
         samples = [sample for file in sample_files(folder) for sample in read_samples(file)]
         learnt = [sample for sample in samples if whole or not kept_for_validation(sample)]
         self.samples = learnt or samples
-        self.keys = _keys(self.samples)
+        self.keys = picture_keys_of(self.samples)
 
 
 def overlap(dataset: Dataset, trained: Trained, progress: Progress | None = None) -> list[Match]:
     """For every sample of a test, in its order, what of it was trained on."""
     gallery = Gallery(trained.looks)
-    keys = _keys(dataset.samples)
+    keys = picture_keys_of(dataset.samples)
     exact: dict[str, set[bytes]] = {}
     near: dict[str, set[bytes]] = {}
     for number, key in enumerate(keys, start=1):
@@ -166,10 +166,6 @@ def marked(samples: Sequence[Sample], matches: Sequence[Match]) -> list[Sample]:
 
 
 # ------------------------------------------------------------ the looks that are kept
-
-
-def _keys(samples: Sequence[Sample]) -> list[str]:
-    return list(dict.fromkeys(key for sample in samples for key in sample.pictures))
 
 
 def _place(dataset: _Learnt, cache: Path) -> Path:

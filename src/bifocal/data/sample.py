@@ -146,6 +146,11 @@ class Sample:
         )
 
 
+def picture_keys_of(samples: Iterable[Sample]) -> list[str]:
+    """The pictures of samples, each once, in their order."""
+    return list(dict.fromkeys(key for sample in samples for key in sample.pictures))
+
+
 class Dataset(Protocol):
     """What training and evaluation see of any source of samples."""
 

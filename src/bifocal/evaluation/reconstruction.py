@@ -10,7 +10,7 @@ import torch
 
 from bifocal.config import UserError
 from bifocal.data.pictures import resize_whole, to_pictures, to_tensor
-from bifocal.data.sample import Dataset
+from bifocal.data.sample import Dataset, picture_keys_of
 from bifocal.evaluation.batches import Progress
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.evaluation.scoring import Measure, mean_measure, score_rows
@@ -68,7 +68,7 @@ def predict(
     """
     if blank:
         raise UserError("Reconstruction has no blank pictures: the picture is what is to be reconstructed.")
-    keys = list(dict.fromkeys(key for sample in dataset.samples for key in sample.pictures))
+    keys = picture_keys_of(dataset.samples)
     predictions: list[Prediction] = []
     for start in range(0, len(keys), batch_size):
         chosen = keys[start : start + batch_size]

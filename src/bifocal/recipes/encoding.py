@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from bifocal import config, distributed
 from bifocal.config import UserError
-from bifocal.data.folder import picture_keys_of, pictures_fingerprint
+from bifocal.data.folder import pictures_fingerprint
 from bifocal.data.pictures import to_tensor
+from bifocal.data.sample import picture_keys_of
 from bifocal.encoded import EncodedStore, Origin, encode_pictures, is_store, weights_fingerprint
 from bifocal.recipes.folder_source import FolderSource
 from bifocal.recipes.sources import Source

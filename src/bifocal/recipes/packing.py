@@ -16,7 +16,7 @@ from bifocal.config import UserError
 from bifocal.data.batch import RowBuilder, Template, encode_messages, encode_prefix, leading_pictures
 from bifocal.data.pictures import to_tensor
 from bifocal.data.prompts import in_sentences, with_rationale
-from bifocal.data.sample import Message, Sample
+from bifocal.data.sample import Message, Sample, picture_keys_of
 from bifocal.encoded import EncodedStore
 from bifocal.models.vlm import Rows
 from bifocal.recipes.alignment import Teacher
@@ -180,7 +180,7 @@ class Packer:
 
     def _reads(self, samples: Sequence[Sample], pixels: dict[str, np.ndarray]) -> bool:
         """Add the pictures of some samples to ``pixels``; whether all of them can be read."""
-        for key in dict.fromkeys(key for sample in samples for key in sample.pictures):
+        for key in picture_keys_of(samples):
             picture = pixels[key] if key in pixels else self.source.pixels_or_none(key)
             if picture is None:
                 return False
