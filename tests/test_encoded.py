@@ -68,6 +68,23 @@ def test_features_come_back_in_bf16(tmp_path: Path) -> None:
     assert torch.equal(store.get(["a"]), values.bfloat16())
 
 
+def test_two_at_once_are_refused_and_the_first_is_whole(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def pixels(keys: Sequence[str]) -> Tensor:
+        if not refused:
+            with pytest.raises(UserError) as caught:
+                stored(tmp_path / "store")
+            refused.append(str(caught.value))
+        return number_of(keys)
+
+    store = encode_pictures(tmp_path / "store", KEYS, pixels, lambda n: n[:, None], fingerprint="f")
+    assert f"another process is making {tmp_path / 'store'}: wait" in refused[0]
+    assert store.get(["picture 7"]).tolist() == [[7]]
+    assert [file.name for file in tmp_path.iterdir()] == ["store"]
+    assert stored(tmp_path / "other").get(["picture 7"]).tolist() == [[7, 7, 7]]
+
+
 def test_a_killed_attempt_is_gone_on_with_and_gives_the_same_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

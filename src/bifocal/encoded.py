@@ -6,13 +6,15 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from bifocal import artifacts, config
@@ -138,14 +140,56 @@ def encode_pictures(
     says the same in parts, and ``encoder`` names the weights of the encoder as its file has them. ``codebook`` is the
     number of codes of a discrete encoder: it decides how wide an integer a code takes. Features are kept in bf16, or in
     float32 if ``exact``. What a killed attempt had done stays beside ``path`` and is gone on with, if encoder and
-    pictures are the same.
+    pictures are the same. Raises ``UserError`` while another process makes the same store.
     """
-    if path.exists():
-        return EncodedStore.open(path, fingerprint, older=older)
     if not keys:
         raise UserError("there are no pictures to encode")
+    if path.exists():  # it may lie where nothing can be written, not even a lock
+        return EncodedStore.open(path, fingerprint, older=older)
+    with _alone(path):
+        if not path.exists():
+            _encode_into(
+                path,
+                keys,
+                pixels,
+                encode,
+                {"fingerprint": fingerprint, "keys": config.fingerprint(list(keys))},
+                {"origin": None if origin is None else config.to_dict(origin), "encoder": encoder},
+                codebook=codebook,
+                exact=exact,
+                batch_size=batch_size,
+                progress=progress,
+            )
+    return EncodedStore.open(path, fingerprint, older=older)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Nobody else makes ``path`` meanwhile; a process that dies lets go of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.with_name(f"{path.name}.lock")
+    try:
+        with FileLock(file, timeout=0):
+            yield
+            file.unlink(missing_ok=True)
+    except Timeout as error:
+        raise UserError(f"another process is making {path}: wait until it is done, and call again") from error
+
+
+def _encode_into(
+    path: Path,
+    keys: Sequence[str],
+    pixels: Callable[[Sequence[str]], Tensor],
+    encode: Callable[[Tensor], Tensor],
+    wanted: dict[str, str],
+    about: dict[str, Any],
+    *,
+    codebook: int,
+    exact: bool,
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+) -> None:
     work = _work_of(path)
-    wanted = {"fingerprint": fingerprint, "keys": config.fingerprint(list(keys))}
     before = _unfinished(work, wanted)
     done, kind = (int(before["done"]), str(before["kind"])) if before else (0, "")
     if before is None:
@@ -176,18 +220,11 @@ def encode_pictures(
             progress(start + len(some))
     assert values is not None
     values.flush()
-    about = {
-        "fingerprint": fingerprint,
-        "origin": None if origin is None else config.to_dict(origin),
-        "encoder": encoder,
-        "kind": kind,
-        "pictures": len(keys),
-    }
-    artifacts.atomic_write_json(work / ABOUT, about)
+    said = {"fingerprint": wanted["fingerprint"], **about, "kind": kind, "pictures": len(keys)}
+    artifacts.atomic_write_json(work / ABOUT, said)
     (work / DONE).unlink(missing_ok=True)
     artifacts.write_manifest(work)
     artifacts.publish(work, path)
-    return EncodedStore.open(path, fingerprint)
 
 
 def _work_of(path: Path) -> Path:

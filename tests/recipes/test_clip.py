@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -196,6 +197,32 @@ def test_a_picture_is_shown_with_any_of_its_captions(tmp_path: Path) -> None:
     shown = [source.pair("train", number, 0).text for number in range(40)]
     assert set(shown) == set(captions)
     assert shown == [FolderSource(tmp_path, 64).pair("train", number, 0).text for number in range(40)]
+    assert {source.pair("train", number, 0, vary=False).text for number in range(40)} == {captions[0]}
+
+
+@pytest.mark.parametrize("vary", [True, False])
+def test_a_training_varies_what_is_said_of_a_picture_if_it_is_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vary: bool
+) -> None:
+    Image.fromarray(tiny.picture(0)).save(tmp_path / "owl.png")
+    messages = (Message("user", (Picture(0),)), Message("assistant", ("an owl",)))
+    long = "an owl " * 40
+    sample = Sample("owl", "captioning", "all", ("owl.png",), messages, references=(long, "an owl", "a bird"))
+    write_samples(tmp_path / "samples.jsonl", [sample])
+    monkeypatch.setattr("bifocal.recipes.clip.run", lambda model, settings, batch_at, *_, **__: batch_at(0))
+    changes = {"data": str(tmp_path), "batch_size": "40", "vary_captions": str(vary).lower()}
+    made = cast(CLIPBatch, train_clip(apply_overrides(recipe_clip("smoke"), changes), tmp_path / "run"))
+    # the first is too long for the context
+    assert len(made.text_ids.unique()) == (2 if vary else 1)
+
+
+def test_scenes_say_the_same_of_a_scene_where_captions_do_not_vary() -> None:
+    few = [SOURCE.pair("train", number, 0, vary=False) for number in range(60)]
+    again = [SOURCE.pair("train", number, 0, vary=False) for number in range(60)]
+    assert [pair.text for pair in few] == [pair.text for pair in again]
+    varied = [SOURCE.pair("train", number, 0) for number in range(60)]
+    assert [pair.key for pair in varied] == [pair.key for pair in few]
+    assert [pair.text for pair in varied] != [pair.text for pair in few]
 
 
 @pytest.mark.parametrize(

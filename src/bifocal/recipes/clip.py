@@ -45,7 +45,8 @@ ATTEMPTS = 20  # captions tried for one place in a batch before a caption that f
 class CLIPRecipe:
     """A CLIP on scenes (``data`` none) or on the captions of a folder. The vocabulary is learnt from the texts.
 
-    A picture with several captions is shown with one of them, drawn anew each time. With ``skip_flat`` most flat
+    A picture with several captions is shown with one of them, drawn anew each time, or always with the first that fits
+    the context, if they are not to vary (``vary_captions``). With ``skip_flat`` most flat
     patches are left out of training (``data.patches``), with ``patch_dropout`` that share of a picture's patches,
     whatever is on them; the last ``whole_share`` of the steps look at whole pictures. With ``regions`` the parts of a
     picture that the data describe are contrasted with their descriptions too. ``augment`` varies the pictures of
@@ -57,6 +58,7 @@ class CLIPRecipe:
     objective: Objective = "softmax"
     chunk_size: int = 0
     text_tokens: int = 1024
+    vary_captions: bool = True
     regions: bool = True
     skip_flat: bool = True
     patch_dropout: float = 0.0
@@ -100,6 +102,7 @@ def contrastive_batch(
     model: CLIPConfig,
     *,
     regions: bool,
+    vary: bool = True,
     variation: Augment = OFF,
     seed: int = 0,
 ) -> CLIPBatch:
@@ -110,7 +113,9 @@ def contrastive_batch(
     context = model.text.context
 
     def pair_at(number: int, attempt: int) -> Pair:
-        return mirrored_pair(source.pair(split, number, attempt), variation.flip, f"{seed}/{number}")
+        return mirrored_pair(
+            source.pair(split, number, attempt, vary=vary), variation.flip, f"{seed}/{number}"
+        )
 
     numbers = range(first, first + size)
     pairs = [pair_at(number, 0) for number in numbers]
@@ -222,6 +227,7 @@ def train_clip(
             tokenizer,
             model.config,
             regions=recipe.regions,
+            vary=recipe.vary_captions,
             variation=variation,
             seed=recipe.train.seed,
         )

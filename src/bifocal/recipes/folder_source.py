@@ -114,7 +114,7 @@ class FolderSource:
     def spoilt(self) -> set[str]:
         return self._spoilt.keys
 
-    def pair(self, split: str, number: int, attempt: int) -> Pair:
+    def pair(self, split: str, number: int, attempt: int, *, vary: bool = True) -> Pair:
         rng = random.Random(f"pair/{split}/{number}/{attempt}")
         if not self.captions:
             raise UserError(f"no picture of {self.dataset.name} has a caption, and CLIP learns from captions")
@@ -122,8 +122,9 @@ class FolderSource:
         key = keys[shuffled(number, len(keys), 0)]
         pixels = self.pixels_or_none(key)
         if pixels is None:
-            return self.pair(split, number + 1, attempt)
-        return Pair(pixels, rng.choice(self.captions[key]), key=key)
+            return self.pair(split, number + 1, attempt, vary=vary)
+        said = self.captions[key]
+        return Pair(pixels, rng.choice(said) if vary else said[attempt % len(said)], key=key)
 
     def uncaptioned(self) -> int:
         return len({key for keys in self.samples for key in keys} - self.captions.keys())

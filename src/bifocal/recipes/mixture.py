@@ -180,9 +180,9 @@ class MixtureSource:
         place, rank = self._turn(number, seed=0)
         return f"{self.names[place]}/{self.sources[place].picture_key(split, rank)}"
 
-    def pair(self, split: str, number: int, attempt: int) -> Pair:
+    def pair(self, split: str, number: int, attempt: int, *, vary: bool = True) -> Pair:
         place, rank = self._turn(number, seed=0)
-        pair = self.sources[place].pair(split, rank, attempt)
+        pair = self.sources[place].pair(split, rank, attempt, vary=vary)
         return replace(pair, key=f"{self.names[place]}/{pair.key}")
 
     def uncaptioned(self) -> int:

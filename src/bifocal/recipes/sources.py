@@ -88,8 +88,11 @@ class Source(Protocol):
         """The keys of pictures that are known to be unreadable."""
         ...
 
-    def pair(self, split: str, number: int, attempt: int) -> Pair:
-        """A picture and a caption of it; another ``attempt`` gives another one."""
+    def pair(self, split: str, number: int, attempt: int, *, vary: bool = True) -> Pair:
+        """A picture and a caption of it; another ``attempt`` gives another one.
+
+        Of several captions one is drawn for each number; not to ``vary`` them gives a picture the same one always.
+        """
         ...
 
     def uncaptioned(self) -> int:
@@ -171,12 +174,14 @@ class SceneSource:
     def spoilt(self) -> set[str]:
         return set()
 
-    def pair(self, split: str, number: int, attempt: int) -> Pair:
+    def pair(self, split: str, number: int, attempt: int, *, vary: bool = True) -> Pair:
         rng = random.Random(f"pair/{split}/{number}/{attempt}")
         if rng.random() < SINGLE_SHARE:
             scene = self.world.single(split, number)
         else:
             scene = self.world.scenes(split, number, pictures=1)[0]
+        if not vary:
+            rng = random.Random(f"pair/{scene.key}/{attempt}")
         return Pair(self.world.render(scene), clip_caption(scene, rng), clip_regions(scene, rng), scene.key)
 
     def uncaptioned(self) -> int:
