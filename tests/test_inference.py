@@ -321,6 +321,18 @@ def test_a_batch_is_answered_as_each_alone(places: Place, family: str) -> None:
     assert [answer.finish_reason for answer in together] == [answer.finish_reason for answer in alone]
 
 
+def test_pictures_of_a_batch_stand_where_their_messages_have_them(places: Place) -> None:
+    model = vlm(places["continuous"])
+    shown = [tiny.picture(0), tiny.picture(1)]
+    between = (Message("user", ("is", Picture(0), "more than", Picture(1), "?")),)
+    asked = [{"type": "text", "text": "is"}, {"type": "image", "image": shown[0]}]
+    asked += [{"type": "text", "text": "more than"}, {"type": "image", "image": shown[1]}]
+    chat = [{"role": "user", "content": [*asked, {"type": "text", "text": "?"}]}]
+    placed, in_front = model.answer_batch([(shown, between), (shown, "is more than?")], max_new_tokens=8)
+    assert placed.text == model.chat(chat, max_new_tokens=8).text
+    assert placed.logprobs != in_front.logprobs
+
+
 def test_an_answer_says_why_it_ended(places: Place) -> None:
     model = vlm(places["continuous"])
     answer = model.answer(tiny.picture(0), "what?", max_new_tokens=3)

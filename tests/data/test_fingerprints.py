@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import tiny
-from bifocal.data.fingerprints import asked_fingerprint, questions_fingerprint
+from bifocal.data.fingerprints import asked_fingerprint, data_fingerprint, questions_fingerprint
 from bifocal.data.folder import FolderDataset
 from bifocal.data.own_sets import ClassFolders
+from bifocal.data.sample import Message, Picture, Sample
 
 
 @pytest.fixture
@@ -50,6 +51,16 @@ def test_another_question_or_picture_is_other_data_to_all(folder, change):
     else:
         (folder / "1.png").write_bytes((folder / "1.png").read_bytes() + b"x")
     assert not set(names(folder)) & set(before)
+
+
+def test_a_picture_that_stands_elsewhere_is_another_question(tmp_path):
+    def name(*parts: str | Picture) -> str:
+        turns = (Message("user", parts), Message("assistant", ("yes",)))
+        return data_fingerprint([Sample("s", "vqa", "all", ("0.png",), turns)], lambda _: [], answers=False)
+
+    usual, behind = name(Picture(0), "is this an owl?"), name("is this an owl?", Picture(0))
+    between = name("is", Picture(0), "this an owl?")
+    assert len({usual, behind, between}) == 3
 
 
 def test_class_folders_have_names_too(tmp_path):

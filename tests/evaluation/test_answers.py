@@ -24,10 +24,11 @@ from bifocal.commands.evaluate import evaluate_command
 from bifocal.config import UserError
 from bifocal.data.fingerprints import asked_fingerprint
 from bifocal.data.folder import FolderDataset
+from bifocal.data.sample import Box, Message, Picture, Sample, read_samples, write_samples
 from bifocal.evaluation import evaluate
 from bifocal.evaluation.results import Row, notes, read_predictions, results_text
 from bifocal.evaluation.tables import print_table
-from evaluation.fakes import FakeClip, FakeDataset, FakeDrawer, FakeVLM
+from evaluation.fakes import FakeAnswer, FakeClip, FakeDataset, FakeDrawer, FakeVLM
 from ranks import run_on_ranks
 
 BATCH = 8
@@ -155,6 +156,24 @@ def test_answers_to_something_else_are_refused_or_replaced_and_never_mixed(tmp_p
     assert f"vqa.test.answers' are {says}" in capsys.readouterr().err
     assert len(model.asked) == len(other.samples)
     assert rows == run(model, other, tmp_path / "elsewhere", **options)
+
+
+def test_a_model_is_asked_with_pictures_and_boxes_where_they_stand(tmp_path):
+    data = tiny.folder(tmp_path / "data", pictures=3)
+    turns = (Message("user", ("what is at", Box(0, 0, 0.5, 1), "of", Picture(0), "?")),)
+    odd = Sample("odd", "vqa", "all", ("0.png",), (*turns, Message("assistant", ("an owl",))))
+    write_samples(data / "samples.jsonl", [*read_samples(data / "samples.jsonl"), odd])
+    dataset = FolderDataset(data, "vqa")
+    seen: list[Any] = []
+
+    class Model(FakeVLM):
+        def answer_batch(self, requests, **options):
+            seen.extend(asked for _, asked in requests)
+            return [FakeAnswer("an owl") for _ in requests]
+
+    rows = run(Model("vlm", 1.0, FakeDataset("vqa", 1).shapes), dataset, tmp_path / "out")
+    assert seen == ["which number?"] * 3 + [turns]
+    assert {row.n for row in rows if row.slice == "all"} == {4}
 
 
 def test_a_picture_that_changed_changes_the_data_and_another_right_answer_does_not(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from bifocal.data.sample import Dataset, Sample, picture_keys_of
 
@@ -19,7 +20,10 @@ def data_fingerprint(samples: Sequence[Sample], tell: Tell, *, answers: bool = T
     """
     digest = hashlib.sha256()
     for sample in samples:
-        said = sample.to_json() if answers else [sample.id, sample.question, list(sample.pictures)]
+        said: Any = sample.to_json()
+        if not answers:
+            turns = [] if isinstance(sample.asked, str) else said["messages"][: len(sample.asked)]
+            said = [sample.id, sample.question, list(sample.pictures), *turns]
         digest.update(json.dumps(said).encode("ascii"))
     for key in picture_keys_of(samples):
         digest.update(json.dumps([key, *tell(key)]).encode("ascii"))

@@ -57,6 +57,11 @@ class Message:
     parts: tuple[Part, ...]
 
 
+def question_messages(pictures: int, question: str) -> tuple[Message, ...]:
+    """One user's turn: the pictures in order, then the words."""
+    return (Message("user", (*(Picture(index) for index in range(pictures)), question)),)
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """Pictures, a conversation that ends with the assistant's turn, and what a scorer needs to judge it.
@@ -93,6 +98,15 @@ class Sample:
         """The text of the user's last message; pictures and boxes are left out."""
         asked = [message for message in self.messages if message.role == "user"]
         return words_of(asked[-1].parts) if asked else ""
+
+    @property
+    def asked(self) -> str | tuple[Message, ...]:
+        """The question, if it stands behind the pictures in their order; else all before the answer, as it stands.
+
+        So nothing is moved or left out where a picture or a box stands among words.
+        """
+        before = self.messages[: self._answer_at()]
+        return self.question if before == question_messages(len(self.pictures), self.question) else before
 
     @property
     def boxes(self) -> tuple[Box, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bifocal.config import UserError
 from bifocal.data.fingerprints import asked_fingerprint
-from bifocal.data.sample import Dataset, Sample
+from bifocal.data.sample import Dataset, Message, Sample
 from bifocal.evaluation.answers import Given
 from bifocal.evaluation.batches import Progress, go_through, reason_of
 from bifocal.evaluation.kinds import slices_of
@@ -21,6 +21,10 @@ BLANK_VALUE = 235
 
 # So many requests that fail one after the other are no accident of single samples: asking on would be in vain.
 MOST_IN_A_ROW = 20
+
+
+# Pictures, and a question about them or messages in which they stand.
+Request = tuple[Sequence[np.ndarray], str | Sequence[Message]]
 
 
 class GivenAnswer(Protocol):
@@ -43,7 +47,7 @@ class Answering(Protocol):
     def fingerprint(self) -> str: ...
 
     def answer_batch(
-        self, requests: Sequence[tuple[Sequence[np.ndarray], str]], *, max_new_tokens: int, batch_size: int
+        self, requests: Sequence[Request], *, max_new_tokens: int, batch_size: int
     ) -> Sequence[GivenAnswer]: ...
 
 
@@ -171,8 +175,8 @@ class Asker:
         return answer
 
     def _answers(self, samples: Sequence[Sample]) -> list[Given]:
-        requests = [
-            ([look_up(self.dataset, key, blank=self.blank) for key in sample.pictures], sample.question)
+        requests: list[Request] = [
+            ([look_up(self.dataset, key, blank=self.blank) for key in sample.pictures], sample.asked)
             for sample in samples
         ]
         answers = self.model.answer_batch(

@@ -12,6 +12,7 @@ import torch
 from bifocal.config import UserError, fingerprint
 from bifocal.data.scenes.scene import Concept
 from bifocal.data.scenes.words import a
+from bifocal.evaluation.asking import Request
 
 MOST = 3  # kinds of things in a prompt, so many are taken to be in a picture
 
@@ -52,7 +53,7 @@ class CLIPChecker:
         return fingerprint([self.clip.fingerprint, self.names, MOST])
 
     def answer_batch(
-        self, requests: Sequence[tuple[Sequence[np.ndarray], str]], *, max_new_tokens: int, batch_size: int
+        self, requests: Sequence[Request], *, max_new_tokens: int, batch_size: int
     ) -> list[Said]:
         """Answers to "is there an owl?" alone; raises ``UserError`` for any other question."""
         pictures = {id(picture): picture for (picture,), _ in requests}
@@ -60,7 +61,7 @@ class CLIPChecker:
         best = dict(zip(pictures, scores.topk(min(MOST, len(self.names)), dim=1).indices.tolist()))
         answers = []
         for (picture,), question in requests:
-            if question not in self.asked:
+            if not isinstance(question, str) or question not in self.asked:
                 raise UserError(
                     f'a CLIP as the checker is only asked whether a concept of the scenes is there, not "{question}": '
                     "name a continuous VLM with --checker"

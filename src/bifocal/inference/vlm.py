@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from bifocal.data.boxes import boxes_from_text
-from bifocal.data.chat import AnyPicture, question_messages, read_messages, several
+from bifocal.data.chat import AnyPicture, read_messages, several
 from bifocal.data.pictures import to_pictures
-from bifocal.data.sample import Box, Message
+from bifocal.data.sample import Box, Message, question_messages
 from bifocal.generation.decode import Generated, generate
 from bifocal.generation.decode import score as score_continuations
 from bifocal.generation.explain import Word, explain
@@ -99,13 +99,19 @@ class VLM(VLMWithWords):
 
     def answer_batch(
         self,
-        requests: Sequence[tuple[Sequence[AnyPicture], str]],
+        requests: Sequence[tuple[Sequence[AnyPicture], str | Sequence[Message]]],
         *,
         max_new_tokens: int = 64,
         batch_size: int = 64,
     ) -> list[Answer]:
-        """Greedy answers to many (pictures, question) requests, those of similar length together."""
-        asked = [(pictures, question_messages(len(pictures), question)) for pictures, question in requests]
+        """Greedy answers to many requests, those of similar length together.
+
+        A request is pictures and a question about them, or messages in which they stand where they belong.
+        """
+        asked = [
+            (pictures, question_messages(len(pictures), words) if isinstance(words, str) else words)
+            for pictures, words in requests
+        ]
         return self._batched(asked, AnswerSettings(max_new_tokens=max_new_tokens), batch_size)
 
     @overload

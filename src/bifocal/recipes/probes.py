@@ -86,7 +86,7 @@ def answers(
         if not asked:
             return None
         vlm = LoadedVLM(model, tokenizer, "vlm", device)
-        requests = [([pictures[key] for key in sample.pictures], sample.question) for sample in asked]
+        requests = [([pictures[key] for key in sample.pictures], sample.asked) for sample in asked]
         replies = vlm.answer_batch(requests, max_new_tokens=ANSWER_TOKENS)
         rows = [
             {

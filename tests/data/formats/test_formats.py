@@ -185,13 +185,22 @@ def test_llava_keeps_turns_moves_pictures_first_and_numbers_ids_that_come_again(
     assert found["text"].pictures == ()
 
 
-def test_words_between_pictures_are_one_text_in_llava(tmp_path):
+def test_pictures_between_words_stay_there_in_llava(tmp_path):
     said = "Image 1:<image>\nImage 2: <image>\nwhich is red?"
     turns = [{"from": "human", "value": said}, {"from": "gpt", "value": "the first"}]
     value = [{"id": "0", "image": ["0.jpg", "1.jpg"], "conversations": turns}]
     (sample,) = read_samples_of("llava", [published.write(tmp_path / "llava.json", value)])
-    assert sample.messages[0].parts == (Picture(0), Picture(1), "Image 1: Image 2: which is red?")
-    assert sample.question == "Image 1: Image 2: which is red?"
+    assert sample.messages[0].parts == ("Image 1:", Picture(0), "Image 2:", Picture(1), "which is red?")
+    assert sample.asked == sample.messages[:1]
+
+
+@pytest.mark.parametrize("said", ["<image>\nwhich?", "which?\n<image>"])
+def test_a_picture_at_either_end_of_the_words_opens_the_conversation_in_llava(tmp_path, said):
+    turns = [{"from": "human", "value": said}, {"from": "gpt", "value": "the first"}]
+    value = [{"id": "0", "image": "0.jpg", "conversations": turns}]
+    (sample,) = read_samples_of("llava", [published.write(tmp_path / "llava.json", value)])
+    assert sample.messages[0].parts == (Picture(0), "which?")
+    assert sample.asked == "which?"
 
 
 def test_detection_asks_for_what_a_picture_has_one_of(tmp_path):

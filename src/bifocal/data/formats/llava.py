@@ -11,7 +11,7 @@ from bifocal.config import UserError
 from bifocal.data.files import Document, located
 from bifocal.data.formats.base import Format, has_keys, names_of, unique
 from bifocal.data.records import expect, items, text, texts
-from bifocal.data.sample import Message, Part, Picture, Sample, words_of
+from bifocal.data.sample import Message, Part, Picture, Sample
 
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 _PLACE = re.compile(r"\s*<image>\s*")
@@ -62,12 +62,12 @@ def _sample(identity: str, record: Mapping[str, Any]) -> Sample:
         raise UserError(f"<image> stands there {stood} times, and there are {len(pictures)} pictures")
     if not messages or messages[-1].role != "assistant":
         raise UserError("the last turn is not the model's, so there is nothing to learn from it")
-    # pictures open the conversation in our samples, so that questions on one picture share it, and the words between
-    # them are one text, as evaluation asks it
+    # pictures at either end of the words open the conversation, so that questions on one picture share it; those
+    # among words mean something by where they stand
     first = messages[0].parts
-    opening: list[Part] = [part for part in first if isinstance(part, Picture)]
-    opening += [words] if (words := words_of(first)) else []
-    messages[0] = Message(messages[0].role, tuple(opening))
+    if len(said := [part for part in first if isinstance(part, str)]) < 2:
+        shown: list[Part] = [part for part in first if isinstance(part, Picture)]
+        messages[0] = Message(messages[0].role, (*shown, *said))
     return Sample(identity, "vqa", "all", tuple(pictures), tuple(messages))
 
 
