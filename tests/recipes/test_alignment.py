@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +14,14 @@ import tiny
 from bifocal import inference, losses
 from bifocal.artifacts import read_json_lines
 from bifocal.config import UserError
+from bifocal.data.batch import Template
 from bifocal.data.scenes import WorldSettings
-from bifocal.models.language import LanguageConfig
+from bifocal.models.language import LanguageConfig, row_mask
+from bifocal.models.vlm import VLM, Alignment
 from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.alignment import patch_embeddings
+from bifocal.recipes.folder_source import FolderSource
+from bifocal.recipes.packing import Packer
 from bifocal.recipes.vlm import TaskWeights, VLMRecipe, train_vlm
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import TrainSettings
@@ -82,16 +88,101 @@ def test_hidden_states_come_to_say_what_the_teacher_says_and_no_trace_stays(part
     assert "alignment" not in next(iter(read_json_lines(parts / "without" / "log.jsonl")))
 
 
+class Words:
+    """Codes, and what a teacher says, that tell which picture of a folder they are of."""
+
+    def __init__(self, *shape: int) -> None:
+        self.shape = shape
+
+    def get(self, keys: Sequence[str]) -> torch.Tensor:
+        numbers = torch.tensor([int(key.split(".")[0]) for key in keys])
+        return (
+            numbers.view(-1, *[1] * len(self.shape)) + torch.arange(math.prod(self.shape)).view(self.shape)
+        ) % 8
+
+    def features(self, split: str, keys: Sequence[str]) -> torch.Tensor:
+        return torch.sin(1.0 + self.get(keys))
+
+
+def looking(parts: Path, **changes: object) -> tuple[VLM, Packer]:
+    """A tiny discrete model behind an alignment, and rows of which the first half of the steps only look."""
+    model = tiny.vlm("discrete")
+    wanted = recipe(parts, align=str(parts / "clip"), look=0.5, language=model.config.language, **changes)
+    torch.manual_seed(0)
+    projection = torch.linalg.qr(torch.randn(model.config.language.width, 4)).Q
+    model.alignment = Alignment(1, 0.5, projection)
+    places = model.image_path.positions
+    template = Template(tiny.tokenizer(), places, draws=True)
+    source, codes = FolderSource(parts / "data", 32), Words(places)
+    return model, Packer(wanted, source, template, {"train": codes}, Words(places, 4))  # type: ignore[dict-item, arg-type]
+
+
+def test_a_step_that_looks_teaches_the_first_layers_what_the_teacher_says(parts: Path) -> None:
+    model, packer = looking(parts)
+    rows = packer.rows("train", 0, 4)
+    assert not rows.supervised.any() and len(rows.tokens) == 4 and len(rows.keys) > 4
+    total, count, figures = model.loss(rows)
+    hidden: dict[int, torch.Tensor] = {}
+    x, _ = model.embed(rows.tokens, rows.image_places, rows.pictures)
+    model.language_model(x, rows.positions, row_mask(rows.documents, rows.segments), watch=hidden.__setitem__)
+    seen = hidden[1].flatten(0, 1)[rows.image_places.flatten()]
+    assert model.alignment is not None and rows.features is not None
+    apart = losses.alignment(seen, rows.features.flatten(0, 1), model.alignment.projection)
+    assert count == rows.image_places.numel()
+    torch.testing.assert_close(total / count, 0.5 * apart)
+    assert figures == {"alignment": pytest.approx(1 - apart.item(), abs=1e-5)}
+    total.backward()
+    learnt = {name for name, weight in model.language_model.named_parameters() if weight.grad is not None}
+    assert {name.split(".")[1] for name in learnt if name.startswith("layers.")} == {"0"}
+    assert "embed_tokens.weight" in learnt and not any(name.startswith("lm_head") for name in learnt)
+
+
+def test_pieces_of_a_step_that_looks_add_up_to_the_whole(parts: Path) -> None:
+    model, packer = looking(parts)
+    rows = packer.rows("train", 3, 4)
+    model.loss(rows)[0].backward()
+    weight = model.language_model.embed_tokens.weight
+    assert weight.grad is not None
+    whole, weight.grad = weight.grad.clone(), None
+    counts = 0
+    for some in (range(1), range(1, 4)):
+        total, count, _ = model.loss(rows.part(some))
+        total.backward()
+        counts += count
+    assert counts == rows.image_places.numel()
+    torch.testing.assert_close(weight.grad, whole)
+
+
+def test_steps_that_look_see_other_pictures_and_the_same_each_time(parts: Path) -> None:
+    _, packer = looking(parts, batch_size=1)
+    first, second = packer.rows("train", 0, 1), packer.rows("train", 1, 1)
+    assert first.keys == packer.rows("train", 0, 1).keys
+    assert len(set(first.keys)) == len(first.keys) and set(first.keys).isdisjoint(second.keys)
+    assert packer.rows("train", 14, 1).answers == 0 and packer.rows("train", 15, 1).answers > 0
+
+
+def test_a_run_looks_first_and_then_learns_to_speak(parts: Path) -> None:
+    train_vlm(recipe(parts, align=str(parts / "clip"), look=0.5), parts / "run")
+    rows = [row for row in read_json_lines(parts / "run" / "log.jsonl") if row["phase"] == "train"]
+    assert ["accuracy" in row for row in rows] == [False] * 15 + [True] * 15
+    assert rows[14]["alignment"] > rows[0]["alignment"] + 0.2
+    assert rows[14]["loss"] == pytest.approx(1 - rows[14]["alignment"], abs=1e-5)
+    assert rows[15]["loss"] > rows[-1]["loss"] > rows[14]["loss"]  # words are learnt from then on
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"family": "continuous"}, "align is for the discrete family"),
+        ({"look": 1.0}, "look is a share of the steps below 1"),
+        ({"look": 0.1, "align": None}, "look is learning to see from a finished CLIP"),
+        ({"look": 0.1, "train": TrainSettings(parallel="shard")}, "set train.parallel to replicate"),
         ({"align_layer": 3}, "one of the decoder's 2 layers, got 3"),
     ],
 )
 def test_an_alignment_that_cannot_be_is_refused(parts: Path, changes: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        recipe(parts, align=str(parts / "clip"), **changes)
+        recipe(parts, **{"align": str(parts / "clip"), **changes})
 
 
 def test_a_teacher_with_other_patches_is_refused(parts: Path) -> None:

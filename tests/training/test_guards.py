@@ -121,6 +121,17 @@ def test_what_is_a_spike_does_not_depend_on_when_the_norms_were_read() -> None:
     assert eager.limit(step + 1) < math.inf
 
 
+def test_what_is_usual_is_found_anew_where_something_else_is_learnt() -> None:
+    guard, limits = StepGuard(10.0, turns=(0, 50)), []
+    for step in range(100):
+        list(guard.read(step - 1))
+        limits.append(guard.limit(step))
+        guard.note(step, torch.tensor(True), torch.tensor(1.0 if step < 50 else 100.0))
+    assert limits[49] == 10.0
+    assert set(limits[50 : 50 + SETTLING + 1]) == {math.inf}  # the last step is not known yet
+    assert limits[50 + SETTLING + 1] == 1000.0
+
+
 def test_the_guard_goes_on_where_it_was(tmp_path: Path) -> None:
     """The spike comes after the resumed run's third step, too early for a guard that has just begun."""
     spiky = {"batch_at": lambda step: 1e4 if step == 33 else 1.0, "steps": 40}

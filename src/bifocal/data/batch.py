@@ -199,13 +199,7 @@ class RowBuilder:
             need = len(segment.tokens) + (0 if placed else len(prefix.tokens))
             self._require_room(sample, len(prefix.tokens), segment)
             if placed == 0:
-                if not self.rows or need > self.length - len(self.rows[-1]["tokens"]):
-                    self.rows.append(
-                        {name: [] for name in ("tokens", "positions", "segments", "documents", "supervised")}
-                    )
-                row = self.rows[-1]
-                document = (row["documents"][-1] + 1) if row["documents"] else 0
-                self._append(row, prefix, sample.pictures, document, number=0, start=0)
+                row, document = self._begin(prefix, sample.pictures, need)
             elif need > self.length - len(row["tokens"]):
                 continue
             self._append(row, segment, sample.pictures, document, number=placed + 1, start=len(prefix.tokens))
@@ -231,11 +225,24 @@ class RowBuilder:
             f"answer of {answer} would be cut off: raise --row-length or shorten it"
         )
 
+    def add_pictures(self, keys: Sequence[str]) -> None:
+        """Place what conversations about these pictures begin with, and no conversation; no label is in it.
+
+        A new row is begun where they do not fit in the last one. Raises ``UserError`` where no row has room for them.
+        """
+        prefix = encode_prefix(len(keys), self.template)
+        if len(prefix.tokens) > self.length:
+            raise UserError(
+                f"{len(keys)} pictures take {len(prefix.tokens)} tokens and a row holds {self.length}: "
+                "raise --row-length"
+            )
+        self._begin(prefix, keys, len(prefix.tokens))
+
     def add_text(self, tokens: Sequence[int]) -> None:
         """Begin a row with plain text, of which every token but the first is learnt."""
         if not 1 < len(tokens) <= self.length:
             raise ValueError(f"a text of {len(tokens)} tokens does not make a row of {self.length}")
-        self.rows.append({"tokens": [], "positions": [], "segments": [], "documents": [], "supervised": []})
+        self._new_row()
         text = Segment(list(tokens), [False] + [True] * (len(tokens) - 1))
         self._append(self.rows[-1], text, (), document=0, number=0, start=0)
 
@@ -244,8 +251,28 @@ class RowBuilder:
         shared = leading_pictures(sample.messages)
         prefix = encode_prefix(shared, self.template)
         segment = encode_messages(sample.messages, self.template, shared=shared)
-        free = self.length - (len(self.rows[-1]["tokens"]) if self.rows else 0)
-        return len(prefix.tokens) + len(segment.tokens) <= free
+        return len(prefix.tokens) + len(segment.tokens) <= self._free()
+
+    def has_room_for(self, keys: Sequence[str]) -> bool:
+        """Whether these pictures, with nothing said about them, still fit in the last row."""
+        return len(encode_prefix(len(keys), self.template).tokens) <= self._free()
+
+    def _free(self) -> int:
+        return self.length - (len(self.rows[-1]["tokens"]) if self.rows else 0)
+
+    def _new_row(self) -> None:
+        self.rows.append(
+            {name: [] for name in ("tokens", "positions", "segments", "documents", "supervised")}
+        )
+
+    def _begin(self, prefix: Segment, keys: Sequence[str], need: int) -> tuple[dict[str, list[int]], int]:
+        """Begin a document in the last row, or in a new one if it has no room for ``need``: the row, and its number."""
+        if not self.rows or need > self._free():
+            self._new_row()
+        row = self.rows[-1]
+        document = (row["documents"][-1] + 1) if row["documents"] else 0
+        self._append(row, prefix, keys, document, number=0, start=0)
+        return row, document
 
     def _append(
         self,

@@ -173,17 +173,19 @@ class LanguageModel(nn.Module):
         bias: Tensor | None,
         cache: KeyValueCache | RowWriter | None = None,
         watch: Callable[[int, Tensor], None] | None = None,
+        layers: int | None = None,
     ) -> Tensor:
         """(B, T, D) embeddings at (B, T) positions -> (B, T, D) normed hidden states.
 
         ``bias`` (broadcast to (B, H, T, S), 0 or -inf) says who sees whom; with a cache, S counts the cached positions
         and the new ones. ``watch`` is given the number of layers passed, from 1, and the hidden states behind them.
+        With ``layers`` only the first so many are passed.
         """
         rotary = rotary_table(positions_BT, self.config.head_size, self.config.rotary_base)
         rotary = rotary[0].to(self.dtype), rotary[1].to(self.dtype)
         x_BTD = embeddings_BTD.to(self.dtype)
         bias = None if bias is None else bias.to(self.dtype)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.layers[:layers]):
             x_BTD = layer(x_BTD, rotary, bias, cache, index)
             if watch is not None:
                 watch(index + 1, x_BTD)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -250,17 +251,26 @@ class VLM(nn.Module):
         More than ``LOGITS`` of them are computed part by part, and each part anew on the way back: over the vocabulary
         of a published language model they would take more memory than all its layers. With an ``alignment`` its
         distance is added for each of the tokens, with a ``z_loss`` so much of (log Z)^2.
+
+        Of a batch without a label only the alignment is left, for each position of a picture, and the layers behind it
+        are not computed.
         """
         raw_pixels = rows.pictures.ndim == 4
         encoded = self.image_path.encode(rows.pictures) if raw_pixels else rows.pictures
         x_BTD, tokens_BT = self.embed(rows.tokens, rows.image_places, encoded)
+        looks = self.alignment if not rows.whole[0] else None
         layers: dict[int, Tensor] = {}
         hidden_BTD = self.language_model(
             x_BTD,
             rows.positions,
             row_mask(rows.documents, rows.segments),
             watch=None if self.alignment is None else layers.__setitem__,
+            layers=None if looks is None else looks.layer,
         )
+        if looks is not None:
+            apart = self.apart(looks, layers, rows)
+            places = rows.image_places.numel()
+            return looks.weight * apart * places, places, {"alignment": 1 - apart.item()}
         targets_at = rows.supervised.flatten().nonzero().squeeze(1)
         targets_N = tokens_BT.flatten()[targets_at]
         hidden_ND = hidden_BTD.flatten(0, 1)[targets_at - 1]
@@ -278,13 +288,19 @@ class VLM(nn.Module):
         if self.z_loss:
             metrics["log_z"] = math.sqrt(squares.item() / max(count, 1))
         if self.alignment is not None and rows.features is not None and len(rows.features):
-            seen_ND = layers[self.alignment.layer].flatten(0, 1)[rows.image_places.flatten()]
-            apart = losses.alignment(seen_ND, rows.features.flatten(0, 1), self.alignment.projection)
+            apart = self.apart(self.alignment, layers, rows)
             # the mean over all places of the batch, for each of its tokens, whoever has which rows
             tokens, places = rows.whole
             total = total + self.alignment.weight * apart * tokens * rows.image_places.numel() / places
             metrics["alignment"] = 1 - apart.item()
         return total, count, metrics
+
+    @staticmethod
+    def apart(alignment: Alignment, layers: Mapping[int, Tensor], rows: Rows) -> Tensor:
+        """How far hidden states at pictures' positions are from the features there: the mean."""
+        assert rows.features is not None
+        seen_ND = layers[alignment.layer].flatten(0, 1)[rows.image_places.flatten()]
+        return losses.alignment(seen_ND, rows.features.flatten(0, 1), alignment.projection)
 
     def predict(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states and the token behind each -> the sum of their losses, how many are right, the sum of (log Z)^2.

@@ -126,9 +126,11 @@ class Packer:
     def rows(self, split: str, step: int, size: int) -> Rows:
         """``size`` rows; in a discrete model the last of them hold drawings, and all if it reads nothing.
 
-        Stages are for training alone.
+        Stages are for training alone, as are the steps in which a decoder only looks.
         """
         recipe = self.recipe
+        if split == "train" and step < recipe.looking_steps:
+            return self._looking(step, size)
         rng = random.Random(f"{recipe.train.seed}/{split}/{step}")
         stage = stage_at(recipe.stages, step, recipe.train.steps) if split == "train" else None
         tasks, kinds = (recipe.tasks, {}) if stage is None else (stage.tasks, stage.kinds)
@@ -177,6 +179,24 @@ class Packer:
         else:
             pictures = to_tensor([pixels[key] for key in keys]) if keys else torch.empty(0, 0)
         return rows_of(builder, pictures, features)
+
+    def _looking(self, step: int, size: int) -> Rows:
+        """Rows full of pictures that nothing is said about, for a decoder that learns to see."""
+        builder = RowBuilder(self.template, self.recipe.row_length)
+        each = self.recipe.row_length // self.template.picture_positions
+        number, spoilt = step * size * each, self.source.spoilt()  # no step comes to the pictures of the next
+        while True:
+            turn = self.source.turn("train", number, self.recipe.train.seed)
+            number += 1
+            keys = self.source.document_keys("train", turn)
+            if not keys or not spoilt.isdisjoint(keys):
+                continue
+            if len(builder.rows) == size and not builder.has_room_for(keys):
+                break
+            builder.add_pictures(keys)
+        keys = builder.picture_keys
+        assert self.teacher is not None
+        return rows_of(builder, self.stores["train"].get(keys), self.teacher.features("train", keys))
 
     def _reads(self, samples: Sequence[Sample], pixels: dict[str, np.ndarray]) -> bool:
         """Add the pictures of some samples to ``pixels``; whether all of them can be read."""

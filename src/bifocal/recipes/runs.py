@@ -187,6 +187,7 @@ def run(
     watch: Callable[[int, Mapping[str, float]], Sequence[str]] | None = None,
     names_at: Callable[[int], Sequence[str]] | None = None,
     rates: Callable[[int], Mapping[str, float]] | None = None,
+    turns: Sequence[int] = (),
     told: Sequence[str] = (),
     finishing: Callable[[], None] | None = None,
     resume: bool = False,
@@ -194,8 +195,8 @@ def run(
 ) -> Outcome:
     """Train, and leave a finished model in ``out``.
 
-    ``told`` says what trains and what is frozen where it is more than one line can say, ``rates`` is as in ``train``,
-    ``finishing`` is done to the trained model before it is written.
+    ``told`` says what trains and what is frozen where it is more than one line can say, ``rates`` and ``turns`` are as
+    in ``train``, ``finishing`` is done to the trained model before it is written.
     """
     about = {
         "recipe": config.to_dict(recipe),
@@ -214,6 +215,7 @@ def run(
         watch=watch,
         names_at=names_at,
         rates=rates,
+        turns=turns,
         about=about,
         resume=resume,
         title=title,

@@ -263,7 +263,8 @@ def sketch_vlm(recipe: VLMRecipe) -> Sketch:
         recipe.batch_size,
         "rows",
         make,
-        lambda step, size: packer.rows("train", step, size),
+        # what the steps with words in them take, which is most
+        lambda step, size: packer.rows("train", recipe.looking_steps + step, size),
         cache=Cache.of_answers(recipe.language, recipe.row_length),
     )
 

@@ -52,7 +52,9 @@ class VLMRecipe:
     ``encoded`` is what ``bifocal encode`` wrote of the folder ``data`` with it; without one its pictures are encoded on
     the way. ``tasks`` says how often each task is asked, ``stages`` where that changes on the way. ``align`` names a
     finished CLIP that teaches a discrete decoder to see: its hidden states behind ``align_layer`` layers are drawn to
-    what that CLIP says of each patch. ``z_loss`` is how much of (log Z)^2 is added to the loss (Chameleon's 1e-5).
+    what that CLIP says of each patch. The share ``look`` of the steps comes first and does that alone, on rows full of
+    pictures that nothing is said about (``stages`` are still shares of all steps). ``z_loss`` is how much of
+    (log Z)^2 is added to the loss (Chameleon's 1e-5).
 
     ``decoder`` begins with a language model instead of a random decoder (``decoders``): its sizes and tokenizer are
     that model's. ``learning`` says which parts learn when; ``train_vision`` lets the vision tower learn all along, at
@@ -87,6 +89,7 @@ class VLMRecipe:
     align: str | None = None
     align_layer: int = 2
     align_weight: float = 1.0
+    look: float = 0.0
     z_loss: float = 0.0
     data: str | None = None
     encoded: str | None = None
@@ -133,16 +136,32 @@ class VLMRecipe:
             raise ValueError(
                 "align is for the discrete family: a continuous VLM reads the features of a CLIP as it is"
             )
+        if not 0 <= self.look < 1:
+            raise ValueError(f"look is a share of the steps below 1, got {self.look}")
+        if self.look and self.align is None:
+            raise ValueError("look is learning to see from a finished CLIP: name one with align")
+        if self.look and self.train.parallel == "shard":
+            raise ValueError("look leaves layers without a gradient: set train.parallel to replicate")
         if self.align is not None and not 1 <= self.align_layer <= self.language.layers:
             raise ValueError(
                 f"align_layer must be one of the decoder's {self.language.layers} layers, got {self.align_layer}"
             )
+
+    @property
+    def looking_steps(self) -> int:
+        """How many steps come before the first with words in it."""
+        return round(self.look * self.train.steps)
 
     def sees_pixels(self, step: int | None) -> bool:
         """Whether the vision tower learns in a step; without one, whether it ever does."""
         if step is None or not self.learning:
             return self.train_vision or self.learning.trains("vision")
         return self.learning.at(step, self.train.steps)[2].vision > 0
+
+    def turns(self) -> list[int]:
+        """The steps from which on other parts learn, or from another objective."""
+        stages = [first for _, first, _, _ in self.learning.planned(self.train.steps)]
+        return [self.looking_steps, *stages]
 
     def rates(self) -> Rates | None:
         """The learning rate of each part in a step, where they are not all the optimizer's."""
@@ -151,6 +170,20 @@ class VLMRecipe:
         if self.train_vision:
             return rates_with_vision(self.vision_share, self.train.steps, self.train.optimizer)
         return None
+
+
+def looking_first(recipe: VLMRecipe, steps: int) -> VLMRecipe:
+    """The recipe with ``steps`` of looking before its own; those keep their stages, and the fall of their rate."""
+    own = recipe.train.steps
+    whole, optimizer = steps + own, recipe.train.optimizer
+    if optimizer.cooldown is not None:
+        optimizer = replace(optimizer, cooldown=optimizer.cooldown * own / whole)
+    return replace(
+        recipe,
+        look=steps / whole,
+        stages=tuple(replace(each, until=(steps + each.until * own) / whole) for each in recipe.stages),
+        train=replace(recipe.train, steps=whole, optimizer=optimizer),
+    )
 
 
 def build(recipe: VLMRecipe, tokenizer: TextTokenizer, encoder: CLIPModel | VQVAEModel) -> VLM:
@@ -288,6 +321,7 @@ def train_vlm(
         probes=probes,
         validation=lambda: mean_loss(model, held_out) | ({} if remembered is None else remembered.now()),
         rates=recipe.rates(),
+        turns=recipe.turns(),
         told=told(model, title, recipe.learning, recipe.train.steps),
         finishing=lambda: merge_lora(model.language_model),
         resume=resume,
@@ -329,7 +363,7 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
         ("quickstart", "continuous"): (620, 8_000, scene_stages(0.35, 0.7)),
         ("quickstart", "discrete"): (70, 4_000, ()),
         ("standard", "continuous"): (2700, 40_000, scene_stages(0.15, 0.35)),
-        ("standard", "discrete"): (1500, 30_000, scene_stages(0.4, 0.7)),
+        ("standard", "discrete"): (1250, 30_000, scene_stages(0.4, 0.7)),
     }[scale, family]
     # A decoder of twice the parameters learns more in a step and less in a minute, with so few tokens to see. One that
     # has to see for itself needs more layers.

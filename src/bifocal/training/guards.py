@@ -62,18 +62,20 @@ class StepGuard:
 
     Whether a step was taken is decided where the gradients are; here that is looked at later, so that the processor
     need not wait for an accelerator. The norm above which a step is a spike comes from steps before the last one: so
-    it does not depend on when they were looked at.
+    it does not depend on when they were looked at. At ``turns``, the steps from which on something else is learnt,
+    what is usual is found anew.
     """
 
-    def __init__(self, spike_factor: float) -> None:
-        self.factor = spike_factor
+    def __init__(self, spike_factor: float, turns: Sequence[int] = ()) -> None:
+        self.factor, self.turns = spike_factor, turns
         self.norms: deque[tuple[int, float]] = deque(maxlen=REMEMBERED + 1)
         self.unread: list[tuple[int, Tensor, Tensor]] = []
         self.skipped = 0  # in a row
 
     def limit(self, step: int) -> float:
-        """The largest norm that a step may have: a multiple of the median so far."""
-        known = [norm for earlier, norm in self.norms if earlier < step - 1][-REMEMBERED:]
+        """The largest norm that a step may have: a multiple of the median since the last turn."""
+        since = max((turn for turn in self.turns if turn <= step), default=0)
+        known = [norm for earlier, norm in self.norms if since <= earlier < step - 1][-REMEMBERED:]
         if not self.factor or len(known) < SETTLING:
             return float("inf")
         return self.factor * statistics.median(known)

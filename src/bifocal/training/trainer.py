@@ -130,6 +130,7 @@ def train(
     watch: Callable[[int, Mapping[str, float]], Sequence[str]] | None = None,
     names_at: Callable[[int], Sequence[str]] | None = None,
     rates: Callable[[int], Mapping[str, float]] | None = None,
+    turns: Sequence[int] = (),
     about: Mapping[str, Any] | None = None,
     resume: bool = False,
     title: str = "training",
@@ -142,7 +143,8 @@ def train(
     ``watch`` makes sentences of the logged figures where something is wrong with them, which are shown and logged;
     ``names_at`` says what a step's batch was made of, for the log of steps that were skipped; ``rates``, also a pure
     function of the step, gives each part of the model a learning rate of its own in place of the settings'
-    (``MasterOptimizer.choose``); ``about`` (recipe, data, environment) goes into every checkpoint. The model ends in
+    (``MasterOptimizer.choose``); ``turns`` are steps from which on something else is learnt, so that gradients may be
+    of another size (``StepGuard``); ``about`` (recipe, data, environment) goes into every checkpoint. The model ends in
     float32, with the trained masters as its weights.
 
     Raises ``UserError`` after ten steps in a row that could not be taken, and where another rank is lost; ``Stopped``
@@ -167,7 +169,7 @@ def train(
     checkpoints, log_file = out / "checkpoints", out / "log.jsonl"
     about = about or {}
     start, spent, loss = 0, 0.0, None
-    guard = StepGuard(settings.spike_factor)
+    guard = StepGuard(settings.spike_factor, turns)
     saver = (ShardedSaver if sharded else Saver)(
         checkpoints,
         optimizer,
