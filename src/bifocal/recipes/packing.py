@@ -194,9 +194,9 @@ class Packer:
             if len(builder.rows) == size and not builder.has_room_for(keys):
                 break
             builder.add_pictures(keys)
-        keys = builder.picture_keys
+        shown = builder.picture_keys
         assert self.teacher is not None
-        return rows_of(builder, self.stores["train"].get(keys), self.teacher.features("train", keys))
+        return rows_of(builder, self.stores["train"].get(shown), self.teacher.features("train", shown))
 
     def _reads(self, samples: Sequence[Sample], pixels: dict[str, np.ndarray]) -> bool:
         """Add the pictures of some samples to ``pixels``; whether all of them can be read."""
