@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import tiny
 import toys
 from bifocal.config import UserError
+from bifocal.data.scenes import WorldSettings
+from bifocal.recipes.sources import world_of
 from scripts import benchmark
 
 FAMILIES = ("vlm-continuous", "vlm-discrete")
@@ -82,3 +85,38 @@ def test_answers_alike_are_those_of_the_same_words_and_boxes() -> None:
     b = [{"prediction": "an owl", "boxes": []}, {"prediction": "", "boxes": [[0, 0, 1, 0.5]]}]
     with benchmark("int8_quality") as module:
         assert (module.same(a, a), module.same(a, b)) == (1.0, 0.5)
+
+
+def test_what_stands_at_a_place_of_the_codes_is_the_thing_in_whose_box_it_lies() -> None:
+    with benchmark("read_codes") as script:
+        world = world_of(WorldSettings())
+        keys = [world.scenes("validation", number, pictures=1)[0].key for number in range(30)]
+        truth = script.truth_of(world, keys, 8)
+    names = [concept.name for concept in world.concepts]
+    scenes = [world.scene_of(key) for key in keys]
+    assert [names[name] for _, name, _ in truth.objects] == [
+        each.concept.name for scene in scenes for each in scene.objects
+    ]
+    for row, scene in enumerate(scenes):
+        last = scene.objects[-1]  # painted over all others
+        x, y = (min(int(8 * edge), 7) for edge in last.centre)
+        assert names[truth.names[row, 8 * y + x]] == last.concept.name
+        inside = [there for picture, _, there in truth.objects if picture == row]
+        assert torch.equal(truth.names[row] < len(names), torch.stack(inside).any(dim=0))
+
+
+def test_codes_are_read_from_left_to_right_and_names_do_not_teach_beside_a_clip() -> None:
+    with benchmark("read_codes") as script:
+        torch.manual_seed(0)
+        reader = script.Reader(codes=16, places=9, width=32, layers=2, names=5, features=4)
+        codes = torch.randint(16, (2, 9))
+        other = codes.clone()
+        other[:, -1] = (other[:, -1] + 1) % 16
+        for one, two in zip(reader(codes, "names"), reader(other, "names"), strict=True):
+            torch.testing.assert_close(one[:, :-1], two[:, :-1])
+            assert not torch.allclose(one[:, -1], two[:, -1])
+        for taught in ("names", "clip"):
+            reader.zero_grad()
+            reader(codes, taught)[0].sum().backward()
+            assert reader.name.weight.grad is not None
+            assert (reader.embed_places.grad is None) == (taught == "clip")
