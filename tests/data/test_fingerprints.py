@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -61,6 +63,22 @@ def test_a_picture_that_stands_elsewhere_is_another_question(tmp_path):
     usual, behind = name(Picture(0), "is this an owl?"), name("is this an owl?", Picture(0))
     between = name("is", Picture(0), "this an owl?")
     assert len({usual, behind, between}) == 3
+
+
+@pytest.mark.parametrize(
+    ("task", "asked", "answer", "question"),
+    [
+        ("vqa", (Picture(0), "is this an owl?"), ("yes",), "is this an owl?"),
+        ("zero-shot", (Picture(0),), ("owl",), ""),
+        ("text-to-image", ("an owl",), (Picture(0),), "an owl"),
+    ],
+)
+def test_a_usual_question_is_named_by_its_words_and_pictures(task, asked, answer, question):
+    sample = Sample("s", task, "all", ("0.png",), (Message("user", asked), Message("assistant", answer)))
+    assert sample.asked == question
+    said = json.dumps(["s", question, ["0.png"]]) + json.dumps(["0.png", 7])
+    expected = hashlib.sha256(said.encode()).hexdigest()
+    assert data_fingerprint([sample], lambda _: [7], answers=False) == expected
 
 
 def test_class_folders_have_names_too(tmp_path):

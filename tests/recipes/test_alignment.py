@@ -13,6 +13,7 @@ import torch
 import tiny
 from bifocal import inference, losses
 from bifocal.artifacts import read_json_lines
+from bifocal.commands.quickstart import vlm_recipe
 from bifocal.config import UserError
 from bifocal.data.batch import Template
 from bifocal.data.scenes import WorldSettings
@@ -20,10 +21,11 @@ from bifocal.models.language import LanguageConfig, row_mask
 from bifocal.models.vlm import VLM, Alignment
 from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.alignment import patch_embeddings
+from bifocal.recipes.curriculum import Stage
 from bifocal.recipes.folder_source import FolderSource
 from bifocal.recipes.packing import Packer
-from bifocal.recipes.vlm import TaskWeights, VLMRecipe, train_vlm
-from bifocal.training.optimizer import OptimizerSettings
+from bifocal.recipes.vlm import TaskWeights, VLMRecipe, recipe_vlm, train_vlm
+from bifocal.training.optimizer import OptimizerSettings, learning_rate_share
 from bifocal.training.trainer import TrainSettings
 
 
@@ -93,6 +95,7 @@ class Words:
 
     def __init__(self, *shape: int) -> None:
         self.shape = shape
+        self.rows = {f"{number}.png": number for number in range(24)}
 
     def get(self, keys: Sequence[str]) -> torch.Tensor:
         numbers = torch.tensor([int(key.split(".")[0]) for key in keys])
@@ -161,6 +164,33 @@ def test_steps_that_look_see_other_pictures_and_the_same_each_time(parts: Path) 
     assert packer.rows("train", 14, 1).answers == 0 and packer.rows("train", 15, 1).answers > 0
 
 
+def test_a_picture_that_cannot_be_read_is_not_looked_at(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, packer = looking(parts)
+    monkeypatch.setattr(packer.source, "spoilt", lambda: {"3.png"})
+    seen = [key for step in range(15) for key in packer.rows("train", step, 4).keys]
+    assert set(seen) == {f"{number}.png" for number in range(24)} - {"3.png"}
+
+
+def test_stages_are_shares_of_the_steps_with_words(parts: Path) -> None:
+    own = recipe_vlm("standard", "discrete")
+    whole = vlm_recipe("vlm-discrete", parts, "standard", {})
+    steps, looks = own.train.steps, whole.looking_steps
+    assert whole.train.steps == looks + steps == 2150 and looks == 900
+    assert own.stages == whole.stages
+    last = [
+        learning_rate_share(step, each.train.steps, each.train.optimizer)
+        for each in (own, whole)
+        for step in (each.train.steps - 10, each.train.steps - 400, each.train.steps - 520)
+    ]
+    assert last[:3] == pytest.approx(last[3:]) and last[2] == 1.0 > last[1]
+    _, packer = looking(
+        parts, stages=(Stage(0.5, TaskWeights(vqa=0, captioning=0, reasoning=0, drawing=0.0)),)
+    )
+    asked = [packer.rows("train", step, 4) for step in (15, 29)]
+    boxes = [rows.supervised.sum() == 5 * rows.answers for rows in asked]  # four edges and the end
+    assert boxes == [True, False]
+
+
 def test_a_run_looks_first_and_then_learns_to_speak(parts: Path) -> None:
     train_vlm(recipe(parts, align=str(parts / "clip"), look=0.5), parts / "run")
     rows = [row for row in read_json_lines(parts / "run" / "log.jsonl") if row["phase"] == "train"]
@@ -175,6 +205,8 @@ def test_a_run_looks_first_and_then_learns_to_speak(parts: Path) -> None:
     [
         ({"family": "continuous"}, "align is for the discrete family"),
         ({"look": 1.0}, "look is a share of the steps below 1"),
+        ({"look": 0.99}, "look 0.99 of 30 steps leaves none of them to look, or none with words"),
+        ({"look": 0.01}, "look 0.01 of 30 steps leaves none of them to look, or none with words"),
         ({"look": 0.1, "align": None}, "look is learning to see from a finished CLIP"),
         ({"look": 0.1, "train": TrainSettings(parallel="shard")}, "set train.parallel to replicate"),
         ({"align_layer": 3}, "one of the decoder's 2 layers, got 3"),

@@ -358,6 +358,25 @@ def test_the_dry_step_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert one == two
 
 
+def test_what_does_not_fit_at_a_later_turn_shows_before_the_first_step(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def batch_at(step: int) -> float:
+        made.append(step)
+        if step == 7:
+            raise MemoryError
+        return 1.0
+
+    settings = TrainSettings(steps=10, dtype="float32", optimizer=OptimizerSettings(warmup_steps=1))
+    with pytest.raises(MemoryError):
+        train(Line(), settings, batch_at, tmp_path / "run", samples_per_step=1, turns=(0, 4, 7))
+    assert made == [0, 4, 7]
+    made.clear()
+    with pytest.raises(MemoryError):  # what is over does not come again
+        train(Line(), settings, batch_at, tmp_path / "past", samples_per_step=1, turns=(0, 4))
+    assert made[:4] == [0, 4, 0, 1]
+
+
 def test_alarms_of_a_resumed_run_know_what_was_logged(tmp_path: Path) -> None:
     heard: list[int] = []
 

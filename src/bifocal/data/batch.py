@@ -225,18 +225,19 @@ class RowBuilder:
             f"answer of {answer} would be cut off: raise --row-length or shorten it"
         )
 
-    def add_pictures(self, keys: Sequence[str]) -> None:
-        """Place what conversations about these pictures begin with, and no conversation; no label is in it.
-
-        A new row is begun where they do not fit in the last one. Raises ``UserError`` where no row has room for them.
-        """
-        prefix = encode_prefix(len(keys), self.template)
-        if len(prefix.tokens) > self.length:
+    def pictures_a_row(self) -> int:
+        """How many pictures that nothing is said about fit in a row; ``UserError`` where none does."""
+        tokens = len(encode_prefix(1, self.template).tokens)
+        if tokens > self.length:
             raise UserError(
-                f"{len(keys)} pictures take {len(prefix.tokens)} tokens and a row holds {self.length}: "
-                "raise --row-length"
+                f"a picture takes {tokens} tokens and a row holds {self.length}: raise --row-length"
             )
-        self._begin(prefix, keys, len(prefix.tokens))
+        return self.length // tokens
+
+    def add_picture(self, key: str) -> None:
+        """Place what a conversation about a picture begins with, and no conversation; no label is in it."""
+        prefix = encode_prefix(1, self.template)
+        self._begin(prefix, (key,), len(prefix.tokens))
 
     def add_text(self, tokens: Sequence[int]) -> None:
         """Begin a row with plain text, of which every token but the first is learnt."""
@@ -252,10 +253,6 @@ class RowBuilder:
         prefix = encode_prefix(shared, self.template)
         segment = encode_messages(sample.messages, self.template, shared=shared)
         return len(prefix.tokens) + len(segment.tokens) <= self._free()
-
-    def has_room_for(self, keys: Sequence[str]) -> bool:
-        """Whether these pictures, with nothing said about them, still fit in the last row."""
-        return len(encode_prefix(len(keys), self.template).tokens) <= self._free()
 
     def _free(self) -> int:
         return self.length - (len(self.rows[-1]["tokens"]) if self.rows else 0)

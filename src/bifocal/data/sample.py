@@ -101,12 +101,15 @@ class Sample:
 
     @property
     def asked(self) -> str | tuple[Message, ...]:
-        """The question, if it stands behind the pictures in their order; else all before the answer, as it stands.
-
-        So nothing is moved or left out where a picture or a box stands among words.
+        """The question, before which the pictures stand in their order; or all before the answer, as it stands, where there
+        are earlier turns, or a box, or a picture elsewhere, so that nothing is moved or left out.
         """
         before = self.messages[: self._answer_at()]
-        return self.question if before == question_messages(len(self.pictures), self.question) else before
+        parts = self.prompt
+        words = next((place for place, part in enumerate(parts) if isinstance(part, str)), len(parts))
+        usual = all(part == Picture(place) for place, part in enumerate(parts[:words]))
+        usual = usual and all(isinstance(part, str) for part in parts[words:]) and len(before) == 1
+        return self.question if usual else before
 
     @property
     def boxes(self) -> tuple[Box, ...]:

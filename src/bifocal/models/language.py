@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -185,7 +186,7 @@ class LanguageModel(nn.Module):
         rotary = rotary[0].to(self.dtype), rotary[1].to(self.dtype)
         x_BTD = embeddings_BTD.to(self.dtype)
         bias = None if bias is None else bias.to(self.dtype)
-        for index, layer in enumerate(self.layers[:layers]):
+        for index, layer in enumerate(itertools.islice(self.layers, layers)):
             x_BTD = layer(x_BTD, rotary, bias, cache, index)
             if watch is not None:
                 watch(index + 1, x_BTD)

@@ -77,6 +77,8 @@ class CLIPRecipe:
                 f"{self.model.vision.picture_size}: give both the same size"
             )
         check_chunks(self.model, self.chunk_size)
+        if not self.vary_captions and self.data is None:
+            raise ValueError("vary_captions is for pictures of a folder: no scene comes twice")
         if not 0 <= self.patch_dropout < 1:
             raise ValueError(f"patch_dropout is a share of the patches below 1, got {self.patch_dropout}")
         if self.patch_dropout and self.skip_flat:
@@ -102,7 +104,7 @@ def contrastive_batch(
     model: CLIPConfig,
     *,
     regions: bool,
-    vary: bool = True,
+    vary: bool,
     variation: Augment = OFF,
     seed: int = 0,
 ) -> CLIPBatch:

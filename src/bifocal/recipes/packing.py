@@ -23,7 +23,7 @@ from bifocal.recipes.alignment import Teacher
 from bifocal.recipes.curriculum import TaskWeights, stage_at
 from bifocal.recipes.name_start import world_with_truth
 from bifocal.recipes.plain_text import passages
-from bifocal.recipes.sources import Source, drawing_sample
+from bifocal.recipes.sources import Source, drawing_sample, shuffled
 
 if TYPE_CHECKING:
     from bifocal.recipes.vlm import VLMRecipe
@@ -132,7 +132,8 @@ class Packer:
         if split == "train" and step < recipe.looking_steps:
             return self._looking(step, size)
         rng = random.Random(f"{recipe.train.seed}/{split}/{step}")
-        stage = stage_at(recipe.stages, step, recipe.train.steps) if split == "train" else None
+        looked, steps = recipe.looking_steps, recipe.train.steps
+        stage = stage_at(recipe.stages, step - looked, steps - looked) if split == "train" else None
         tasks, kinds = (recipe.tasks, {}) if stage is None else (stage.tasks, stage.kinds)
         reading = tasks.reading()
         drawing = drawing_rows(recipe, tasks, size)
@@ -183,20 +184,18 @@ class Packer:
     def _looking(self, step: int, size: int) -> Rows:
         """Rows full of pictures that nothing is said about, for a decoder that learns to see."""
         builder = RowBuilder(self.template, self.recipe.row_length)
-        each = self.recipe.row_length // self.template.picture_positions
-        number, spoilt = step * size * each, self.source.spoilt()  # no step comes to the pictures of the next
-        while True:
-            turn = self.source.turn("train", number, self.recipe.train.seed)
-            number += 1
-            keys = self.source.document_keys("train", turn)
-            if not keys or not spoilt.isdisjoint(keys):
-                continue
-            if len(builder.rows) == size and not builder.has_room_for(keys):
-                break
-            builder.add_pictures(keys)
+        count = size * builder.pictures_a_row()
+        for number in range(step * count, (step + 1) * count):
+            builder.add_picture(self.readable[shuffled(number, len(self.readable), self.recipe.train.seed)])
         shown = builder.picture_keys
         assert self.teacher is not None
         return rows_of(builder, self.stores["train"].get(shown), self.teacher.features("train", shown))
+
+    @functools.cached_property
+    def readable(self) -> list[str]:
+        """The training pictures that could be read when they were encoded."""
+        spoilt = self.source.spoilt()
+        return [key for key in self.stores["train"].rows if key not in spoilt]
 
     def _reads(self, samples: Sequence[Sample], pixels: dict[str, np.ndarray]) -> bool:
         """Add the pictures of some samples to ``pixels``; whether all of them can be read."""

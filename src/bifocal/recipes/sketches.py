@@ -193,6 +193,7 @@ def sketch_clip(recipe: CLIPRecipe) -> Sketch:
             tokenizer,
             shape,
             regions=recipe.regions,
+            vary=recipe.vary_captions,
             variation=recipe.augment,
             seed=recipe.train.seed,
         )

@@ -91,7 +91,7 @@ class Source(Protocol):
     def pair(self, split: str, number: int, attempt: int, *, vary: bool = True) -> Pair:
         """A picture and a caption of it; another ``attempt`` gives another one.
 
-        Of several captions one is drawn for each number; not to ``vary`` them gives a picture the same one always.
+        Of several captions of a file one is drawn for each number; not to ``vary`` them gives the first one always.
         """
         ...
 
@@ -180,8 +180,6 @@ class SceneSource:
             scene = self.world.single(split, number)
         else:
             scene = self.world.scenes(split, number, pictures=1)[0]
-        if not vary:
-            rng = random.Random(f"pair/{scene.key}/{attempt}")
         return Pair(self.world.render(scene), clip_caption(scene, rng), clip_regions(scene, rng), scene.key)
 
     def uncaptioned(self) -> int:

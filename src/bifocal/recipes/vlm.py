@@ -53,7 +53,7 @@ class VLMRecipe:
     the way. ``tasks`` says how often each task is asked, ``stages`` where that changes on the way. ``align`` names a
     finished CLIP that teaches a discrete decoder to see: its hidden states behind ``align_layer`` layers are drawn to
     what that CLIP says of each patch. The share ``look`` of the steps comes first and does that alone, on rows full of
-    pictures that nothing is said about (``stages`` are still shares of all steps). ``z_loss`` is how much of
+    pictures that nothing is said about; ``stages`` are shares of the steps behind it. ``z_loss`` is how much of
     (log Z)^2 is added to the loss (Chameleon's 1e-5).
 
     ``decoder`` begins with a language model instead of a random decoder (``decoders``): its sizes and tokenizer are
@@ -138,6 +138,10 @@ class VLMRecipe:
             )
         if not 0 <= self.look < 1:
             raise ValueError(f"look is a share of the steps below 1, got {self.look}")
+        if self.look and not 0 < self.looking_steps < self.train.steps:
+            raise ValueError(
+                f"look {self.look} of {self.train.steps} steps leaves none of them to look, or none with words"
+            )
         if self.look and self.align is None:
             raise ValueError("look is learning to see from a finished CLIP: name one with align")
         if self.look and self.train.parallel == "shard":
@@ -173,7 +177,7 @@ class VLMRecipe:
 
 
 def looking_first(recipe: VLMRecipe, steps: int) -> VLMRecipe:
-    """The recipe with ``steps`` of looking before its own; those keep their stages, and the fall of their rate."""
+    """The recipe with ``steps`` of looking before its own, whose rate falls over as many as before."""
     own = recipe.train.steps
     whole, optimizer = steps + own, recipe.train.optimizer
     if optimizer.cooldown is not None:
@@ -181,7 +185,6 @@ def looking_first(recipe: VLMRecipe, steps: int) -> VLMRecipe:
     return replace(
         recipe,
         look=steps / whole,
-        stages=tuple(replace(each, until=(steps + each.until * own) / whole) for each in recipe.stages),
         train=replace(recipe.train, steps=whole, optimizer=optimizer),
     )
 

@@ -263,7 +263,10 @@ def train(
         saver.require_room(ahead, finished, best=validation is not None)
         if start < settings.steps:
             saver.trial()
-            dry_step(model, to_device(pieces_at(start), device))
+            for first in sorted({start, *(turn for turn in turns if start < turn < settings.steps)}):
+                if rates is not None:
+                    optimizer.choose(rates(first))
+                dry_step(model, to_device(pieces_at(first), device))
         batches = feed(pieces_at, start, settings.steps, device, settings.workers)
         # however the loop ends: workers that wait for their turn would never end by themselves
         stack.callback(batches.close)
