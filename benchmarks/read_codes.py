@@ -22,16 +22,14 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from bifocal import config, losses
-from bifocal.artifacts import read_json
+from bifocal import losses
+from bifocal.commands.inspect import recipe_of
 from bifocal.config import UserError
 from bifocal.data.scenes.compose import World
 from bifocal.data.scenes.scene import Scene
 from bifocal.encoded import EncodedStore
 from bifocal.models.language import LanguageConfig, LanguageModel
-from bifocal.recipes.runs import RECIPE, settings_in
 from bifocal.recipes.sources import world_of
-from bifocal.recipes.vlm import VLMRecipe
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings, learning_rate_share
 
 Taught = Literal["names", "clip"]
@@ -117,8 +115,8 @@ def main(
         batch_size: pictures of a step.
         every: so many steps they are counted.
     """
-    recipe = config.from_dict(VLMRecipe, settings_in(read_json(run / RECIPE)), older=True)
-    if recipe.family != "discrete" or recipe.align is None or recipe.data is not None:
+    recipe = recipe_of(run)
+    if recipe is None or recipe.family != "discrete" or recipe.align is None or recipe.data is not None:
         raise UserError(f"{run} is no discrete VLM that was trained on the default scenes with --align")
     world = world_of(recipe.world)
     train, held_out, aligned = (
