@@ -13,12 +13,13 @@ import torch
 import tiny
 from bifocal import inference, losses
 from bifocal.artifacts import read_json_lines
+from bifocal.commands.encode import encode_command
 from bifocal.commands.quickstart import vlm_recipe
 from bifocal.config import UserError
 from bifocal.data.batch import Template
 from bifocal.data.scenes import WorldSettings
 from bifocal.models.language import LanguageConfig, row_mask
-from bifocal.models.vlm import VLM, Alignment
+from bifocal.models.vlm import VLM, Alignment, Rows
 from bifocal.models.vqvae import VQVAEModel
 from bifocal.recipes.alignment import patch_embeddings
 from bifocal.recipes.curriculum import Stage
@@ -95,13 +96,15 @@ class Words:
 
     def __init__(self, *shape: int) -> None:
         self.shape = shape
-        self.rows = {f"{number}.png": number for number in range(24)}
 
     def get(self, keys: Sequence[str]) -> torch.Tensor:
         numbers = torch.tensor([int(key.split(".")[0]) for key in keys])
         return (
             numbers.view(-1, *[1] * len(self.shape)) + torch.arange(math.prod(self.shape)).view(self.shape)
         ) % 8
+
+    def keys(self, split: str) -> list[str]:
+        return [f"{number}.png" for number in range(24)]
 
     def features(self, split: str, keys: Sequence[str]) -> torch.Tensor:
         return torch.sin(1.0 + self.get(keys))
@@ -169,6 +172,25 @@ def test_a_picture_that_cannot_be_read_is_not_looked_at(parts: Path, monkeypatch
     monkeypatch.setattr(packer.source, "spoilt", lambda: {"3.png"})
     seen = [key for step in range(15) for key in packer.rows("train", step, 4).keys]
     assert set(seen) == {f"{number}.png" for number in range(24)} - {"3.png"}
+
+
+def test_what_a_store_holds_besides_is_not_looked_at(parts: Path) -> None:
+    encode_command(parts / "vqvae", parts / "data", out=parts / "store")
+    words = recipe(parts, align=str(parts / "clip"), look=0.5, encoded=str(parts / "store"))
+    source = FolderSource(parts / "data", 32)
+    held_out = {key for document in source.groups["validation"] for key in document.keys}
+    seen: set[str] = set()
+
+    class Watching(Packer):
+        def rows(self, split: str, step: int, size: int) -> Rows:
+            found = super().rows(split, step, size)
+            seen.update(found.keys if split == "train" else ())
+            return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bifocal.recipes.vlm.Packer", Watching)
+        train_vlm(words, parts / "run")
+    assert held_out and len(seen) > 12 and seen.isdisjoint(held_out)
 
 
 def test_stages_are_shares_of_the_steps_with_words(parts: Path) -> None:

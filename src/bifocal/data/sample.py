@@ -101,8 +101,8 @@ class Sample:
 
     @property
     def asked(self) -> str | tuple[Message, ...]:
-        """The question, before which the pictures stand in their order; or all before the answer, as it stands, where there
-        are earlier turns, or a box, or a picture elsewhere, so that nothing is moved or left out.
+        """The question, before which the pictures stand in their order; or all before the answer, as it stands, where
+        there are earlier turns, or a box, or a picture elsewhere, so that nothing is moved or left out.
         """
         before = self.messages[: self._answer_at()]
         parts = self.prompt

@@ -45,6 +45,10 @@ class Teacher:
         train = self.stores["train"]
         self.mean_E = train.get(list(train.rows)[:CENTRED]).float().mean(dim=(0, 1))
 
+    def keys(self, split: str) -> list[str]:
+        """Of the pictures that it has looked at."""
+        return list(self.stores[split].rows)
+
     def features(self, split: str, keys: Sequence[str]) -> Tensor:
         """(P, N, E) float32."""
         return self.stores[split].get(keys).float() - self.mean_E

@@ -193,9 +193,10 @@ class Packer:
 
     @functools.cached_property
     def readable(self) -> list[str]:
-        """The training pictures that could be read when they were encoded."""
+        """The training pictures that could be read when the teacher looked at them; a store may hold others too."""
+        assert self.teacher is not None
         spoilt = self.source.spoilt()
-        return [key for key in self.stores["train"].rows if key not in spoilt]
+        return [key for key in self.teacher.keys("train") if key not in spoilt]
 
     def _reads(self, samples: Sequence[Sample], pixels: dict[str, np.ndarray]) -> bool:
         """Add the pictures of some samples to ``pixels``; whether all of them can be read."""
