@@ -29,12 +29,12 @@ from bifocal.data.scenes.compose import World
 from bifocal.data.scenes.scene import Scene
 from bifocal.encoded import EncodedStore
 from bifocal.models.language import LanguageConfig, LanguageModel
+from bifocal.recipes.alignment import CENTRED
 from bifocal.recipes.sources import world_of
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings, learning_rate_share
 
 Taught = Literal["names", "clip"]
 FIELD = 0.1  # the weight of a place at which nothing stands, of which there are many
-CENTRED = 512  # pictures over which the mean of the features is taken
 
 
 class Reader(nn.Module):

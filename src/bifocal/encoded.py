@@ -147,20 +147,52 @@ def encode_pictures(
     if path.exists():  # it may lie where nothing can be written, not even a lock
         return EncodedStore.open(path, fingerprint, older=older)
     with _alone(path):
-        if not path.exists():
-            _encode_into(
-                path,
-                keys,
-                pixels,
-                encode,
-                {"fingerprint": fingerprint, "keys": config.fingerprint(list(keys))},
-                {"origin": None if origin is None else config.to_dict(origin), "encoder": encoder},
-                codebook=codebook,
-                exact=exact,
-                batch_size=batch_size,
-                progress=progress,
-            )
-    return EncodedStore.open(path, fingerprint, older=older)
+        if path.exists():  # another process has made it meanwhile
+            return EncodedStore.open(path, fingerprint, older=older)
+        wanted = {"fingerprint": fingerprint, "keys": config.fingerprint(list(keys))}
+        work = _work_of(path)
+        before = _unfinished(work, wanted)
+        done, kind = (int(before["done"]), str(before["kind"])) if before else (0, "")
+        if before is None:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            (work / KEYS).write_text("".join(f"{key}\n" for key in keys), encoding="utf-8", newline="\n")
+        values = np.lib.format.open_memmap(work / VALUES, mode="r+") if before else None
+        for start in range(done, len(keys), batch_size):
+            some = keys[start : start + batch_size]
+            with torch.inference_mode():
+                encoded = encode(pixels(some)).cpu()
+            kind = "features" if encoded.is_floating_point() else "codes"
+            if kind == "codes":
+                array = encoded.numpy().astype(np.uint16 if 0 < codebook <= 2**16 else np.int32)
+            elif exact:
+                array = encoded.float().numpy()
+            else:
+                array = encoded.to(torch.bfloat16).view(torch.uint16).numpy()
+            if values is None:
+                shape = (len(keys), *array.shape[1:])
+                artifacts.require_free_space(work, math.prod(shape) * array.itemsize, "the encoded pictures")
+                values = np.lib.format.open_memmap(work / VALUES, mode="w+", dtype=array.dtype, shape=shape)
+            values[start : start + len(some)] = array
+            if (start // batch_size + 1) % NOTE_EVERY == 0:
+                values.flush()
+                artifacts.atomic_write_json(work / DONE, {**wanted, "done": start + len(some), "kind": kind})
+            if progress is not None:
+                progress(start + len(some))
+        assert values is not None
+        values.flush()
+        about = {
+            "fingerprint": fingerprint,
+            "origin": None if origin is None else config.to_dict(origin),
+            "encoder": encoder,
+            "kind": kind,
+            "pictures": len(keys),
+        }
+        artifacts.atomic_write_json(work / ABOUT, about)
+        (work / DONE).unlink(missing_ok=True)
+        artifacts.write_manifest(work)
+        artifacts.publish(work, path)
+    return EncodedStore.open(path, fingerprint)
 
 
 @contextmanager
@@ -170,61 +202,12 @@ def _alone(path: Path) -> Iterator[None]:
     file = path.with_name(f"{path.name}.lock")
     try:
         with FileLock(file, timeout=0):
-            yield
-            file.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
     except Timeout as error:
         raise UserError(f"another process is making {path}: wait until it is done, and call again") from error
-
-
-def _encode_into(
-    path: Path,
-    keys: Sequence[str],
-    pixels: Callable[[Sequence[str]], Tensor],
-    encode: Callable[[Tensor], Tensor],
-    wanted: dict[str, str],
-    about: dict[str, Any],
-    *,
-    codebook: int,
-    exact: bool,
-    batch_size: int,
-    progress: Callable[[int], None] | None,
-) -> None:
-    work = _work_of(path)
-    before = _unfinished(work, wanted)
-    done, kind = (int(before["done"]), str(before["kind"])) if before else (0, "")
-    if before is None:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        (work / KEYS).write_text("".join(f"{key}\n" for key in keys), encoding="utf-8", newline="\n")
-    values = np.lib.format.open_memmap(work / VALUES, mode="r+") if before else None
-    for start in range(done, len(keys), batch_size):
-        some = keys[start : start + batch_size]
-        with torch.inference_mode():
-            encoded = encode(pixels(some)).cpu()
-        kind = "features" if encoded.is_floating_point() else "codes"
-        if kind == "codes":
-            array = encoded.numpy().astype(np.uint16 if 0 < codebook <= 2**16 else np.int32)
-        elif exact:
-            array = encoded.float().numpy()
-        else:
-            array = encoded.to(torch.bfloat16).view(torch.uint16).numpy()
-        if values is None:
-            shape = (len(keys), *array.shape[1:])
-            artifacts.require_free_space(work, math.prod(shape) * array.itemsize, "the encoded pictures")
-            values = np.lib.format.open_memmap(work / VALUES, mode="w+", dtype=array.dtype, shape=shape)
-        values[start : start + len(some)] = array
-        if (start // batch_size + 1) % NOTE_EVERY == 0:
-            values.flush()
-            artifacts.atomic_write_json(work / DONE, {**wanted, "done": start + len(some), "kind": kind})
-        if progress is not None:
-            progress(start + len(some))
-    assert values is not None
-    values.flush()
-    said = {"fingerprint": wanted["fingerprint"], **about, "kind": kind, "pictures": len(keys)}
-    artifacts.atomic_write_json(work / ABOUT, said)
-    (work / DONE).unlink(missing_ok=True)
-    artifacts.write_manifest(work)
-    artifacts.publish(work, path)
 
 
 def _work_of(path: Path) -> Path:

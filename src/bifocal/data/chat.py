@@ -21,6 +21,11 @@ def several(pictures: AnyPicture | Sequence[AnyPicture]) -> list[AnyPicture]:
     return [pictures] if isinstance(pictures, AnyPicture) else list(pictures)
 
 
+def question_messages(pictures: int, question: str) -> tuple[Message, ...]:
+    """One user's turn: the pictures in order, then the words."""
+    return (Message("user", (*(Picture(index) for index in range(pictures)), question)),)
+
+
 def read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[AnyPicture], tuple[Message, ...]]:
     """OpenAI-style messages -> pictures in order of appearance, and our messages."""
     pictures: list[AnyPicture] = []

@@ -57,11 +57,6 @@ class Message:
     parts: tuple[Part, ...]
 
 
-def question_messages(pictures: int, question: str) -> tuple[Message, ...]:
-    """One user's turn: the pictures in order, then the words."""
-    return (Message("user", (*(Picture(index) for index in range(pictures)), question)),)
-
-
 @dataclass(frozen=True, slots=True)
 class Sample:
     """Pictures, a conversation that ends with the assistant's turn, and what a scorer needs to judge it.

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bifocal.config import UserError
 from bifocal.data.batch import Template, encode_prompt
-from bifocal.data.chat import AnyPicture
+from bifocal.data.chat import AnyPicture, question_messages
 from bifocal.data.pictures import to_pictures
 from bifocal.data.prompts import without_words
-from bifocal.data.sample import Message, question_messages
+from bifocal.data.sample import Message
 from bifocal.data.text import TextTokenizer
 from bifocal.generation.decode import draw_codes
 from bifocal.generation.prompt import Prompt

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from bifocal.data.boxes import boxes_from_text
-from bifocal.data.chat import AnyPicture, read_messages, several
+from bifocal.data.chat import AnyPicture, question_messages, read_messages, several
 from bifocal.data.pictures import to_pictures
-from bifocal.data.sample import Box, Message, question_messages
+from bifocal.data.sample import Box, Message
 from bifocal.generation.decode import Generated, generate
 from bifocal.generation.decode import score as score_continuations
 from bifocal.generation.explain import Word, explain

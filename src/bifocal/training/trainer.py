@@ -24,6 +24,7 @@ from bifocal.config import UserError
 from bifocal.models.precision import fast_dtype, float32_names, open_device
 from bifocal.training import checkpoint, parallel
 from bifocal.training.feeding import Waiting, feed, to_device
+from bifocal.training.figures import Done, average, finite, merged, of_all_ranks
 from bifocal.training.guards import Signals, StepGuard, Stopped, lost_ranks_named
 from bifocal.training.memory import keep_freed_memory
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings, learning_rate_share
@@ -106,16 +107,6 @@ class Outcome:
     seconds: float
     log: Sequence[Mapping[str, Any]]
     model: nn.Module
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a rank's rows of one step gave: whether it was taken, the sum of the loss, how much counts, figures."""
-
-    taken: Tensor
-    total: Tensor
-    count: int
-    metrics: dict[str, float]
 
 
 def train(
@@ -370,33 +361,3 @@ def stop(out: Path, step: int, asked: signal.Signals | None, title: str) -> None
     raise Stopped(
         f"{title} was asked to stop ({by.name}), and is saved at step {step}: go on with --resume", by
     )
-
-
-def finite(norm: float) -> float:
-    """A norm as JSON can hold it: -1 where it is none."""
-    return norm if math.isfinite(norm) else -1.0
-
-
-def merged(parts: Sequence[tuple[Tensor, int, Mapping[str, float]]]) -> dict[str, float]:
-    """The figures of several pieces as those of all, each weighted by how much counts in it."""
-    whole = sum(count for _, count, _ in parts)
-    if len(parts) == 1 or not whole:
-        return dict(parts[-1][2])
-    names = [name for name in parts[-1][2] if all(name in figures for _, _, figures in parts)]
-    return {name: sum(count * figures[name] for _, count, figures in parts) / whole for name in names}
-
-
-def of_all_ranks(window: Sequence[Done]) -> list[dict[str, float]]:
-    """Loss and figures of each step that was taken, those of all ranks together."""
-    mine = [(one.total.item(), one.count, one.metrics) for one in window if one.taken]
-    return [
-        {"loss": sum(total for total, _, _ in ranks) / max(1, sum(count for _, count, _ in ranks))}
-        | merged(ranks)
-        for ranks in zip(*distributed.gather_objects(mine), strict=True)
-    ]
-
-
-def average(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of every figure that all steps have; empty without steps."""
-    names = [name for name in steps[-1] if all(name in one for one in steps)] if steps else []
-    return {name: sum(one[name] for one in steps) / len(steps) for name in names}

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 from bifocal.artifacts import Entry
 from bifocal.config import UserError
+from bifocal.data.chat import question_messages
 from bifocal.data.dialects import Dialect
 from bifocal.data.files import Document, located
 from bifocal.data.records import expect
-from bifocal.data.sample import Box, Message, Part, Sample, question_messages
+from bifocal.data.sample import Box, Message, Part, Sample
 
 PIXEL = 1.0  # by so much an annotated box may leave its picture, as rounding makes some, and is cut
 
