@@ -14,7 +14,7 @@ import tiny
 from bifocal import inference, losses
 from bifocal.artifacts import read_json_lines
 from bifocal.commands.encode import encode_command
-from bifocal.commands.quickstart import vlm_recipe
+from bifocal.commands.quickstart import LOOKING_STEPS, vlm_recipe
 from bifocal.config import UserError
 from bifocal.data.batch import Template
 from bifocal.data.scenes import WorldSettings
@@ -197,12 +197,12 @@ def test_stages_are_shares_of_the_steps_with_words(parts: Path) -> None:
     own = recipe_vlm("standard", "discrete")
     whole = vlm_recipe("vlm-discrete", parts, "standard", {})
     steps, looks = own.train.steps, whole.looking_steps
-    assert whole.train.steps == looks + steps == 2150 and looks == 900
+    assert whole.train.steps == looks + steps and looks == LOOKING_STEPS
     assert own.stages == whole.stages
     last = [
         learning_rate_share(step, each.train.steps, each.train.optimizer)
         for each in (own, whole)
-        for step in (each.train.steps - 10, each.train.steps - 400, each.train.steps - 520)
+        for step in (each.train.steps - 10, each.train.steps - 400, each.train.steps - 700)
     ]
     assert last[:3] == pytest.approx(last[3:]) and last[2] == 1.0 > last[1]
     _, packer = looking(

@@ -39,6 +39,7 @@ def test_a_size_of_nothing_is_refused(model: str, key: str) -> None:
     [
         ({"model.quantizer.kind": "simvq", "model.quantizer.restart_after": "9"}, "restarts no codes"),
         ({"perceptual_weight": "0.5"}, "--perceptual-weight would change nothing: name a CLIP"),
+        ({"align_weight": "0.5"}, "--align-weight would change nothing: name a CLIP with --align"),
         ({"model.quantizer.decay": "0.9"}, "--model.quantizer.decay would change nothing: set"),
     ],
 )

@@ -1,10 +1,11 @@
-"""The recipe of a VQ-VAE: its perceptual term."""
+"""The recipe of a VQ-VAE: what a CLIP adds to its loss, and what it refuses."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,10 +14,12 @@ import tiny
 from bifocal import inference
 from bifocal.artifacts import read_json_lines
 from bifocal.config import UserError
+from bifocal.data.pictures import to_tensor
 from bifocal.data.scenes import WorldSettings
 from bifocal.models.quantize import Codebook, QuantizerConfig
+from bifocal.models.vitvq import ViTSizes
 from bifocal.models.vqvae import VQVAEModel
-from bifocal.recipes.vqvae import VQVAERecipe, feature_distance, recipe_vqvae, train_vqvae
+from bifocal.recipes.vqvae import VQVAERecipe, alignment_of, feature_distance, recipe_vqvae, train_vqvae
 from bifocal.training import trainer as training
 from bifocal.training.optimizer import OptimizerSettings
 
@@ -58,6 +61,64 @@ def test_a_perceptual_term_is_logged_added_and_leaves_no_trace_in_the_model(
     assert first["loss"] == pytest.approx(terms + 0.5 * first["perceptual"], abs=5e-6)
     model, _ = inference.load_model(tmp_path / "with")
     assert not any("vision" in name for name in model.state_dict())
+
+
+def test_an_alignment_is_logged_added_and_leaves_no_trace_in_the_model(tmp_path: Path, clip: Path) -> None:
+    train_vqvae(recipe(align=str(clip), align_weight=0.5), tmp_path / "with")
+    first = next(row for row in read_json_lines(tmp_path / "with" / "log.jsonl") if row["phase"] == "train")
+    terms = first["reconstruction"] + first["codebook"] + 0.25 * first["commitment"]
+    apart = 2 - first["alignment_encoder"] - first["alignment_decoder"]
+    assert apart > 0.1
+    assert first["loss"] == pytest.approx(terms + 0.5 * apart, abs=5e-6)
+    train_vqvae(recipe(), tmp_path / "without")
+    kept = [inference.load_model(tmp_path / name)[0].state_dict() for name in ("with", "without")]
+    assert kept[0].keys() == kept[1].keys()
+
+
+def test_what_the_decoder_is_to_say_teaches_the_encoder_through_the_codes(clip: Path) -> None:
+    made = recipe(align=str(clip), align_weight=1.0)
+    model = VQVAEModel(made.model).train()
+    grey = np.zeros((32, 32, 3), np.uint8)
+    alignment = alignment_of(made, model, lambda index: grey + np.uint8(index % 251), torch.device("cpu"))
+    assert alignment is not None
+    middles: list[Tensor] = []
+    images = torch.rand(4, 3, 32, 32)
+    quantised = model.quantize(model._latents(images))
+    model._outputs(quantised.vectors, middles.append)
+    alignment.apart(middles[0], alignment.features(images)).backward()
+    for weight in (model.encoder.conv_in.weight, model.quant_conv.weight, model.decoder.conv_in.weight):
+        assert weight.grad is not None and weight.grad.abs().max() > 0
+    assert model.decoder.conv_out.weight.grad is None  # the pixels have no part in it
+
+
+def test_a_place_has_its_own_mean_taken_off(clip: Path) -> None:
+    made = recipe(align=str(clip))
+    pictures = [tiny.picture(seed) for seed in range(512)]
+    alignment = alignment_of(made, VQVAEModel(made.model), pictures.__getitem__, torch.device("cpu"))
+    assert alignment is not None
+    features = torch.cat([alignment.features(to_tensor(pictures[n : n + 64])) for n in range(0, 512, 64)])
+    assert features.shape == (512, 16, 16)
+    assert features.mean(dim=0).abs().max() < 1e-3 * features.std()
+
+
+def test_what_is_drawn_to_a_clip_is_told_better_after_some_steps(tmp_path: Path, clip: Path) -> None:
+    optimizer = OptimizerSettings(learning_rate=2e-3, warmup_steps=1)
+    long = recipe(align=str(clip), align_weight=1.0, batch_size=8)
+    long = replace(long, train=replace(long.train, steps=60, log_every=5, optimizer=optimizer))
+    train_vqvae(long, tmp_path / "run")
+    rows = [row for row in read_json_lines(tmp_path / "run" / "log.jsonl") if row["phase"] == "train"]
+    for part in ("alignment_encoder", "alignment_decoder"):
+        assert rows[-1][part] > rows[0][part] + 0.1
+
+
+def test_an_alignment_wants_a_middle_and_a_patch_for_each_code(tmp_path: Path, clip: Path) -> None:
+    vit = replace(tiny.IMAGE_TOKENS, architecture="vit", vit=ViTSizes(patch_size=8))
+    with pytest.raises(ValueError, match=r'align is for model\.architecture "cnn"'):
+        recipe(align=str(clip), model=vit)
+    coarse = replace(tiny.IMAGE_TOKENS, multipliers=(1, 1, 1), decoder_blocks=(0, 1, 1))
+    with pytest.raises(UserError, match="each code needs its patch"):
+        train_vqvae(recipe(align=str(clip), model=coarse), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_beta_on_the_wrong_term_is_for_runs_that_go_on_from_an_old_checkpoint(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def draw(
         output: a PNG, drawing.png if not given, in which several pictures stand side by side; of many prompts a folder,
             drawings if not given.
         n: how many pictures of each prompt.
-        guidance: of the prompt; 1 is plain sampling (3 for a Parti and 2 for a VLM if not given).
+        guidance: of the prompt; 1 is plain sampling (3 for a Parti and 5 for a VLM if not given).
         schedule: of a Parti, whether guidance is the same for all codes or rises from 1 at the first.
         seed: of sampling; 0 if not given, but of one prompt with --url one that the server draws.
         temperature: of sampling; 0 takes the most likely code.

@@ -44,7 +44,8 @@ from bifocal.recipes.vqvae import VQVAERecipe, recipe_vqvae, train_vqvae
 Scale = Literal["smoke", "quickstart", "standard"]
 KINDS = {"vqvae": "vqvae", "clip": "clip", "vlm-continuous": "vlm", "vlm-discrete": "vlm"}
 MODELS = tuple(KINDS)
-# In the reference run CLIP comes first, because the VQ-VAE is to keep what CLIP knows a thing by (``perceptual``).
+# In the reference run CLIP comes first, because the VQ-VAE is to keep what CLIP knows a thing by (``perceptual``,
+# ``align``).
 STANDARD_ORDER = ("clip", "vqvae", "vlm-continuous", "vlm-discrete")
 SPLITS = ("test", "test-novel-pairs", "test-novel-concepts")
 READING = ("captioning", "vqa", "grounding", "reasoning")
@@ -59,7 +60,7 @@ SHOWN = {
     ("vlm-discrete", "checker_recall"),
 }
 NOVEL_SHARE = 1 / 3  # novel splits are asked fewer questions
-LOOKING_STEPS = 900  # of the reference run's discrete VLM, at a third of what a step with words takes
+LOOKING_STEPS = 400  # of the reference run's discrete VLM, at a third of what a step with words takes
 TIMES = "times.json"
 
 
@@ -139,8 +140,8 @@ def part_recipe(
         return vlm_recipe(name, out, scale, given, vlm_checkpoints)
     recipe: VQVAERecipe | CLIPRecipe = recipe_clip(scale)
     if name == "vqvae":
-        perceptual = str(out / "clip") if scale == "standard" else None
-        recipe = replace(recipe_vqvae(scale), perceptual=perceptual)
+        clip = str(out / "clip") if scale == "standard" else None
+        recipe = replace(recipe_vqvae(scale), perceptual=clip, align=clip)
     return replace(recipe, train=replace(recipe.train, **given))
 
 

@@ -32,7 +32,8 @@ def how_alike(recipes: Mapping[str, Any]) -> str:
         unlike.append(f"questions that grow harder on the way for {staged} alone")
     if other.get("align"):
         unlike.append("a CLIP that taught the decoder of the VQ-VAE's codes what it sees in each patch")
-    if recipes.get("vqvae", {}).get("perceptual"):
+    tokenizer = recipes.get("vqvae", {})
+    if tokenizer.get("perceptual") or tokenizer.get("align"):
         unlike.append("a VQ-VAE that was trained to keep what a CLIP knows things by")
     if share := other.get("tasks", {}).get("drawing"):
         unlike.append(f"{share:.0%} of the rows spent on drawing by the one that can")

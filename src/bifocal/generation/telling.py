@@ -9,7 +9,7 @@ from typing import Protocol, TypedDict
 from PIL import Image
 
 from bifocal.data.text import TextTokenizer
-from bifocal.generation.sampling import Choice, Sampling
+from bifocal.generation.sampling import GUIDANCE, Choice, Sampling
 from bifocal.generation.slots import Event
 from bifocal.generation.writer import Writer
 
@@ -54,7 +54,7 @@ class AnswerSettings:
     stop: Sequence[str] = ()
     top_logprobs: int = 0
     may_draw: bool = False
-    guidance: float = 2.0
+    guidance: float = GUIDANCE["vlm"]
     image_temperature: float = 1.0
     image_top_k: int = 0
     image_top_p: float = 1.0

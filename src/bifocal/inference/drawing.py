@@ -18,7 +18,7 @@ from bifocal.data.text import TextTokenizer
 from bifocal.generation.decode import draw_codes
 from bifocal.generation.prompt import Prompt
 from bifocal.generation.rerank import best_first
-from bifocal.generation.sampling import Sampling
+from bifocal.generation.sampling import GUIDANCE, Sampling
 from bifocal.generation.slots import Drawing
 from bifocal.inference.loaded import Loaded
 from bifocal.inference.parts import CLIP, VQVAE
@@ -64,7 +64,7 @@ class VLMWithWords(Loaded):
         *,
         pictures: Sequence[AnyPicture] = (),
         n: int = 1,
-        guidance: float = 2.0,
+        guidance: float = GUIDANCE["vlm"],
         seed: int | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
@@ -86,7 +86,7 @@ class VLMWithWords(Loaded):
         prompts: Sequence[str],
         *,
         pictures: Sequence[Sequence[AnyPicture]] | None = None,
-        guidance: float = 2.0,
+        guidance: float = GUIDANCE["vlm"],
         seed: int | None = None,
         temperature: float = 1.0,
         top_k: int = 0,

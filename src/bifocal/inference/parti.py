@@ -15,7 +15,7 @@ from bifocal.data.pictures import to_pictures
 from bifocal.data.text import TextTokenizer, uncased, words_of
 from bifocal.generation.parti import Guidance, draw_grids
 from bifocal.generation.rerank import best_first
-from bifocal.generation.sampling import Choice
+from bifocal.generation.sampling import GUIDANCE, Choice
 from bifocal.inference.loaded import Loaded
 from bifocal.inference.parts import CLIP, VQVAE, clip_tokens
 from bifocal.models.parti import PartiModel
@@ -66,7 +66,7 @@ class Parti(Loaded):
         prompt: str,
         *,
         n: int = 1,
-        guidance: float = 3.0,
+        guidance: float = GUIDANCE["parti"],
         seed: int | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
@@ -102,7 +102,7 @@ class Parti(Loaded):
         self,
         prompts: Sequence[str],
         *,
-        guidance: float = 3.0,
+        guidance: float = GUIDANCE["parti"],
         seed: int | None = None,
         temperature: float = 1.0,
         top_k: int = 0,

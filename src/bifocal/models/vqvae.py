@@ -187,6 +187,9 @@ class Level(nn.Module):
         return self.upsample(x) if hasattr(self, "upsample") else x
 
 
+Watch = Callable[[Tensor], None]  # is given what is behind the middle: (B, C, h, w)
+
+
 class Encoder(nn.Module):
     """Pixels in [-1, 1] to a map of latent vectors."""
 
@@ -206,11 +209,14 @@ class Encoder(nn.Module):
         self.norm_out = group_norm(channels[-1])
         self.conv_out = nn.Conv2d(channels[-1], config.latent_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, watch: Watch | None = None) -> Tensor:
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        x = self.mid(x)
+        if watch is not None:
+            watch(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
 
 
 class Decoder(nn.Module):
@@ -230,8 +236,10 @@ class Decoder(nn.Module):
         self.norm_out = group_norm(channels[0])
         self.conv_out = nn.Conv2d(channels[0], config.output_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, watch: Watch | None = None) -> Tensor:
         x = self.mid(self.conv_in(x))
+        if watch is not None:
+            watch(x)
         for level in reversed(self.up):
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))
@@ -246,6 +254,24 @@ class NoDecoder(nn.Module):
         )
 
 
+@dataclass(frozen=True)
+class PatchAlignment:
+    """Draws what encoder and decoder hold in their middle, at each code's place, to what another encoder says there.
+
+    The decoder knows a place by the codes alone, so these come to say what things are, as those of BEiT v2 do (Peng et
+    al. 2022), and go on saying how they look. Used in training alone: the finished model is what it is without.
+    """
+
+    features: Callable[[Tensor], Tensor]  # (B, 3, H, W) in [0, 1] -> (B, h * w, E)
+    weight: float
+    projection: Tensor  # (C, E) with orthonormal columns, fixed
+
+    def apart(self, middle_BChw: Tensor, features_BNE: Tensor) -> Tensor:
+        """How far the map behind a middle is from the features: the mean over places."""
+        places_ND = middle_BChw.permute(0, 2, 3, 1).flatten(0, 2)
+        return losses.alignment(places_ND, features_BNE.flatten(0, 1), self.projection)
+
+
 class VQVAEModel(nn.Module):
     """Picture -> map of codes -> picture."""
 
@@ -254,6 +280,7 @@ class VQVAEModel(nn.Module):
         self.config = config
         # a distance (originals, reconstructions) -> mean over pictures, and its weight, set by whoever trains
         self.perceptual: tuple[Callable[[Tensor, Tensor], Tensor], float] | None = None
+        self.alignment: PatchAlignment | None = None  # likewise
         vit = config.architecture == "vit"
         self.encoder = ViTEncoder(config.vit, config.latent_channels) if vit else Encoder(config)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.quantizer.width, 1)
@@ -273,7 +300,7 @@ class VQVAEModel(nn.Module):
         """The precision of the convolutions."""
         return self.quant_conv.weight.dtype
 
-    def _latents(self, images_BCHW: Tensor) -> Tensor:
+    def _latents(self, images_BCHW: Tensor, *watch: Watch) -> Tensor:
         stride = self.config.stride
         if (
             images_BCHW.ndim != 4
@@ -284,12 +311,12 @@ class VQVAEModel(nn.Module):
                 f"a picture must be (B, 3, H, W) with H and W multiples of {stride}, got {tuple(images_BCHW.shape)}"
             )
         pixels = (images_BCHW * 2 - 1).to(self.dtype, memory_format=torch.channels_last)
-        return self.quant_conv(self.encoder(pixels)).permute(0, 2, 3, 1)
+        return self.quant_conv(self.encoder(pixels, *watch)).permute(0, 2, 3, 1)
 
-    def _outputs(self, vectors_BHWD: Tensor) -> Tensor:
+    def _outputs(self, vectors_BHWD: Tensor, *watch: Watch) -> Tensor:
         """What the likelihood takes: pixels in [0, 1], or location and scale of their logits."""
         latents = vectors_BHWD.permute(0, 3, 1, 2).to(self.dtype)
-        outputs = self.decoder(self.post_quant_conv(latents)).float()
+        outputs = self.decoder(self.post_quant_conv(latents), *watch).float()
         return outputs if self.config.likelihood == "logit-laplace" else (outputs + 1) / 2
 
     def _pixels(self, outputs: Tensor) -> Tensor:
@@ -315,12 +342,14 @@ class VQVAEModel(nn.Module):
         """The three terms of the lecture, summed over pictures: reconstruction + codebook + beta * commitment.
 
         With ``legacy_beta`` beta stands before the codebook term. With ``perceptual`` its weighted distance is a
-        fourth.
+        fourth, and with ``alignment`` those of encoder and decoder are one more.
 
         Each term is a mean over its entries, so that none depends on the size of the picture or the width of a code.
         """
-        quantised = self.quantize(self._latents(images_BCHW))
-        outputs = self._outputs(quantised.vectors)
+        middles: list[Tensor] = []
+        watch = () if self.alignment is None else (middles.append,)
+        quantised = self.quantize(self._latents(images_BCHW, *watch))
+        outputs = self._outputs(quantised.vectors, *watch)
         reconstruction = losses.reconstruction(outputs, images_BCHW, self.config.likelihood)
         settings = self.config.quantizer
         pull, commit = (settings.beta, 1.0) if settings.legacy_beta else (1.0, settings.beta)
@@ -342,6 +371,11 @@ class VQVAEModel(nn.Module):
             apart = distance(images_BCHW, pixels_BCHW)
             total = total + weight * apart
             metrics["perceptual"] = apart.item()
+        if self.alignment is not None:
+            features_BNE = self.alignment.features(images_BCHW)
+            seen, told = (self.alignment.apart(middle, features_BNE) for middle in middles)
+            total = total + self.alignment.weight * (seen + told)
+            metrics |= {"alignment_encoder": 1 - seen.item(), "alignment_decoder": 1 - told.item()}
         return total * len(images_BCHW), len(images_BCHW), metrics
 
     @torch.no_grad()

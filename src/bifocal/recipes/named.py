@@ -93,8 +93,10 @@ def with_effect(recipe: VQVAERecipe, usual: VQVAERecipe) -> VQVAERecipe:
         problems.append(
             "--model.quantizer.decay would change nothing: set --model.quantizer.update ema with it"
         )
-    if recipe.perceptual_weight != usual.perceptual_weight and recipe.perceptual is None:
-        problems.append("--perceptual-weight would change nothing: name a CLIP with --perceptual")
+    for term in ("perceptual", "align"):
+        weight = f"{term}_weight"
+        if getattr(recipe, weight) != getattr(usual, weight) and getattr(recipe, term) is None:
+            problems.append(f"--{term}-weight would change nothing: name a CLIP with --{term}")
     if problems:
         raise UserError("; ".join(problems))
     return recipe

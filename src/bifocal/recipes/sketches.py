@@ -40,7 +40,7 @@ from bifocal.recipes.parti import Batches, PartiRecipe, open_text, open_tokenize
 from bifocal.recipes.prior import PriorRecipe
 from bifocal.recipes.texts import taught, texts_of
 from bifocal.recipes.vlm import VLMRecipe, build
-from bifocal.recipes.vqvae import VQVAERecipe, perceptual_of
+from bifocal.recipes.vqvae import VQVAERecipe, alignment_of, perceptual_of
 from bifocal.training.feeding import Waiting, feed, to_device
 from bifocal.training.optimizer import MasterOptimizer
 from bifocal.training.parallel import checkpoint_activations
@@ -170,6 +170,7 @@ def sketch_vqvae(recipe: VQVAERecipe) -> Sketch:
     def make() -> VQVAEModel:
         model = VQVAEModel(recipe.model)
         model.perceptual = perceptual_of(recipe, CPU)
+        model.alignment = alignment_of(recipe, model, lambda index: source.picture("train", index), CPU)
         return model
 
     def batch(step: int, size: int) -> Tensor:

@@ -366,7 +366,7 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
         ("quickstart", "continuous"): (620, 8_000, scene_stages(0.35, 0.7)),
         ("quickstart", "discrete"): (70, 4_000, ()),
         ("standard", "continuous"): (2700, 40_000, scene_stages(0.15, 0.35)),
-        ("standard", "discrete"): (1250, 30_000, scene_stages(0.4, 0.7)),
+        ("standard", "discrete"): (1700, 30_000, scene_stages(0.3, 0.53)),
     }[scale, family]
     # A decoder of twice the parameters learns more in a step and less in a minute, with so few tokens to see. One that
     # has to see for itself needs more layers.

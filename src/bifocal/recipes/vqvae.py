@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,7 +19,8 @@ from bifocal.data.scenes import WorldSettings
 from bifocal.inference import load_model
 from bifocal.models.clip import CLIPModel, PictureTower
 from bifocal.models.precision import fast_dtype, open_device, set_precision
-from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
+from bifocal.models.vqvae import PatchAlignment, VQVAEConfig, VQVAEModel
+from bifocal.recipes.alignment import CENTRED, open_teacher, patch_embeddings
 from bifocal.recipes.mixture import source_of
 from bifocal.recipes.probes import reconstructions
 from bifocal.recipes.ranges import require_counts
@@ -33,13 +35,16 @@ from bifocal.training.trainer import Outcome, TrainSettings
 class VQVAERecipe:
     """A VQ-VAE on scenes (``data`` none) or on the pictures of a folder.
 
-    ``perceptual`` names a finished CLIP; the distance of its patch features is a fourth term of this weight.
+    ``perceptual`` names a finished CLIP; the distance of its patch features is a fourth term of this weight. ``align``
+    names one that teaches encoder and decoder what is at each code's place (``PatchAlignment``).
     """
 
     batch_size: int = 32
     data: str | None = None
     perceptual: str | None = None
     perceptual_weight: float = 0.1
+    align: str | None = None
+    align_weight: float = 0.2
     world: WorldSettings = field(default_factory=WorldSettings)
     model: VQVAEConfig = field(default_factory=VQVAEConfig)
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -50,6 +55,10 @@ class VQVAERecipe:
             raise ValueError(
                 f"world.picture_size is {self.world.picture_size} and model.picture_size {self.model.picture_size}: "
                 "give both the same size"
+            )
+        if self.align is not None and self.model.architecture != "cnn":
+            raise ValueError(
+                'align is for model.architecture "cnn", which has a middle between the codes and the pixels'
             )
 
 
@@ -75,6 +84,7 @@ def train_vqvae(
     model = VQVAEModel(recipe.model)
     start_from(model, init_from)
     model.perceptual = perceptual_of(recipe, device)
+    model.alignment = alignment_of(recipe, model, lambda index: source.picture("train", index), device)
     open_run(out, "vqvae", recipe, resume=resume, init_from=init_from, source=source)
     held_out = [
         to_tensor([source.picture("validation", start + row) for row in range(32)]).to(device)
@@ -112,6 +122,37 @@ def perceptual_of(
     clip = open_clip(recipe.perceptual, recipe.world.picture_size)
     set_precision(clip.to(device), fast_dtype(device, recipe.train.dtype))
     return functools.partial(feature_distance, clip.vision_model), recipe.perceptual_weight
+
+
+@torch.no_grad()
+def alignment_of(
+    recipe: VQVAERecipe, model: VQVAEModel, picture: Callable[[int], np.ndarray], device: torch.device
+) -> PatchAlignment | None:
+    """What teaches encoder and decoder to see, in half of their channels; None where a recipe names no CLIP.
+
+    ``picture`` gives the training pictures, over the first of which each place's mean is taken: what CLIP says of a
+    place whatever is there, and where it is, needs no code.
+    """
+    if recipe.align is None:
+        return None
+    clip = open_teacher(recipe.align, model)
+    set_precision(clip.to(device), fast_dtype(device, recipe.train.dtype))
+    drawn = torch.Generator().manual_seed(recipe.train.seed)
+    channels = recipe.model.base_channels * recipe.model.multipliers[-1]
+    width = min(clip.config.width, channels // 2)
+    reduced, projection = (
+        torch.linalg.qr(torch.randn(size, width, generator=drawn)).Q.to(device)
+        for size in (clip.config.width, channels)
+    )
+
+    def said(images_BCHW: Tensor) -> Tensor:
+        with torch.no_grad():
+            return patch_embeddings(clip, images_BCHW).float() @ reduced
+
+    starts = range(0, CENTRED, recipe.batch_size)
+    first = (to_tensor([picture(start + row) for row in range(recipe.batch_size)]) for start in starts)
+    mean_NE = torch.cat([said(images.to(device)) for images in first]).mean(dim=0)
+    return PatchAlignment(lambda images: said(images) - mean_NE, recipe.align_weight, projection)
 
 
 def refuse_legacy_beta(init_from: str | None) -> None:
@@ -161,7 +202,7 @@ def recipe_vqvae(scale: str) -> VQVAERecipe:
                 optimizer=OptimizerSettings(kind="muon", learning_rate=2e-3, warmup_steps=4),
             ),
         )
-    steps = {"quickstart": 760, "standard": 1300}[scale]
+    steps = {"quickstart": 760, "standard": 2000}[scale]
     return VQVAERecipe(
         batch_size=16,
         perceptual_weight=0.05,

@@ -15,12 +15,11 @@ from starlette.responses import JSONResponse, Response
 
 from bifocal.data.boxes import boxes_from_text
 from bifocal.generation.prompt import Prompt
-from bifocal.generation.sampling import Sampling
+from bifocal.generation.sampling import GUIDANCE, Sampling
 from bifocal.generation.telling import Likely
 from bifocal.inference import VLM
 from bifocal.serving.catalogue import Served
 from bifocal.serving.conversation import Conversation
-from bifocal.serving.drawings import GUIDANCE
 from bifocal.serving.errors import ApiError, refused
 from bifocal.serving.grammar import ANY_OBJECT
 from bifocal.serving.jobs import Ended, Outbox, Said, Speech

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from bifocal.generation.sampling import Sampling
+from bifocal.generation.sampling import GUIDANCE, Sampling
 from bifocal.inference import VLM, Parti, Partial
 from bifocal.serving.catalogue import Served
 from bifocal.serving.errors import ApiError
@@ -17,8 +17,6 @@ from bifocal.serving.schemas import DrawRequest
 from bifocal.serving.server import Server
 from bifocal.serving.streams import event
 from bifocal.serving.work import png
-
-GUIDANCE = {"vlm": 2.0, "parti": 3.0}
 
 
 def drawing_jobs(

@@ -155,7 +155,7 @@ class ChatRequest(Strict):
         default=None,
         ge=0,
         le=20,
-        description="of pictures that are drawn (2 if not given), 1 is none; not part of the OpenAI API",
+        description="of pictures that are drawn (5 if not given), 1 is none; not part of the OpenAI API",
     )
     stream: bool = False
     stream_options: StreamOptions | None = None
