@@ -147,7 +147,8 @@ def main(
     Args:
         runs: where vlm-continuous and vlm-discrete are, or will be.
         page: a Markdown page with the two marks.
-        encoders: where the finished clip and vqvae are that VLMs are trained on; RUNS if not given.
+        encoders: where the finished clip and vqvae are that VLMs are trained on, and at scale standard the
+            vlm-continuous that the discrete one begins with; RUNS if not given.
         points: checkpoints to keep of a VLM that is trained here.
         scale: its recipe.
         count: samples of each task.

@@ -194,13 +194,25 @@ def reconstruction(outputs: Tensor, images: Tensor, likelihood: str) -> Tensor:
     return ((logits - location).abs() * torch.exp(-log_scale) + log_scale).mean()
 
 
-def alignment(hidden_ND: Tensor, features_NE: Tensor, projection_DE: Tensor) -> Tensor:
+SHORTEST = 1e-3  # a ratio of lengths below it has no slope
+
+
+def alignment(
+    hidden_ND: Tensor, features_NE: Tensor, projection_DE: Tensor | None, lengths: float = 0.0
+) -> Tensor:
     """1 less the cosine between hidden states, seen through a fixed projection, and what another encoder says there.
 
     The mean over N places (REPA, Yu et al. 2025, with a projection that is not learnt: what it does not see is free).
+    Without a projection they are compared as they are. ``lengths`` is the weight of the squared logarithm of the ratio
+    of their lengths.
     """
-    seen_NE = hidden_ND.float() @ projection_DE
-    return 1 - F.cosine_similarity(seen_NE, features_NE.float(), dim=1).mean()
+    seen_NE = hidden_ND.float() if projection_DE is None else hidden_ND.float() @ projection_DE
+    wanted_NE = features_NE.float()
+    apart = 1 - F.cosine_similarity(seen_NE, wanted_NE, dim=1).mean()
+    if lengths:
+        ratio_N = (seen_NE.norm(dim=1) / wanted_NE.norm(dim=1)).clamp(min=SHORTEST)
+        apart = apart + lengths * ratio_N.log().square().mean()
+    return apart
 
 
 def at_least_float32(values: Tensor) -> Tensor:

@@ -249,6 +249,8 @@ def test_what_the_two_were_trained_unlike_in_is_said_from_their_recipes(tmp_path
         "knows things by", "15% of the rows spent on drawing", "not that of the eyes alone",
     ):  # fmt: skip
         assert part in said, part
+    begun = {**both, "vlm-discrete": vlm(70, 7, 0.3, align="runs/vlm-continuous")}
+    assert "the decoder of the one, which the other began with" in how_alike(begun)
     for name, recipe in both.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "recipe.json").write_text(json.dumps(recipe))

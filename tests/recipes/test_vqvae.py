@@ -19,7 +19,14 @@ from bifocal.data.scenes import WorldSettings
 from bifocal.models.quantize import Codebook, QuantizerConfig
 from bifocal.models.vitvq import ViTSizes
 from bifocal.models.vqvae import VQVAEModel
-from bifocal.recipes.vqvae import VQVAERecipe, alignment_of, feature_distance, recipe_vqvae, train_vqvae
+from bifocal.recipes.vqvae import (
+    VQVAERecipe,
+    alignment_of,
+    feature_distance,
+    recipe_vqvae,
+    teacher_of,
+    train_vqvae,
+)
 from bifocal.training import trainer as training
 from bifocal.training.optimizer import OptimizerSettings
 
@@ -79,8 +86,9 @@ def test_what_the_decoder_is_to_say_teaches_the_encoder_through_the_codes(clip: 
     made = recipe(align=str(clip), align_weight=1.0)
     model = VQVAEModel(made.model).train()
     grey = np.zeros((32, 32, 3), np.uint8)
-    alignment = alignment_of(made, model, lambda index: grey + np.uint8(index % 251), torch.device("cpu"))
-    assert alignment is not None
+    teacher = teacher_of(made)
+    assert teacher is not None
+    alignment = alignment_of(made, teacher, lambda index: grey + np.uint8(index % 251), torch.device("cpu"))
     middles: list[Tensor] = []
     images = torch.rand(4, 3, 32, 32)
     quantised = model.quantize(model._latents(images))
@@ -94,8 +102,9 @@ def test_what_the_decoder_is_to_say_teaches_the_encoder_through_the_codes(clip: 
 def test_a_place_has_its_own_mean_taken_off(clip: Path) -> None:
     made = recipe(align=str(clip))
     pictures = [tiny.picture(seed) for seed in range(512)]
-    alignment = alignment_of(made, VQVAEModel(made.model), pictures.__getitem__, torch.device("cpu"))
-    assert alignment is not None
+    teacher = teacher_of(made)
+    assert teacher is not None
+    alignment = alignment_of(made, teacher, pictures.__getitem__, torch.device("cpu"))
     features = torch.cat([alignment.features(to_tensor(pictures[n : n + 64])) for n in range(0, 512, 64)])
     assert features.shape == (512, 16, 16)
     assert features.mean(dim=0).abs().max() < 1e-3 * features.std()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from bifocal.evaluation.goals import CONTINUOUS, DISCRETE
@@ -30,7 +31,11 @@ def how_alike(recipes: Mapping[str, Any]) -> str:
     if bool(one.get("stages")) != bool(other.get("stages")):
         staged = "CLIP" if one.get("stages") else "VQ-VAE"
         unlike.append(f"questions that grow harder on the way for {staged} alone")
-    if other.get("align"):
+    if Path(other.get("align") or "").name == CONTINUOUS:
+        unlike.append(
+            "the decoder of the one, which the other began with behind layers that learn to read codes"
+        )
+    elif other.get("align"):
         unlike.append("a CLIP that taught the decoder of the VQ-VAE's codes what it sees in each patch")
     tokenizer = recipes.get("vqvae", {})
     if tokenizer.get("perceptual") or tokenizer.get("align"):

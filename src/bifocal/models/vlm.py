@@ -76,9 +76,7 @@ class Rows:
     answers: int  # conversations with an answer in the batch that these rows are from
     features: Tensor | None = None  # (P, N, E): what the pictures' positions are aligned with, in training
     keys: tuple[str, ...] = ()  # the P pictures' names
-    of: tuple[int, int] | None = (
-        None  # of a part: supervised tokens and positions of pictures in the whole batch
-    )
+    of: tuple[int, int, int] | None = None  # of a part: ``whole`` of the batch it is from
 
     def part(self, rows: range) -> Rows:
         """Some consecutive rows, with their pictures. All keep the length of the longest of the batch."""
@@ -101,9 +99,10 @@ class Rows:
         )
 
     @property
-    def whole(self) -> tuple[int, int]:
-        """Supervised tokens and positions of pictures in the whole batch."""
-        return self.of or (int(self.supervised.sum()), self.image_places.numel())
+    def whole(self) -> tuple[int, int, int]:
+        """Supervised tokens, positions of pictures and positions beside them in the whole batch."""
+        places = self.image_places.numel()
+        return self.of or (int(self.supervised.sum()), places, int((self.documents >= 0).sum()) - places)
 
 
 @dataclass(frozen=True)
@@ -112,11 +111,16 @@ class Alignment:
 
     A decoder on image tokens has to learn to see, and the bits of an answer teach that slowly; an image encoder that
     sees already teaches it at every place. Used in training alone: the finished model is what it is without.
+
+    ``lengths`` is as in ``losses.alignment``. With ``words``, where a batch has no label, that much is added of how far
+    the other positions are from their own embeddings: the first layers are to leave words as they are.
     """
 
     layer: int
     weight: float
-    projection: Tensor  # (D, E) with orthonormal columns, fixed
+    projection: Tensor | None  # (D, E) with orthonormal columns, fixed
+    lengths: float = 0.0
+    words: float = 0.0
 
 
 class DiscretePath(nn.Module):
@@ -268,9 +272,7 @@ class VLM(nn.Module):
             layers=None if looks is None else looks.layer,
         )
         if looks is not None:
-            apart = self.apart(looks, layers, rows)
-            places = rows.image_places.numel()
-            return looks.weight * apart * places, places, {"alignment": 1 - apart.item()}
+            return self.look(looks, layers[looks.layer], rows, x_BTD)
         targets_at = rows.supervised.flatten().nonzero().squeeze(1)
         targets_N = tokens_BT.flatten()[targets_at]
         hidden_ND = hidden_BTD.flatten(0, 1)[targets_at - 1]
@@ -290,7 +292,7 @@ class VLM(nn.Module):
         if self.alignment is not None and rows.features is not None and len(rows.features):
             apart = self.apart(self.alignment, layers, rows)
             # the mean over all places of the batch, for each of its tokens, whoever has which rows
-            tokens, places = rows.whole
+            tokens, places, _ = rows.whole
             total = total + self.alignment.weight * apart * tokens * rows.image_places.numel() / places
             metrics["alignment"] = 1 - apart.item()
         return total, count, metrics
@@ -300,7 +302,27 @@ class VLM(nn.Module):
         """How far hidden states at pictures' positions are from the features there: the mean."""
         assert rows.features is not None
         seen_ND = layers[alignment.layer].flatten(0, 1)[rows.image_places.flatten()]
-        return losses.alignment(seen_ND, rows.features.flatten(0, 1), alignment.projection)
+        return losses.alignment(seen_ND, rows.features.flatten(0, 1), alignment.projection, alignment.lengths)
+
+    def look(
+        self, alignment: Alignment, hidden_BTD: Tensor, rows: Rows, embedded_BTD: Tensor
+    ) -> tuple[Tensor, int, dict[str, float]]:
+        """The loss of a batch without a label, for each position of a picture."""
+        places, metrics = rows.image_places.numel(), {}
+        total = 0.0 * hidden_BTD.sum()  # a part of a batch may have neither
+        if places:
+            apart = self.apart(alignment, {alignment.layer: hidden_BTD}, rows)
+            total = total + alignment.weight * apart * places
+            metrics["alignment"] = 1 - apart.item()
+        beside = (rows.documents.flatten() >= 0).index_fill(0, rows.image_places.flatten(), False)
+        if alignment.words and beside.any():
+            left_ND, began_ND = (x.flatten(0, 1)[beside] for x in (hidden_BTD, embedded_BTD))
+            moved = losses.alignment(left_ND, began_ND.detach(), None, alignment.lengths)
+            _, every_place, every_word = rows.whole
+            share = len(left_ND) / every_word * every_place
+            total = total + alignment.weight * alignment.words * moved * share
+            metrics["words_kept"] = 1 - moved.item()
+        return total, places, metrics
 
     def predict(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states and the token behind each -> the sum of their losses, how many are right, the sum of (log Z)^2.

@@ -128,9 +128,12 @@ class Packer:
 
         Stages are for training alone, as are the steps in which a decoder only looks.
         """
-        recipe = self.recipe
-        if split == "train" and step < recipe.looking_steps:
+        if split == "train" and step < self.recipe.looking_steps:
             return self._looking(step, size)
+        return self._with_words(split, step, size)
+
+    def _with_words(self, split: str, step: int, size: int) -> Rows:
+        recipe = self.recipe
         rng = random.Random(f"{recipe.train.seed}/{split}/{step}")
         looked, steps = recipe.looking_steps, recipe.train.steps
         stage = stage_at(recipe.stages, step - looked, steps - looked) if split == "train" else None
@@ -182,13 +185,20 @@ class Packer:
         return rows_of(builder, pictures, features)
 
     def _looking(self, step: int, size: int) -> Rows:
-        """Rows full of pictures that nothing is said about, for a decoder that learns to see."""
+        """Rows full of pictures that nothing is said about, for a decoder that learns to see; no label is in them.
+
+        A decoder that begins with another's words has to leave these as they are: every third time there are some.
+        """
+        assert self.teacher is not None
+        if self.teacher.reads and step % 3 == 2:
+            rows = self._with_words("train", step, size)
+            if rows.image_places.numel():  # data of one's own may have words alone
+                return replace(rows, supervised=torch.zeros_like(rows.supervised))
         builder = RowBuilder(self.template, self.recipe.row_length)
         count = size * builder.pictures_a_row()
         for number in range(step * count, (step + 1) * count):
             builder.add_picture(self.readable[shuffled(number, len(self.readable), self.recipe.train.seed)])
         shown = builder.picture_keys
-        assert self.teacher is not None
         return rows_of(builder, self.stores["train"].get(shown), self.teacher.features("train", shown))
 
     @functools.cached_property

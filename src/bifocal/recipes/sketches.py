@@ -25,14 +25,16 @@ from bifocal.models.clip import CLIPConfig, CLIPModel
 from bifocal.models.language import LanguageConfig
 from bifocal.models.nearest import product_dtype, score_bytes
 from bifocal.models.parti import PartiConfig, PartiModel
-from bifocal.models.precision import fast_dtype
+from bifocal.models.precision import fast_dtype, set_precision
 from bifocal.models.prior import PriorConfig, PriorModel
 from bifocal.models.quantize import Codebook
 from bifocal.models.vision import VisionConfig
-from bifocal.models.vlm import VLM, Alignment
-from bifocal.models.vqvae import VQVAEConfig, VQVAEModel
+from bifocal.models.vlm import VLM
+from bifocal.models.vqvae import PatchAlignment, VQVAEConfig, VQVAEModel
+from bifocal.recipes.alignment import drawn_to, open_teacher, patch_embeddings
 from bifocal.recipes.clip import CLIPRecipe, contrastive_batch, training_batch
 from bifocal.recipes.decoders import words_of
+from bifocal.recipes.grafting import require_same_decoder
 from bifocal.recipes.learning import let_learn
 from bifocal.recipes.mixture import source_of
 from bifocal.recipes.packing import Packer
@@ -40,7 +42,7 @@ from bifocal.recipes.parti import Batches, PartiRecipe, open_text, open_tokenize
 from bifocal.recipes.prior import PriorRecipe
 from bifocal.recipes.texts import taught, texts_of
 from bifocal.recipes.vlm import VLMRecipe, build
-from bifocal.recipes.vqvae import VQVAERecipe, alignment_of, perceptual_of
+from bifocal.recipes.vqvae import VQVAERecipe, aligned_channels, perceptual_of, teacher_of
 from bifocal.training.feeding import Waiting, feed, to_device
 from bifocal.training.optimizer import MasterOptimizer
 from bifocal.training.parallel import checkpoint_activations
@@ -170,7 +172,15 @@ def sketch_vqvae(recipe: VQVAERecipe) -> Sketch:
     def make() -> VQVAEModel:
         model = VQVAEModel(recipe.model)
         model.perceptual = perceptual_of(recipe, CPU)
-        model.alignment = alignment_of(recipe, model, lambda index: source.picture("train", index), CPU)
+        if (clip := teacher_of(recipe)) is not None:  # as large as in training; what it says does not matter
+            set_precision(clip, fast_dtype(CPU, recipe.train.dtype))
+            channels, width = aligned_channels(recipe, clip)
+            narrow = torch.zeros(clip.config.width, width)
+            model.alignment = PatchAlignment(
+                lambda images: patch_embeddings(clip, images).float() @ narrow,
+                recipe.align_weight,
+                torch.zeros(channels, width),
+            )
         return model
 
     def batch(step: int, size: int) -> Tensor:
@@ -240,16 +250,18 @@ def sketch_vlm(recipe: VLMRecipe) -> Sketch:
         store = Blank(places, width, dtype=torch.bfloat16)
     aligned = None
     if recipe.align is not None:
-        clip, _ = load_model(recipe.align)
-        assert isinstance(clip, CLIPModel)
-        aligned = Blank(places, clip.config.width, dtype=torch.float32)
+        assert isinstance(shape, VQVAEConfig)
+        teaching, theirs = open_teacher(recipe.align, shape)
+        require_same_decoder(recipe, teaching, theirs, None)
+        wide = teaching.config.width if isinstance(teaching, CLIPModel) else recipe.language.width
+        aligned = Blank(places, wide, dtype=torch.float32)
 
     def make() -> VLM:
         encoder = VQVAEModel(shape) if isinstance(shape, VQVAEConfig) else CLIPModel(shape)
         model = build(recipe, tokenizer, encoder)
         if aligned is not None:
             projection = torch.zeros(recipe.language.width, aligned.shape[1])
-            model.alignment = Alignment(recipe.align_layer, recipe.align_weight, projection)
+            model.alignment = drawn_to(teaching, recipe.align_layer, recipe.align_weight, projection)
         new = tokenizer.added if isinstance(tokenizer, ChatTokenizer) else ()
         let_learn(model, recipe.learning, recipe.lora, new, vision=recipe.sees_pixels(None))
         return model

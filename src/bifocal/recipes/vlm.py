@@ -23,12 +23,13 @@ from bifocal.models.language import LanguageConfig
 from bifocal.models.lora import LoRASettings, merge_lora
 from bifocal.models.precision import fast_dtype, open_device, set_precision
 from bifocal.models.vision import VisionConfig
-from bifocal.models.vlm import VLM, Alignment, ContinuousPath, DiscretePath, VLMConfig
+from bifocal.models.vlm import VLM, ContinuousPath, DiscretePath, VLMConfig
 from bifocal.models.vqvae import VQVAEModel
-from bifocal.recipes.alignment import Teacher, open_teacher
+from bifocal.recipes.alignment import Teacher, drawn_to
 from bifocal.recipes.curriculum import Stage, TaskWeights, scene_stages
 from bifocal.recipes.decoders import words_of
 from bifocal.recipes.encoding import ENCODED, encode_split, open_encoded, require_picture_size
+from bifocal.recipes.grafting import graft, open_taught
 from bifocal.recipes.learning import LearningStages, Rates, let_learn, rates_of, rates_with_vision, told
 from bifocal.recipes.mixture import MixtureSource, source_of
 from bifocal.recipes.name_start import FEWEST, require_truth, start_with_names
@@ -52,9 +53,10 @@ class VLMRecipe:
     ``encoded`` is what ``bifocal encode`` wrote of the folder ``data`` with it; without one its pictures are encoded on
     the way. ``tasks`` says how often each task is asked, ``stages`` where that changes on the way. ``align`` names a
     finished CLIP that teaches a discrete decoder to see: its hidden states behind ``align_layer`` layers are drawn to
-    what that CLIP says of each patch. The share ``look`` of the steps comes first and does that alone, on rows full of
-    pictures that nothing is said about; ``stages`` are shares of the steps behind it. ``z_loss`` is how much of
-    (log Z)^2 is added to the loss (Chameleon's 1e-5).
+    what that CLIP says of each patch; or a continuous VLM: to what that reads of it, and the layers behind begin as its
+    (``grafting``). The share ``look`` of the steps comes first and does that alone, on rows full of pictures that
+    nothing is said about; ``stages`` are shares of the steps behind it. ``z_loss`` is how much of (log Z)^2 is added to
+    the loss (Chameleon's 1e-5).
 
     ``decoder`` begins with a language model instead of a random decoder (``decoders``): its sizes and tokenizer are
     that model's. ``learning`` says which parts learn when; ``train_vision`` lets the vision tower learn all along, at
@@ -143,7 +145,7 @@ class VLMRecipe:
                 f"look {self.look} of {self.train.steps} steps leaves none of them to look, or none with words"
             )
         if self.look and self.align is None:
-            raise ValueError("look is learning to see from a finished CLIP: name one with align")
+            raise ValueError("look is learning to see from a finished model: name one with align")
         if self.look and self.train.parallel == "shard":
             raise ValueError("look leaves layers without a gradient: set train.parallel to replicate")
         if self.align is not None and not 1 <= self.align_layer <= self.language.layers:
@@ -245,7 +247,7 @@ def train_vlm(
     title = title or f"vlm-{recipe.family}"
     device = open_device(recipe.train.device)
     encoder = open_encoder(recipe)
-    clip = None if recipe.align is None else open_teacher(recipe.align, encoder)
+    taught, taught_words = open_taught(recipe, encoder, init_from)
     source = source_of(recipe.data, recipe.world, recipe.episodes)
     if isinstance(source, MixtureSource):
         source.require(asked_of(recipe))
@@ -289,16 +291,16 @@ def train_vlm(
         else encoded
         for split in read
     }
-    if world is not None and not (resume and checkpoint.steps(out / "checkpoints")):
+    begins = not (resume and checkpoint.steps(out / "checkpoints"))
+    if world is not None and begins:
         start_with_names(model, tokenizer, world, encoding.encode, scenes=recipe.name_start, title=title)
     teacher = None
-    if clip is not None:
-        teacher = Teacher(clip, source, out / ENCODED, device, fast_dtype(device, recipe.train.dtype))
-        model.alignment = Alignment(
-            recipe.align_layer,
-            recipe.align_weight,
-            teacher.projection(recipe.language.width, recipe.train.seed).to(device),
-        )
+    if taught is not None:
+        teacher = Teacher(taught, source, out / ENCODED, device, fast_dtype(device, recipe.train.dtype))
+        projection = teacher.projection(recipe.language.width, recipe.train.seed).to(device)
+        model.alignment = drawn_to(taught, recipe.align_layer, recipe.align_weight, projection)
+        if isinstance(taught_words, TextTokenizer) and isinstance(taught, VLM) and begins:
+            graft(model, tokenizer, taught, taught_words, layer=recipe.align_layer, scale=teacher.scale)
     model.z_loss = recipe.z_loss
     template = Template(tokenizer, model.image_path.positions, recipe.number_pictures, draws=discrete)
     packer = Packer(recipe, source, template, stores, teacher)
@@ -366,7 +368,7 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
         ("quickstart", "continuous"): (620, 8_000, scene_stages(0.35, 0.7)),
         ("quickstart", "discrete"): (70, 4_000, ()),
         ("standard", "continuous"): (2700, 40_000, scene_stages(0.15, 0.35)),
-        ("standard", "discrete"): (1700, 30_000, scene_stages(0.3, 0.53)),
+        ("standard", "discrete"): (1250, 30_000, scene_stages(0.4, 0.7)),
     }[scale, family]
     # A decoder of twice the parameters learns more in a step and less in a minute, with so few tokens to see. One that
     # has to see for itself needs more layers.

@@ -84,8 +84,10 @@ def train_vqvae(
     model = VQVAEModel(recipe.model)
     start_from(model, init_from)
     model.perceptual = perceptual_of(recipe, device)
-    model.alignment = alignment_of(recipe, model, lambda index: source.picture("train", index), device)
+    clip = teacher_of(recipe)
     open_run(out, "vqvae", recipe, resume=resume, init_from=init_from, source=source)
+    if clip is not None:  # behind the run's note of the pictures that cannot be read
+        model.alignment = alignment_of(recipe, clip, lambda index: source.picture("train", index), device)
     held_out = [
         to_tensor([source.picture("validation", start + row) for row in range(32)]).to(device)
         for start in (0, 32, 64, 96)
@@ -124,22 +126,34 @@ def perceptual_of(
     return functools.partial(feature_distance, clip.vision_model), recipe.perceptual_weight
 
 
+def teacher_of(recipe: VQVAERecipe) -> CLIPModel | None:
+    """The CLIP that a recipe's ``align`` names, if any; refused if its patches are not where the codes are."""
+    if recipe.align is None:
+        return None
+    clip, _ = open_teacher(recipe.align, recipe.model)
+    if not isinstance(clip, CLIPModel):
+        raise UserError(f"--align of a VQ-VAE needs a CLIP, and {recipe.align} is a VLM")
+    return clip
+
+
+def aligned_channels(recipe: VQVAERecipe, clip: CLIPModel) -> tuple[int, int]:
+    """The channels of a middle, and in how many directions of them it is drawn to a CLIP; half are left to looks."""
+    channels = recipe.model.base_channels * recipe.model.multipliers[-1]
+    return channels, min(clip.config.width, channels // 2)
+
+
 @torch.no_grad()
 def alignment_of(
-    recipe: VQVAERecipe, model: VQVAEModel, picture: Callable[[int], np.ndarray], device: torch.device
-) -> PatchAlignment | None:
-    """What teaches encoder and decoder to see, in half of their channels; None where a recipe names no CLIP.
+    recipe: VQVAERecipe, clip: CLIPModel, picture: Callable[[int], np.ndarray], device: torch.device
+) -> PatchAlignment:
+    """What teaches encoder and decoder to see.
 
     ``picture`` gives the training pictures, over the first of which each place's mean is taken: what CLIP says of a
     place whatever is there, and where it is, needs no code.
     """
-    if recipe.align is None:
-        return None
-    clip = open_teacher(recipe.align, model)
     set_precision(clip.to(device), fast_dtype(device, recipe.train.dtype))
     drawn = torch.Generator().manual_seed(recipe.train.seed)
-    channels = recipe.model.base_channels * recipe.model.multipliers[-1]
-    width = min(clip.config.width, channels // 2)
+    channels, width = aligned_channels(recipe, clip)
     reduced, projection = (
         torch.linalg.qr(torch.randn(size, width, generator=drawn)).Q.to(device)
         for size in (clip.config.width, channels)
