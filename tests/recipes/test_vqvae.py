@@ -19,6 +19,7 @@ from bifocal.data.scenes import WorldSettings
 from bifocal.models.quantize import Codebook, QuantizerConfig
 from bifocal.models.vitvq import ViTSizes
 from bifocal.models.vqvae import VQVAEModel
+from bifocal.recipes.sketches import sketch
 from bifocal.recipes.vqvae import (
     VQVAERecipe,
     alignment_of,
@@ -29,6 +30,7 @@ from bifocal.recipes.vqvae import (
 )
 from bifocal.training import trainer as training
 from bifocal.training.optimizer import OptimizerSettings
+from bifocal.training.trace import stand_ins
 
 
 @pytest.fixture
@@ -128,6 +130,15 @@ def test_an_alignment_wants_a_middle_and_a_patch_for_each_code(tmp_path: Path, c
     with pytest.raises(UserError, match="each code needs its patch"):
         train_vqvae(recipe(align=str(clip), model=coarse), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("term", ["align", "perceptual"])
+def test_a_forecast_needs_no_weights_of_what_teaches(clip: Path, term: str) -> None:
+    planned = sketch(recipe(**{term: str(clip)}))
+    with stand_ins("cpu"):
+        model = planned.build()
+        assert isinstance(model, VQVAEModel)
+        assert (model.alignment is None, model.perceptual is None) == (term != "align", term != "perceptual")
 
 
 def test_beta_on_the_wrong_term_is_for_runs_that_go_on_from_an_old_checkpoint(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ the right shape and nothing in it.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +43,7 @@ from bifocal.recipes.parti import Batches, PartiRecipe, open_text, open_tokenize
 from bifocal.recipes.prior import PriorRecipe
 from bifocal.recipes.texts import taught, texts_of
 from bifocal.recipes.vlm import VLMRecipe, build
-from bifocal.recipes.vqvae import VQVAERecipe, aligned_channels, perceptual_of, teacher_of
+from bifocal.recipes.vqvae import VQVAERecipe, aligned_channels, feature_distance, open_clip, teacher_of
 from bifocal.training.feeding import Waiting, feed, to_device
 from bifocal.training.optimizer import MasterOptimizer
 from bifocal.training.parallel import checkpoint_activations
@@ -168,12 +169,22 @@ def sketch(recipe: Any) -> Sketch:
 
 def sketch_vqvae(recipe: VQVAERecipe) -> Sketch:
     source = source_of(recipe.data, recipe.world, 0)
+    judge = None if recipe.perceptual is None else open_clip(recipe.perceptual, recipe.world.picture_size)
+    teacher = teacher_of(recipe)
+
+    def like(clip: CLIPModel) -> CLIPModel:
+        """One as large: weights cannot be read where there are only stand-ins, and what it says does not matter."""
+        made = CLIPModel(clip.config).requires_grad_(False)
+        set_precision(made, fast_dtype(CPU, recipe.train.dtype))
+        return made
 
     def make() -> VQVAEModel:
         model = VQVAEModel(recipe.model)
-        model.perceptual = perceptual_of(recipe, CPU)
-        if (clip := teacher_of(recipe)) is not None:  # as large as in training; what it says does not matter
-            set_precision(clip, fast_dtype(CPU, recipe.train.dtype))
+        if judge is not None:
+            distance = functools.partial(feature_distance, like(judge).vision_model)
+            model.perceptual = distance, recipe.perceptual_weight
+        if teacher is not None:
+            clip = like(teacher)
             channels, width = aligned_channels(recipe, clip)
             narrow = torch.zeros(clip.config.width, width)
             model.alignment = PatchAlignment(
