@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pytest
+import torch
 
 import tiny
 from bifocal.data.scenes import WorldSettings
@@ -18,6 +22,7 @@ from bifocal.recipes.parti import PartiRecipe, train_parti
 from bifocal.recipes.prior import PriorRecipe, train_prior
 from bifocal.recipes.vlm import TaskWeights, VLMRecipe, train_vlm
 from bifocal.recipes.vqvae import VQVAERecipe, train_vqvae
+from bifocal.training import checkpoint
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import TrainSettings
 
@@ -94,3 +99,37 @@ def starts(place: Path, settings: TrainSettings = SETTINGS) -> dict[str, Start]:
         "prior": run(train_prior, toy_prior(data, place / "vqvae")),
         "parti": run(train_parti, toy_parti(data, place / "vqvae")),
     }
+
+
+def stopped_at(step: int, start: Callable[[], object]) -> None:
+    """Start a run that is interrupted when it has saved this step."""
+    write = checkpoint.save
+
+    def stop(directory: Path, reached: int, **content: Any) -> Path:
+        path = write(directory, reached, **content)
+        if reached == step:
+            raise KeyboardInterrupt
+        return path
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "save", stop)
+        start()
+
+
+class Words:
+    """Codes, and what a teacher says, that tell which picture of ``tiny.folder`` they are of."""
+
+    def __init__(self, *shape: int, reads: bool = False) -> None:
+        self.shape, self.reads = shape, reads
+
+    def get(self, keys: Sequence[str]) -> torch.Tensor:
+        numbers = torch.tensor([int(key.split(".")[0]) for key in keys])
+        return (
+            numbers.view(-1, *[1] * len(self.shape)) + torch.arange(math.prod(self.shape)).view(self.shape)
+        ) % 8
+
+    def keys(self, split: str) -> list[str]:
+        return [f"{number}.png" for number in range(24)]
+
+    def features(self, split: str, keys: Sequence[str]) -> torch.Tensor:
+        return torch.sin(1.0 + self.get(keys))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from bifocal.recipes.packing import Packer
 from bifocal.recipes.vlm import TaskWeights, VLMRecipe, looking_first, recipe_vlm, train_vlm
 from bifocal.training.optimizer import OptimizerSettings, learning_rate_share
 from bifocal.training.trainer import TrainSettings
+from toys import Words
 
 
 def test_the_term_is_one_less_the_cosine_seen_through_the_projection() -> None:
@@ -88,27 +87,6 @@ def test_hidden_states_come_to_say_what_the_teacher_says_and_no_trace_stays(part
     assert finished[0].state_dict().keys() == finished[1].state_dict().keys()
     assert finished[0].config == finished[1].config
     assert "alignment" not in next(iter(read_json_lines(parts / "without" / "log.jsonl")))
-
-
-class Words:
-    """Codes, and what a teacher says, that tell which picture of a folder they are of."""
-
-    reads = False
-
-    def __init__(self, *shape: int) -> None:
-        self.shape = shape
-
-    def get(self, keys: Sequence[str]) -> torch.Tensor:
-        numbers = torch.tensor([int(key.split(".")[0]) for key in keys])
-        return (
-            numbers.view(-1, *[1] * len(self.shape)) + torch.arange(math.prod(self.shape)).view(self.shape)
-        ) % 8
-
-    def keys(self, split: str) -> list[str]:
-        return [f"{number}.png" for number in range(24)]
-
-    def features(self, split: str, keys: Sequence[str]) -> torch.Tensor:
-        return torch.sin(1.0 + self.get(keys))
 
 
 def looking(parts: Path, **changes: object) -> tuple[VLM, Packer]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tiny
+import toys
 from bifocal import inference
 from bifocal.artifacts import read_json_lines
 from bifocal.commands.quickstart import vlm_recipe
@@ -24,7 +25,6 @@ from bifocal.recipes.grafting import graft, require_same_decoder
 from bifocal.recipes.packing import Packer
 from bifocal.recipes.vlm import TaskWeights, VLMRecipe, train_vlm
 from bifocal.recipes.vqvae import VQVAERecipe, train_vqvae
-from bifocal.training import checkpoint
 from bifocal.training.optimizer import OptimizerSettings
 from bifocal.training.trainer import TrainSettings
 
@@ -121,30 +121,18 @@ def test_the_first_layers_come_to_say_what_the_other_reads_and_leave_words_alone
     assert model.config.family == "discrete" and model.config.language.layers == 3
 
 
-class Told:
-    """Codes of pictures, and what a teacher says of them."""
-
-    def __init__(self, reads: bool) -> None:
-        self.reads = reads
-
-    def get(self, keys: list[str]) -> torch.Tensor:
-        return torch.zeros(len(keys), 16, dtype=torch.int64)
-
-    def keys(self, split: str) -> list[str]:
-        return [f"{number}.png" for number in range(24)]
-
-    def features(self, split: str, keys: list[str]) -> torch.Tensor:
-        return torch.ones(len(keys), 16, 32)
+def packed(parts: Path, reads: bool) -> Packer:
+    codes: Any = toys.Words(16)
+    teacher: Any = toys.Words(16, 32, reads=reads)
+    template = Template(tiny.tokenizer(), 16, draws=True)
+    return Packer(recipe(parts), FolderSource(parts / "data", 32), template, {"train": codes}, teacher)
 
 
 @pytest.mark.parametrize("reads", [True, False])
 def test_every_third_step_that_looks_has_words_where_there_are_words_to_keep(
     parts: Path, reads: bool
 ) -> None:
-    template = Template(tiny.tokenizer(), 16, draws=True)
-    source: Any = FolderSource(parts / "data", 32)
-    told: Any = Told(reads)
-    packer = Packer(recipe(parts), source, template, {"train": told}, told)
+    packer = packed(parts, reads)
     for step in range(6):
         rows = packer.rows("train", step, 4)
         assert not rows.supervised.any()
@@ -155,11 +143,7 @@ def test_every_third_step_that_looks_has_words_where_there_are_words_to_keep(
 def test_pieces_of_a_step_that_looks_at_words_add_up_to_the_whole(parts: Path) -> None:
     model = tiny.vlm("discrete").train()
     model.alignment = Alignment(1, 0.5, None, 0.1, 0.5)
-    template = Template(tiny.tokenizer(), 16, draws=True)
-    source: Any = FolderSource(parts / "data", 32)
-    told: Any = Told(reads=True)
-    packer = Packer(recipe(parts), source, template, {"train": told}, told)
-    rows = packer.rows("train", 2, 4)
+    rows = packed(parts, reads=True).rows("train", 2, 4)
     whole, count, _ = model.loss(rows)
     pieces = [model.loss(rows.part(range(start, start + 1))) for start in range(4)]
     assert sum(each for _, each, _ in pieces) == count
@@ -186,17 +170,7 @@ def test_the_reference_run_begins_with_a_decoder_that_fits() -> None:
 
 def test_what_was_stopped_goes_on_as_if_it_had_not_been(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_vlm(recipe(parts), parts / "whole")
-    write = checkpoint.save
-
-    def stop(directory: Path, step: int, **content: object) -> Path:
-        path = write(directory, step, **content)  # type: ignore[arg-type]
-        if step == 12:
-            raise KeyboardInterrupt
-        return path
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint, "save", stop)
-        train_vlm(recipe(parts), parts / "resumed")
+    toys.stopped_at(12, lambda: train_vlm(recipe(parts), parts / "resumed"))
     with monkeypatch.context() as patch:
         patch.setattr("bifocal.recipes.vlm.graft", lambda *_, **__: pytest.fail("grafted once more"))
         train_vlm(recipe(parts), parts / "resumed", resume=True)

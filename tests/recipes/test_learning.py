@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import tiny
+import toys
 from bifocal import inference
 from bifocal.artifacts import read_json_lines
 from bifocal.data.scenes import WorldSettings
@@ -171,17 +172,7 @@ def test_each_stage_moves_its_parts_and_a_resumed_run_is_an_uninterrupted_one(
     assert moved(states[4], states[6]) == {"projector", "language_model"}
     assert moved(states[6], states[8]) == {"projector", "language_model", "vision"}
 
-    write = checkpoint.save
-
-    def stop(directory: Path, step: int, **content: object) -> Path:
-        path = write(directory, step, **content)  # type: ignore[arg-type]
-        if step == 6:
-            raise KeyboardInterrupt
-        return path
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint, "save", stop)
-        train_vlm(settings, parts / "resumed")
+    toys.stopped_at(6, lambda: train_vlm(settings, parts / "resumed"))
     train_vlm(settings, parts / "resumed", resume=True)
     whole, resumed = (inference.load_model(parts / name)[0].state_dict() for name in ("whole", "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tiny
+import toys
 from bifocal.cli import main
 from bifocal.config import UserError
 from bifocal.data.sample import Box
@@ -201,17 +202,7 @@ def recipe(parts: Path, **changes: Any) -> VLMRecipe:
 
 def test_a_run_that_goes_on_does_not_begin_again(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_vlm(recipe(parts), parts / "whole")
-    write = checkpoint.save
-
-    def stop(directory: Path, step: int, **content: Any) -> Path:
-        path = write(directory, step, **content)
-        if step == 1:
-            raise KeyboardInterrupt
-        return path
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint, "save", stop)
-        train_vlm(recipe(parts), parts / "stopped")
+    toys.stopped_at(1, lambda: train_vlm(recipe(parts), parts / "stopped"))
     solved: list[str] = []
     monkeypatch.setattr(recipes_vlm, "start_with_names", lambda *_, title, **__: solved.append(title))
     train_vlm(recipe(parts), parts / "stopped", resume=True)

@@ -36,7 +36,9 @@ def how_alike(recipes: Mapping[str, Any]) -> str:
             "the decoder of the one, which the other began with behind layers that learn to read codes"
         )
     elif other.get("align"):
-        unlike.append("a CLIP that taught the decoder of the VQ-VAE's codes what it sees in each patch")
+        unlike.append(
+            "a model with CLIP's eyes that taught the decoder of the VQ-VAE's codes what is in each patch"
+        )
     tokenizer = recipes.get("vqvae", {})
     if tokenizer.get("perceptual") or tokenizer.get("align"):
         unlike.append("a VQ-VAE that was trained to keep what a CLIP knows things by")

@@ -262,7 +262,7 @@ class VLM(nn.Module):
         raw_pixels = rows.pictures.ndim == 4
         encoded = self.image_path.encode(rows.pictures) if raw_pixels else rows.pictures
         x_BTD, tokens_BT = self.embed(rows.tokens, rows.image_places, encoded)
-        looks = self.alignment if not rows.whole[0] else None
+        looks = None if self.alignment is None or rows.whole[0] else self.alignment
         layers: dict[int, Tensor] = {}
         hidden_BTD = self.language_model(
             x_BTD,

@@ -41,7 +41,7 @@ class Teacher:
         # of a VLM what is not run here stays as it is: its decoder may be what another begins with
         frozen = model if isinstance(model, CLIPModel) else model.image_path
         set_precision(frozen.to(device).eval(), dtype)
-        self.reads = isinstance(model, VLM)
+        self.reads, self.device = isinstance(model, VLM), device
         self.width = model.config.width if isinstance(model, CLIPModel) else model.config.language.width
 
         def said(images: Tensor) -> Tensor:
@@ -66,20 +66,22 @@ class Teacher:
         """(P, N, E) float32."""
         return (self.stores[split].get(keys).float() - self.mean_E) * self.scale
 
-    def projection(self, width: int, seed: int) -> Tensor:
-        """(width, E) with orthonormal columns, drawn by the seed."""
+    def projection(self, width: int, seed: int) -> Tensor | None:
+        """(width, E) with orthonormal columns, drawn by the seed; none of what a VLM reads, which is as wide."""
+        if self.reads:
+            return None
         if width < self.width:
             raise UserError(
                 f"a decoder of width {width} cannot be aligned with a CLIP of {self.width} dimensions: "
                 "widen it (--language.width)"
             )
         drawn = torch.randn(width, self.width, generator=torch.Generator().manual_seed(seed))
-        return torch.linalg.qr(drawn).Q
+        return torch.linalg.qr(drawn).Q.to(self.device)
 
 
-def drawn_to(taught: CLIPModel | VLM, layer: int, weight: float, projection: Tensor) -> Alignment:
-    """What is added to the loss behind ``layer`` layers; what a VLM reads is compared as it is."""
-    if isinstance(taught, VLM):
+def drawn_to(layer: int, weight: float, projection: Tensor | None) -> Alignment:
+    """What is added to the loss behind ``layer`` layers; without a projection, of what a VLM reads, lengths too."""
+    if projection is None:
         return Alignment(layer, weight, None, LENGTHS, WORDS)
     return Alignment(layer, weight, projection)
 

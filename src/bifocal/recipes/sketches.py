@@ -271,8 +271,9 @@ def sketch_vlm(recipe: VLMRecipe) -> Sketch:
         encoder = VQVAEModel(shape) if isinstance(shape, VQVAEConfig) else CLIPModel(shape)
         model = build(recipe, tokenizer, encoder)
         if aligned is not None:
-            projection = torch.zeros(recipe.language.width, aligned.shape[1])
-            model.alignment = drawn_to(teaching, recipe.align_layer, recipe.align_weight, projection)
+            reads = isinstance(teaching, VLM)
+            projection = None if reads else torch.zeros(recipe.language.width, aligned.shape[1])
+            model.alignment = drawn_to(recipe.align_layer, recipe.align_weight, projection)
         new = tokenizer.added if isinstance(tokenizer, ChatTokenizer) else ()
         let_learn(model, recipe.learning, recipe.lora, new, vision=recipe.sees_pixels(None))
         return model

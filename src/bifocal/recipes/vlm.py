@@ -297,8 +297,8 @@ def train_vlm(
     teacher = None
     if taught is not None:
         teacher = Teacher(taught, source, out / ENCODED, device, fast_dtype(device, recipe.train.dtype))
-        projection = teacher.projection(recipe.language.width, recipe.train.seed).to(device)
-        model.alignment = drawn_to(taught, recipe.align_layer, recipe.align_weight, projection)
+        projection = teacher.projection(recipe.language.width, recipe.train.seed)
+        model.alignment = drawn_to(recipe.align_layer, recipe.align_weight, projection)
         if isinstance(taught_words, TextTokenizer) and isinstance(taught, VLM) and begins:
             graft(model, tokenizer, taught, taught_words, layer=recipe.align_layer, scale=teacher.scale)
     model.z_loss = recipe.z_loss
@@ -363,7 +363,8 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
             ),
         )
     # The discrete model has a small part of the quickstart: its drawings cost more to evaluate than answers do. It
-    # does not get as far there as to find things, which is what the later stages build on.
+    # does not get as far there as to find things, which is what the later stages build on. That of the reference run
+    # begins with the continuous one's decoder (commands.quickstart); here is one that begins at random.
     steps, episodes, stages = {
         ("quickstart", "continuous"): (620, 8_000, scene_stages(0.35, 0.7)),
         ("quickstart", "discrete"): (70, 4_000, ()),

@@ -160,8 +160,7 @@ def alignment_of(
     )
 
     def said(images_BCHW: Tensor) -> Tensor:
-        with torch.no_grad():
-            return patch_embeddings(clip, images_BCHW).float() @ reduced
+        return patch_embeddings(clip, images_BCHW).float() @ reduced
 
     starts = range(0, CENTRED, recipe.batch_size)
     first = (to_tensor([picture(start + row) for row in range(recipe.batch_size)]) for start in starts)
