@@ -19,8 +19,18 @@ from bifocal.data.scenes.reading import statement_in
 from bifocal.data.scenes.scene import Concept, Scene, SceneObject
 from bifocal.data.scenes.verify import Reader, Unclear, check
 from bifocal.data.scenes.wholeset import whole_set_concepts
-from bifocal.data.scenes.words import Lexicon, counted, join, look, numbered_category, the_look
+from bifocal.data.scenes.words import (
+    NUMBERS,
+    Lexicon,
+    counted,
+    join,
+    look,
+    numbered_category,
+    the_look,
+)
 
+# questions whose answers come with their rationale
+REASONED = ("compare", "pair-which", "pair-count")
 SPEAKING = ("vqa", "reasoning", "grounding", "captioning", "text-to-image", "zero-shot")
 
 
@@ -142,9 +152,10 @@ def test_a_swapped_number_side_or_relation_is_noticed(world, reader, samples):
 
 
 def test_the_verdict_follows_from_the_words_and_the_rationale(samples):
-    """What decides a statement is all in its rationale: no two pictures give the same words another verdict."""
+    """What decides an answer is all in its rationale: no two pictures give the same words another answer."""
     verdicts: dict[tuple[str, str, str], set[str]] = {}
-    statements = [sample for sample in samples if sample.task == "reasoning"]
+    statements = [sample for sample in samples if sample.task == "reasoning" or sample.slice in REASONED]
+    statements = [sample for sample in statements if sample.facts]
     for sample in statements:
         assert sample.facts is not None
         words = statement_in(sample.question)
@@ -155,13 +166,26 @@ def test_the_verdict_follows_from_the_words_and_the_rationale(samples):
 
 def test_a_rationale_of_another_picture_is_refused(world, reader, samples):
     statements = [sample for sample in samples if sample.task == "reasoning"]
+    asked = [sample for sample in samples if sample.slice in REASONED and sample.facts]
     refused = 0
-    for sample, other in zip(statements[:400], statements[1:], strict=False):
+    told = (*statements[:200], *asked[:400]), (*statements[1:201], *asked[1:401])
+    for sample, other in zip(*told, strict=True):
         if sample.facts != other.facts:
             with pytest.raises(Unclear, match="was to be seen"):
                 check(replace(sample, facts=other.facts), scenes_of(world, sample), reader)
             refused += 1
     assert refused > 200
+
+
+def test_a_number_over_pictures_is_the_sum_of_theirs(samples):
+    sums = set()
+    for sample in samples:
+        if sample.slice == "pair-count" and sample.question.endswith("in all?"):
+            assert sample.facts is not None
+            told = [NUMBERS.index(word) for word in sample.facts[RATIONALE].split(", ")]
+            assert len(told) == len(sample.pictures) and sample.answer_text == NUMBERS[sum(told)], sample
+            sums.add(tuple(told))
+    assert len(sums) > 10 and {len(told) for told in sums} == {2, 3}
 
 
 def test_refcoco_plus_never_says_where(samples):

@@ -44,6 +44,17 @@ def test_exact_match_is_about_the_normalised_form():
     assert not measures.exact_match("", ["owl"])
 
 
+def test_what_stands_behind_the_reasons_is_the_answer():
+    assert measures.concluded("left, top: two") == "two" and measures.concluded("two") == "two"
+    assert measures.exact_match("left, top: two", ["2"])
+    assert measures.exact_match("ratio: 3:30", ["ratio: 3:30"]) and measures.exact_match(
+        "ratio: 3:30", ["3:30"]
+    )
+    assert not measures.exact_match("two: left", ["two"])  # reasons are no answer
+    assert not measures.exact_match("3:30", ["30"])  # nor is a part of a word
+    assert not measures.exact_match("left, top:", ["left"]) and not measures.exact_match(": ", [""])
+
+
 @pytest.mark.parametrize("said", ["+", "-", "🦉", "c", "c++", "c#", "5", "-5", "कि", "की", "क"])
 def test_answers_of_signs_and_marks_are_right_for_themselves_alone(said):
     others = {"+", "-", "🦉", "c", "c++", "c#", "5", "-5", "कि", "की", "क", "", "."} - {said}

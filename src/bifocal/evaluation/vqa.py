@@ -1,4 +1,7 @@
-"""Visual question answering: short answers, right if equal to a reference after normalisation."""
+"""Visual question answering: short answers, right if equal to a reference after normalisation.
+
+Where reasons come first ("two, one: three"), what is behind the last colon counts.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ from bifocal.evaluation.scoring import Measure, majority, mean_measure, score_ro
 from bifocal.measures import exact_match, normalize_answer
 
 TASK = "vqa"
+MAX_NEW_TOKENS = 48  # a short answer, and room for what is said before it
 
 
 def predict(
-    model: Answering, dataset: Dataset, *, max_new_tokens: int = 16, **asking: Unpack[Asking]
+    model: Answering, dataset: Dataset, *, max_new_tokens: int = MAX_NEW_TOKENS, **asking: Unpack[Asking]
 ) -> list[Prediction]:
     """Greedy answers, each with ``references``, ``correct`` and ``unparsed`` (an empty answer)."""
     return ask_and_judge(model, dataset, judge, max_new_tokens=max_new_tokens, **asking)

@@ -4,7 +4,7 @@ One module an idea: ``pictures``, ``ranking``, ``answers``, ``captions``, ``vqa`
 intervals are made in ``bifocal.evaluation``.
 """
 
-from bifocal.measures.answers import exact_match, normalize_answer, verdict
+from bifocal.measures.answers import concluded, exact_match, normalize_answer, verdict
 from bifocal.measures.captions import (
     CiderD,
     bleu,
@@ -37,6 +37,7 @@ __all__ = [
     "ssim",
     "chance_recall",
     "ranks",
+    "concluded",
     "exact_match",
     "normalize_answer",
     "verdict",

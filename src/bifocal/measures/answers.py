@@ -41,10 +41,21 @@ def normalize_answer(text: str) -> str:
     return " ".join(_DIGITS.get(word, word) for word in kept or words or whole.split())
 
 
+def concluded(text: str) -> str:
+    """What an answer comes to: of one that gives its reasons first ("two, one: three") what is behind the last colon.
+
+    A colon without a space behind it is part of a word ("3:30").
+    """
+    return text.rpartition(": ")[2]
+
+
 def exact_match(prediction: str, references: Sequence[str]) -> bool:
-    """Whether the answer equals one of the references after ``normalize_answer``; none at all is never right."""
-    form = normalize_answer(prediction)
-    return bool(form) and any(normalize_answer(reference) == form for reference in references)
+    """Whether the answer, whole or as it is ``concluded``, equals one of the references after ``normalize_answer``.
+
+    No answer at all is never right.
+    """
+    forms = {normalize_answer(prediction), normalize_answer(concluded(prediction))} - {""}
+    return any(normalize_answer(reference) in forms for reference in references)
 
 
 _VERDICTS = {

@@ -65,7 +65,7 @@ def scene_stages(find: float, tell: float) -> tuple[Stage, ...]:
         Stage(
             1.0,
             TaskWeights(captioning=3, vqa=7, grounding=2, reasoning=6),
-            {"exists": 2, "every": 2, "count": 2, "compare": 2},
+            {"exists": 2, "every": 2, "count": 2, "compare": 2, "caption": 3},
         ),
     )
 

@@ -147,7 +147,7 @@ def world_of(settings: WorldSettings) -> World:
 class SceneSource:
     """Scenes of real drawings; ``episodes`` of them are told about, the pictures themselves never run out."""
 
-    def __init__(self, settings: WorldSettings, episodes: int, samples_per_document: int = 40) -> None:
+    def __init__(self, settings: WorldSettings, episodes: int, samples_per_document: int = 28) -> None:
         self.world = world_of(settings)
         self.episodes = episodes
         self.samples_per_document = samples_per_document

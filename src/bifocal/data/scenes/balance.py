@@ -14,7 +14,7 @@ class Draft(NamedTuple):
 
     ``group`` names everything in the question that could hint at the answer (its form, its numbers); answers are
     kept even within each group. ``label`` is the answer as counted, ``about`` the names the question turns on.
-    ``rationale`` says of a statement what in the pictures decides it.
+    ``rationale`` says what in the pictures decides the answer, where more is to be seen than it tells.
     """
 
     slice: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bifocal.data.scenes.scene import Scene, SceneObject
-from bifocal.data.scenes.words import CELLS, Random, pick, the_look
+from bifocal.data.scenes.words import OPPOSITE, Random, pick, the_look
 
 CLEAR = 0.12  # centres at least this far apart along an axis: "left of" is true
 UNCLEAR = 0.04  # at most this far: "left of" is false; between the two nothing is said
@@ -200,5 +200,9 @@ def total(views: Iterable[View], name: str) -> int:
     return sum(len(view.members.get(name, ())) for view in views)
 
 
-def cell_name(cell: int) -> str:
-    return CELLS[cell]
+def side(view: View, one: int, two: int, direction: str) -> str:
+    """On which side of ``two`` the middle of ``one`` lies, along the axis of a direction; "level" where on neither."""
+    towards = view.gap(one, two, direction)
+    if abs(towards) <= UNCLEAR:
+        return "level"
+    return direction if towards > 0 else OPPOSITE[direction]

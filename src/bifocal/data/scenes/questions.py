@@ -3,6 +3,9 @@
 Each kind is a function that draws one random question of its kind, or None where the pictures do not allow it. The
 answers of a kind all come from one set, and each question's ``group`` holds whatever in its words could hint at the
 answer, so that evening out the answers by group leaves nothing for a model that does not look.
+
+Answers that put together what several places say come with their rationale, as statements do (``statements``): what
+each picture has ("two, one: three"; "no, yes: second"), or each of the things that are compared ("small, large: no").
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bifocal.data.scenes.balance import Draft
-from bifocal.data.scenes.facts import View, common_names, total
+from bifocal.data.scenes.facts import View, common_names, side
 from bifocal.data.scenes.scene import SIZES, TILE_COLOURS, TILTS
 from bifocal.data.scenes.words import (
     CELL_PHRASES,
@@ -265,7 +268,9 @@ def compare(view: View, random: Random, lexicon: Lexicon) -> Draft | None:
         second = view.pick_name(random)
         if first == second:
             return None
-        more = view.count(first) - view.count(second)
+        numbers = view.count(first), view.count(second)
+        rationale = f"{NUMBERS[numbers[0]]}, {NUMBERS[numbers[1]]}"
+        more = numbers[0] - numbers[1]
         plurals = (lexicon.by_name[first].plural, lexicon.by_name[second].plural)
         if way < 0.25:
             group, yes, question = "more", more > 0, pick(SHOWS_MORE, random) % plurals
@@ -286,21 +291,23 @@ def compare(view: View, random: Random, lexicon: Lexicon) -> Draft | None:
             # things of one size are not painted at one length, so which is larger could be seen, and is not said
             if this.size == that.size:
                 return None
+            rationale = f"{this.size}, {that.size}"
         elif way < 0.75:
             references = (view.reference(one, "tile"), view.reference(two, "tile"))
             if None in references or this.tile is None or that.tile is None:
                 return None
             group, yes, question = "tile", this.tile == that.tile, pick(SAME_TILE, random) % references
+            rationale = f"{this.tile}, {that.tile}"
         else:
             direction = pick(DIRECTIONS, random)
             yes = view.holds(one, two, direction)
             if not yes and not view.fails(one, two, direction):
                 return None
             words = pick(DIRECTION_PHRASES[direction], random)
-            group = direction
+            group, rationale = direction, side(view, one, two, direction)
             question = IS_RELATED[0] % (view.reference(one), words, view.reference(two))
     answer = "yes" if yes else "no"
-    return Draft("compare", question, (answer,), group, answer, names)
+    return Draft("compare", question, (answer,), group, answer, names, rationale)
 
 
 def which_picture(views: Sequence[View], random: Random, lexicon: Lexicon) -> Draft | None:
@@ -323,7 +330,8 @@ def which_picture(views: Sequence[View], random: Random, lexicon: Lexicon) -> Dr
     else:
         return None
     question = pick(WHICH_PICTURE, random) % a(concept)
-    return Draft("pair-which", question, (answer,), str(len(views)), answer, (concept.name,))
+    seen = ", ".join(["yes" if concept.name in each.members else "no" for each in views])
+    return Draft("pair-which", question, (answer,), str(len(views)), answer, (concept.name,), seen)
 
 
 def in_every_picture(views: Sequence[View], random: Random, lexicon: Lexicon) -> Draft | None:
@@ -339,15 +347,18 @@ def count_over_pictures(views: Sequence[View], random: Random, lexicon: Lexicon)
     """ "how many owls are there in all?", "how many owls are in the second picture?" """
     name = pick(views, random).pick_name(random)
     plural = lexicon.by_name[name].plural
+    numbers = [view.count(name) for view in views]
     if random() < 0.5:
-        number, group = total(views, name), "all"
+        number, group = sum(numbers), "all"
         question = pick(COUNT_IN_ALL, random) % plural
+        rationale = ", ".join([NUMBERS[each] for each in numbers])
     else:
         place = int(random() * len(views))
-        number, group = views[place].count(name), "one"
+        number, group = numbers[place], "one"
         question = pick(COUNT_IN_ONE, random) % (plural, ORDINALS[place])
+        rationale = ""
     answer = NUMBERS[number]
-    return Draft("pair-count", question, (answer,), group, answer, (name,))
+    return Draft("pair-count", question, (answer,), group, answer, (name,), rationale)
 
 
 SINGLE_KINDS: dict[str, SingleKind] = {

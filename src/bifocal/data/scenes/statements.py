@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from bifocal.data.prompts import JUDGE
 from bifocal.data.scenes.balance import Draft
-from bifocal.data.scenes.facts import UNCLEAR, View
+from bifocal.data.scenes.facts import View, side
 from bifocal.data.scenes.scene import SIZES, TILE_COLOURS, TILTS, Concept
 from bifocal.data.scenes.words import (
     CELL_PHRASES,
@@ -25,7 +25,6 @@ from bifocal.data.scenes.words import (
     DIRECTIONS,
     NUMBERS,
     ON_A_TILE,
-    OPPOSITE,
     Lexicon,
     Random,
     a,
@@ -180,14 +179,6 @@ def more(view: View, random: Random, lexicon: Lexicon) -> Statement | None:
     if way < 0.8:
         return Statement(f"there are fewer {one} than {two}", "fewer", gap < 0, names, seen)
     return Statement(f"there are as many {one} as {two}", "as many", gap == 0, names, seen)
-
-
-def side(view: View, one: int, two: int, direction: str) -> str:
-    """On which side of ``two`` the middle of ``one`` lies, along the axis of a direction; "level" where on neither."""
-    towards = view.gap(one, two, direction)
-    if abs(towards) <= UNCLEAR:
-        return "level"
-    return direction if towards > 0 else OPPOSITE[direction]
 
 
 def related(view: View, random: Random, lexicon: Lexicon) -> Statement | None:

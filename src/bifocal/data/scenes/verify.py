@@ -345,11 +345,10 @@ def check(sample: Sample, scenes: Sequence[Scene], reader: Reader) -> None:
         _has_distractor(meant, scenes[0])
     elif sample.task == "vqa":
         right = reader.answer(str(question), scenes)
+        _says_why(sample, reader.asked_for(str(question), scenes))
     elif sample.task == "reasoning":
         right = "true" if reader.truth(str(question), scenes) else "false"
-        told = (sample.facts or {}).get(RATIONALE)
-        if told != (seen := reader.seen(str(question), scenes)):
-            raise Unclear(f"{question!r}: {told!r} was to be seen where it is {seen!r}.")
+        _says_why(sample, reader.seen(str(question), scenes))
     elif sample.task == "zero-shot":
         right = only(scenes[0].objects, "this").concept.name
     elif sample.task == "text-to-image":
@@ -359,6 +358,12 @@ def check(sample: Sample, scenes: Sequence[Scene], reader: Reader) -> None:
         raise Unclear(f"Samples of {sample.task} are not checked here.")
     if answer != (right,) or (not isinstance(right, Box) and sample.references != (right,)):
         raise Unclear(f"{question!r}: {answer} was given where {right!r} is right.")
+
+
+def _says_why(sample: Sample, seen: str) -> None:
+    told = (sample.facts or {}).get(RATIONALE, "")
+    if told != seen:
+        raise Unclear(f"{sample.question!r}: {told!r} was to be seen where it is {seen!r}.")
 
 
 def _has_distractor(meant: SceneObject, scene: Scene) -> None:

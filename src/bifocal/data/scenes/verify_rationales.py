@@ -1,4 +1,4 @@
-"""Recomputes what decides a statement from its words, boxes and looks alone (see ``verify``)."""
+"""Recomputes what decides a statement or an answer from its words, boxes and looks alone (see ``verify``)."""
 
 from __future__ import annotations
 
@@ -24,15 +24,40 @@ LEVEL = 0.04  # centres at most this far apart are on no side of each other
 
 
 class RationaleReader(PhraseReader):
-    """Parses statements, and looks for the things that they name in the order in which they are named."""
+    """Parses statements and questions, and looks for the things that they name in the order in which they are named."""
 
     def __init__(self, concepts: Iterable[Concept]) -> None:
         super().__init__(concepts)
         self._seen = self._seen_table()
+        self._asked = self._asked_table()
 
     def seen(self, text: str, scenes: Sequence[Scene]) -> str:
         """ "two, one": what there is to see of what a statement names. Raises ``Unclear`` where it cannot be read."""
         return str(look_up(self._seen, statement_in(text), scenes))
+
+    def asked_for(self, question: str, scenes: Sequence[Scene]) -> str:
+        """ "two, one": what each picture has of what a question asks for, or each thing of what it compares.
+
+        "" of a question that is answered without.
+        """
+        words = question.removesuffix("?")
+        has_one = any(re.fullmatch(pattern, words) for pattern, _ in self._asked)
+        return str(look_up(self._asked, words, scenes)) if has_one else ""
+
+    def _asked_table(self) -> Table:
+        many, the, there = self._how_many, self.the, self._there
+        one_tile = r"(?:are (the .+) and (the .+) on|do (the .+) and (the .+) have) tiles of the same colour"
+        return [
+            (r"how many (.+) (?:are there|do the pictures show) in all", lambda m, s: many(m[1], s)),
+            (r"(?:in which picture is(?: there)?|which picture shows) (an? .+)",
+             lambda m, s: ", ".join(there(m[1], scene) for scene in s)),
+            (r"(?:are there|does the picture show) (?:more|as many) (.+) (?:than|as) (.+)",
+             lambda m, s: f"{many(m[1], s)}, {many(m[2], s)}"),
+            (r"is (the .+?) larger than (the .+)", lambda m, s: f"{the(m[1], s[0]).size}, {the(m[2], s[0]).size}"),
+            (rf"is (the .+?) ({RELATION}) (the .+)",
+             lambda m, s: self._side(the(m[1], s[0]), RELATIONS[m[2]], the(m[3], s[0]))),
+            (one_tile, lambda m, s: f"{the(m[1] or m[3], s[0]).tile}, {the(m[2] or m[4], s[0]).tile}"),
+        ]  # fmt: skip
 
     def _how_many(self, words: str, scenes: Sequence[Scene]) -> str:
         """Of "owls", "two owls" or "exactly one owl" in each picture."""
