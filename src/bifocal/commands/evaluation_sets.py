@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 from bifocal.config import UserError, fingerprint
@@ -58,8 +59,13 @@ def dataset_of(
     split = split or TEST
     if split not in SPLITS:
         raise UserError(f"there is no split {split!r} of the scenes; choose from {', '.join(SPLITS)}")
-    world = world or World(WorldSettings())
-    return SceneDataset(world, split, LIKE.get(task, task), count or COUNTS[task])
+    return scenes_of(world or World(WorldSettings()), split, LIKE.get(task, task), count or COUNTS[task])
+
+
+@functools.lru_cache(maxsize=len(COUNTS) * len(SPLITS))
+def scenes_of(world: World, split: str, task: str, count: int) -> SceneDataset:
+    """A fixed set of scenes, drafted once in a world: a quickstart asks two models the same."""
+    return SceneDataset(world, split, task, count)
 
 
 def folder_of(
