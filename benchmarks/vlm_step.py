@@ -184,10 +184,11 @@ def learners_of(timings: Mapping[str, Timing]) -> list[str]:
 
 
 def recipe_of(sizes: VLMRecipe, train: TrainSettings) -> VLMRecipe:
-    """What is trained: the recipe of these sizes, with questions alone."""
+    """What is trained: the recipe of these sizes, with questions alone, and answers as the data have them."""
     # a Llava's decoder is a Llama; one with a norm of queries and keys is another class of transformers
     language = replace(sizes.language, qk_norm=False, head_norm="layer")
-    return replace(sizes, language=language, box_bins=0, tasks=QUESTIONS_ALONE, stages=(), train=train)
+    sizes = replace(sizes, language=language, tasks=QUESTIONS_ALONE, rationales=False)
+    return replace(sizes, box_bins=0, stages=(), train=train)
 
 
 def about(setting: Setting, rounds: int, steps: int, encoding: float) -> str:

@@ -148,7 +148,7 @@ def test_clevr_by_type_and_family_a_question_in_both():
     predictions = [
         asked(str(i), said, answer, part=kind, benchmark="clevr", slices=[kind, f"family {family}"])
         for i, (said, answer, kind, family) in enumerate(
-            [("2", "2", "count", 0), ("two", "2", "count", 1), ("no", "yes", "exist", 1)]
+            [("2", "2", "count", 0), ("one, one: two", "2", "count", 1), ("no", "yes", "exist", 1)]
         )
     ]
     rows = by_name(vqa.score(predictions, model="m", split="val"))

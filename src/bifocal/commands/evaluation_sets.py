@@ -12,6 +12,7 @@ from bifocal.data.sample import Dataset, Sample
 from bifocal.data.scenes import SPLITS, World, WorldSettings
 from bifocal.data.scenes.dataset import SceneDataset
 from bifocal.data.splits import of_split, split_of
+from bifocal.recipes.sources import world_of
 
 TEST = "test"  # the split where none is named
 LABELLED = ("zero-shot", "linear-probe")  # tasks whose right answer is the name of a class
@@ -59,10 +60,10 @@ def dataset_of(
     split = split or TEST
     if split not in SPLITS:
         raise UserError(f"there is no split {split!r} of the scenes; choose from {', '.join(SPLITS)}")
-    return scenes_of(world or World(WorldSettings()), split, LIKE.get(task, task), count or COUNTS[task])
+    return scenes_of(world or world_of(WorldSettings()), split, LIKE.get(task, task), count or COUNTS[task])
 
 
-@functools.lru_cache(maxsize=len(COUNTS) * len(SPLITS))
+@functools.lru_cache(maxsize=16)  # what a VLM is asked to read on three splits, and a few
 def scenes_of(world: World, split: str, task: str, count: int) -> SceneDataset:
     """A fixed set of scenes, drafted once in a world: a quickstart asks two models the same."""
     return SceneDataset(world, split, task, count)

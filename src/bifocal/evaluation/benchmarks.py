@@ -16,7 +16,7 @@ import numpy as np
 from bifocal.config import UserError
 from bifocal.evaluation.results import Prediction
 from bifocal.evaluation.scoring import Measure, Measuring, majority, mean_measure
-from bifocal.measures import normalize_answer, official_vqa_accuracy, sane_vqa_accuracy, verdict
+from bifocal.measures import concluded, normalize_answer, official_vqa_accuracy, sane_vqa_accuracy, verdict
 from bifocal.measures.gqa import belongs, consistency, distribution
 
 OFFICIAL, SANE = "official", "sane"
@@ -59,10 +59,13 @@ def exact(predictions: Sequence[Prediction], counted: np.ndarray | None = None) 
     That is the usual one of the ``counted`` samples, (n,) bool, where not all are.
     """
     measures = []
-    readings: tuple[tuple[str, Callable[[str], str]], ...] = ((OFFICIAL, str), (SANE, normalize_answer))
-    for variant, form in readings:
+    readings: tuple[tuple[str, Callable[[str], str], Callable[[str], str]], ...] = (
+        (OFFICIAL, str, str),
+        (SANE, normalize_answer, concluded),
+    )
+    for variant, form, answer_of in readings:
         truth = [form(p["answer"]) for p in predictions]
-        said = [form(p["prediction"]) for p in predictions]
+        said = [form(answer_of(p["prediction"])) for p in predictions]
         correct = [answer == t != "" for answer, t in zip(said, truth, strict=True)]
         baseline = majority(predictions, truth, counted)
         measures.append(

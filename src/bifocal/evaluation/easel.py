@@ -22,9 +22,8 @@ from bifocal.data.scenes.nouns import article_for
 from bifocal.evaluation.answers import Given
 from bifocal.evaluation.asking import BLANK_VALUE, Answering, GivenAnswer, look_up, right_answers
 from bifocal.evaluation.batches import reason_of
-from bifocal.evaluation.vqa import MAX_NEW_TOKENS
 from bifocal.generation.rerank import best_first
-from bifocal.measures import concluded, normalize_answer
+from bifocal.measures import normalize_answer
 
 # What a prompt says beside its objects, by the kind of question that tells, with what the scores are called.
 KINDS = {
@@ -182,7 +181,7 @@ class Easel:
             assert self.checker is not None
             answers = self.checker.answer_batch(
                 [([picture], item["question"]) for item, _, picture in places],
-                max_new_tokens=MAX_NEW_TOKENS,
+                max_new_tokens=4,
                 batch_size=self.batch_size,
             )
         for (item, which, _), answer in zip(places, answers, strict=True):
@@ -285,7 +284,7 @@ class Easel:
 
 def agrees(said: str, item: Mapping[str, Any]) -> bool:
     """Whether an answer says it: "yes", or, of a place, a colour, a number, a thing, or a look, what is told of it."""
-    answer = normalize_answer(concluded(said))
+    answer = normalize_answer(said)
     if item["kind"] in ("present", "absent"):
         return answer.startswith(item["answer"])
     wanted = normalize_answer(item["answer"])

@@ -13,7 +13,7 @@ from bifocal.evaluation.scoring import Measure, majority, mean_measure, score_ro
 from bifocal.measures import verdict
 
 TASK = "reasoning"
-MAX_NEW_TOKENS = 48  # a verdict, and room for what is said before it
+MAX_NEW_TOKENS = 48  # a short answer, and room for what is said before it
 
 
 def predict(

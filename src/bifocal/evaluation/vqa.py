@@ -1,6 +1,7 @@
 """Visual question answering: short answers, right if equal to a reference after normalisation.
 
-Where reasons come first ("two, one: three"), what is behind the last colon counts.
+Where reasons come first ("two, one: three"), what is behind the last colon counts, but for the official scores of
+benchmarks, which take an answer as it is.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from typing import Unpack
 from bifocal.data.sample import Dataset, Sample
 from bifocal.evaluation.asking import Answering, Asking, ask_and_judge, right_answers
 from bifocal.evaluation.benchmarks import official_measuring
+from bifocal.evaluation.reasoning import MAX_NEW_TOKENS
 from bifocal.evaluation.results import Prediction, Row
 from bifocal.evaluation.scoring import Measure, majority, mean_measure, score_rows
 from bifocal.measures import exact_match, normalize_answer
 
 TASK = "vqa"
-MAX_NEW_TOKENS = 48  # a short answer, and room for what is said before it
 
 
 def predict(

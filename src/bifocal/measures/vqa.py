@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Sequence
 
-from bifocal.measures.answers import normalize_answer
+from bifocal.measures.answers import concluded, normalize_answer
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
@@ -95,6 +95,9 @@ def official_vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def sane_vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """The same mean with every answer normalised, and by rules without surprises; no answer is never right."""
-    said = normalize_answer(prediction)
+    """The same mean with every answer normalised, and by rules without surprises; no answer is never right.
+
+    Of an answer that gives its reasons first it is what that is ``concluded`` to be.
+    """
+    said = normalize_answer(concluded(prediction))
     return _leave_one_out(said, [normalize_answer(answer) for answer in answers]) if said else 0.0

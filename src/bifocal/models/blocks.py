@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def attend(q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -52,8 +53,8 @@ def _shares(q_NTE: Tensor, k_NSE: Tensor, bias: Tensor | None, heads: int) -> Te
     """How much each position sees of each other, with N = B * heads: (N, T, S)."""
     start, beta = q_NTE.new_zeros(1, 1, 1), 0
     if bias is not None:
-        batch, (tokens, seen) = len(q_NTE) // heads, (q_NTE.shape[1], k_NSE.shape[1])
-        start, beta = bias.expand(batch, heads, tokens, seen).reshape(-1, tokens, seen), 1
+        batch, seen = len(q_NTE) // heads, k_NSE.shape[1]
+        start, beta = bias.expand(batch, heads, -1, seen).reshape(batch * heads, -1, seen), 1
     scores = torch.baddbmm(start, q_NTE, k_NSE.transpose(1, 2), beta=beta, alpha=q_NTE.shape[-1] ** -0.5)
     return torch.softmax(scores, dim=-1)
 
@@ -82,6 +83,7 @@ class _Attend(torch.autograd.Function):
         return torch.bmm(shares, v).view(*q_BHTE.shape[:-1], v.shape[-1])
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, gradient_BHTE: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         *qkv, shares = context.saved_tensors
         out = [torch.empty_like(part) for part in qkv]
@@ -104,6 +106,7 @@ class _SelfAttend(torch.autograd.Function):
         return merge_heads(torch.bmm(shares_NTT, v).view(batch, heads, tokens, size))
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, gradient_BTD: Tensor) -> tuple[Tensor, None, None]:
         three, shares_NTT = context.saved_tensors
         _, batch, heads, tokens, size = three.shape
@@ -153,7 +156,10 @@ class Float32Embedding(nn.Embedding):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32."""
+    """Root-mean-square norm (Zhang & Sennrich 2019).
+
+    It is computed in float32, but where it is trained on a CPU in bf16: there the mean square alone is.
+    """
 
     def __init__(self, width: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -182,6 +188,7 @@ class _RMSNorm(torch.autograd.Function):
         return normed * weight
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         normed, scale, weight = context.saved_tensors
         along = gradient * normed
@@ -325,6 +332,7 @@ class _Rotate(torch.autograd.Function):
         return _turned(x, cos, sin, 1)
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = context.saved_tensors
         return _turned(gradient.contiguous(), cos, sin, -1), None, None

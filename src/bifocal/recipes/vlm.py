@@ -62,7 +62,7 @@ class VLMRecipe:
     that model's. ``learning`` says which parts learn when; ``train_vision`` lets the vision tower learn all along, at
     ``vision_share`` of the others' rate. ``plain_text`` is the share of rows that hold plain text, so that it is not
     forgotten; with ``sentences`` answers begin with a capital and end with a period, and a scene's thing that is named
-    alone has its article. With ``rationales`` it says what decides a statement before its verdict, where the data tell.
+    alone has its article. With ``rationales`` it says what decides an answer before that, where the data tell.
     ``name_start`` is from how many training scenes the projector of a continuous VLM is solved,
     so that it begins with the decoder's own words for what stands where; 0 leaves it as it was drawn.
     """

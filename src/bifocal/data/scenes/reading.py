@@ -23,6 +23,7 @@ RELATIONS = {
     "lower than": "below",
 }
 RELATION = "|".join(RELATIONS)
+OF_ONE_TILE = r"(?:are (the .+) and (the .+) on|do (the .+) and (the .+) have) tiles of the same colour"
 NUMBER_OF = {word: number for number, word in enumerate(NUMBERS)}
 SURE, SURELY_NOT = (
     0.1,

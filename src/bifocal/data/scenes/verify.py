@@ -15,6 +15,7 @@ from bifocal.data.prompts import RATIONALE
 from bifocal.data.sample import Box, Sample
 from bifocal.data.scenes.reading import (
     NUMBER_OF,
+    OF_ONE_TILE,
     RELATION,
     RELATIONS,
     SURELY_NOT,
@@ -106,7 +107,6 @@ class Reader(RationaleReader):
                 return yes(sized(the(one, scene), "larger", the(two, scene)))
             return yes(side_holds(the(one, scene), the(two, scene), RELATIONS[relation]))
 
-        one_tile = r"(?:are (the .+) and (the .+) on|do (the .+) and (the .+) have) tiles of the same colour"
         return [
             (r"(?:what is this|what is the only thing here|which thing is this)",
              lambda m, s: only(s[0].objects, "this").concept.name),
@@ -134,7 +134,7 @@ class Reader(RationaleReader):
             (r"(?:are there|does the picture show) as many (.+) as (.+)",
              lambda m, s: yes(count(self.several(m[1]), s[0]) == count(self.several(m[2]), s[0]))),
             (rf"is (the .+?) ({RELATION}|larger than) (the .+)", lambda m, s: compare(m[1], m[2], m[3], s[0])),
-            (one_tile,
+            (OF_ONE_TILE,
              lambda m, s: yes(the(m[1] or m[3], s[0]).tile == the(m[2] or m[4], s[0]).tile)),
             (r"(?:in which picture is(?: there)?|which picture shows) (an? .+)", lambda m, s: which(m[1], s)),
             (r"(?:what is|which thing is|what do you see) (.+)", lambda m, s: pointed(m[1], s[0]).concept.name),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from bifocal.data.scenes.reading import (
+    OF_ONE_TILE,
     RELATION,
     RELATIONS,
     SURE,
@@ -46,7 +47,6 @@ class RationaleReader(PhraseReader):
 
     def _asked_table(self) -> Table:
         many, the, there = self._how_many, self.the, self._there
-        one_tile = r"(?:are (the .+) and (the .+) on|do (the .+) and (the .+) have) tiles of the same colour"
         return [
             (r"how many (.+) (?:are there|do the pictures show) in all", lambda m, s: many(m[1], s)),
             (r"(?:in which picture is(?: there)?|which picture shows) (an? .+)",
@@ -56,7 +56,7 @@ class RationaleReader(PhraseReader):
             (r"is (the .+?) larger than (the .+)", lambda m, s: f"{the(m[1], s[0]).size}, {the(m[2], s[0]).size}"),
             (rf"is (the .+?) ({RELATION}) (the .+)",
              lambda m, s: self._side(the(m[1], s[0]), RELATIONS[m[2]], the(m[3], s[0]))),
-            (one_tile, lambda m, s: f"{the(m[1] or m[3], s[0]).tile}, {the(m[2] or m[4], s[0]).tile}"),
+            (OF_ONE_TILE, lambda m, s: f"{the(m[1] or m[3], s[0]).tile}, {the(m[2] or m[4], s[0]).tile}"),
         ]  # fmt: skip
 
     def _how_many(self, words: str, scenes: Sequence[Scene]) -> str:
