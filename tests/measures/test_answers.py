@@ -48,6 +48,7 @@ def test_what_stands_behind_the_reasons_is_the_answer():
     assert measures.concluded("left, top: two") == "two" and measures.concluded("two") == "two"
     assert measures.exact_match("left, top: two", ["2"])
     assert measures.sane_vqa_accuracy("two, one: three", ["3"] * 10) == 1.0
+    assert measures.sane_vqa_accuracy("score: 3", ["score: 3"] * 10) == 1.0
     assert measures.official_vqa_accuracy("two, one: three", ["3"] * 10) == 0.0  # takes an answer as it is
     assert measures.exact_match("ratio: 3:30", ["ratio: 3:30"]) and measures.exact_match(
         "ratio: 3:30", ["3:30"]

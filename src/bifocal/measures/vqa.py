@@ -97,7 +97,8 @@ def official_vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 def sane_vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """The same mean with every answer normalised, and by rules without surprises; no answer is never right.
 
-    Of an answer that gives its reasons first it is what that is ``concluded`` to be.
+    An answer that gives its reasons first counts whole or as it is ``concluded``, whichever people said more.
     """
-    said = normalize_answer(concluded(prediction))
-    return _leave_one_out(said, [normalize_answer(answer) for answer in answers]) if said else 0.0
+    forms = {normalize_answer(prediction), normalize_answer(concluded(prediction))} - {""}
+    given = [normalize_answer(answer) for answer in answers]
+    return max((_leave_one_out(said, given) for said in forms), default=0.0)
