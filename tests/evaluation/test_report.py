@@ -201,7 +201,9 @@ def test_what_was_asked_of_whom_is_said(quickstart, html):
     part = _section(html, "run")
     for stamp in stamps:
         assert stamp["data_fingerprint"][:12] in part and stamp["answers_fingerprint"][:12] in part
-    assert "max_new_tokens 16" in part
+    assert (
+        "max_new_tokens 12" in part and "max_new_tokens 48" in part
+    )  # of boxes, and of answers with reasons
 
 
 def test_what_failed_too_often_to_be_compared_is_said(tmp_path):
