@@ -15,8 +15,7 @@ def attend(q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, bias: Tensor | None =
     """Scaled dot-product attention; ``bias`` is added to the scores and broadcasts to (B, H, T, S).
 
     On CPU in bf16 the fused kernel is up to five times slower than two batched products around a softmax, most of
-    all in short sequences; in float32 and elsewhere it is as fast or faster (benchmarks/attention.py). A way back
-    written for the two products takes a tenth less of a decoder's step.
+    all in short sequences; in float32 and elsewhere it is as fast or faster (benchmarks/attention.py).
     """
     if q_BHTE.device.type != "cpu" or q_BHTE.dtype == torch.float32:
         return F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, attn_mask=bias)
@@ -43,7 +42,10 @@ def self_attend(qkv_BTD: Tensor, heads: int, bias: Tensor | None = None) -> Tens
 
 
 def learns(x: Tensor) -> bool:
-    """Whether a gradient will be asked of what is made of ``x`` on a CPU in bf16, where some ways back are our own."""
+    """Whether a gradient will be asked of what is made of ``x`` on a CPU in bf16, where some ways back are our own.
+
+    What they are worth is in benchmarks/decoder_step.py.
+    """
     return (
         x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.requires_grad and torch.is_grad_enabled()
     )
@@ -174,9 +176,7 @@ class RMSNorm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """The mean square in float32 and the rest in bf16; torch makes it of calls in float32 that each have a way back,
-    which takes a quarter of a small decoder's step.
-    """
+    """The mean square in float32 and the rest in bf16; torch makes it of calls in float32 that each have a way back."""
 
     @staticmethod
     def forward(context: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bifocal.data.scenes.scene import Scene, SceneObject
-from bifocal.data.scenes.words import OPPOSITE, Random, pick, the_look
+from bifocal.data.scenes.scene import Concept, Scene, SceneObject
+from bifocal.data.scenes.words import NUMBERS, OPPOSITE, Random, pick, the_look
 
 CLEAR = 0.12  # centres at least this far apart along an axis: "left of" is true
 UNCLEAR = 0.04  # at most this far: "left of" is false; between the two nothing is said
@@ -198,6 +198,21 @@ def common_names(views: Sequence[View]) -> list[str]:
 
 def total(views: Iterable[View], name: str) -> int:
     return sum(len(view.members.get(name, ())) for view in views)
+
+
+def counts(view: View, *concepts: Concept) -> str:
+    """ "two, one": how many of each concept a picture shows."""
+    return ", ".join(NUMBERS[view.count(each.name)] for each in concepts)
+
+
+def is_there(view: View, *concepts: Concept) -> str:
+    """ "yes, no": which of the concepts a picture shows."""
+    return ", ".join("yes" if each.name in view.members else "no" for each in concepts)
+
+
+def counts_of(views: Sequence[View], concept: Concept) -> str:
+    """ "two, one": how many of a concept each picture shows, the left one first."""
+    return ", ".join(counts(view, concept) for view in views)
 
 
 def side(view: View, one: int, two: int, direction: str) -> str:

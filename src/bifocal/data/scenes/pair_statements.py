@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bifocal.data.scenes.balance import Draft
-from bifocal.data.scenes.facts import View, total
+from bifocal.data.scenes.facts import View, counts_of, is_there, total
 from bifocal.data.scenes.scene import SIZES, TILTS, Concept
 from bifocal.data.scenes.statements import (
     Statement,
     are,
-    counts,
     drafted,
-    is_there,
     near_number,
     other_colour,
 )
@@ -26,11 +24,6 @@ _SHOWS = ("contains", "shows", "has")
 
 def _name_of_either(views: Sequence[View], random: Random, lexicon: Lexicon) -> Concept:
     return lexicon.by_name[pick(views, random).pick_name(random)]
-
-
-def counts_of(views: Sequence[View], concept: Concept) -> str:
-    """ "two, one": how many of a concept each picture shows, the left one first."""
-    return ", ".join(counts(view, concept) for view in views)
 
 
 def both_show(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement | None:

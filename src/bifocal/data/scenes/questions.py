@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bifocal.data.scenes.balance import Draft
-from bifocal.data.scenes.facts import View, common_names, side
+from bifocal.data.scenes.facts import View, common_names, counts, counts_of, is_there, side, total
 from bifocal.data.scenes.scene import SIZES, TILE_COLOURS, TILTS
 from bifocal.data.scenes.words import (
     CELL_PHRASES,
@@ -268,10 +268,10 @@ def compare(view: View, random: Random, lexicon: Lexicon) -> Draft | None:
         second = view.pick_name(random)
         if first == second:
             return None
-        numbers = view.count(first), view.count(second)
-        rationale = f"{NUMBERS[numbers[0]]}, {NUMBERS[numbers[1]]}"
-        more = numbers[0] - numbers[1]
-        plurals = (lexicon.by_name[first].plural, lexicon.by_name[second].plural)
+        concepts = lexicon.by_name[first], lexicon.by_name[second]
+        rationale = counts(view, *concepts)
+        more = view.count(first) - view.count(second)
+        plurals = (concepts[0].plural, concepts[1].plural)
         if way < 0.25:
             group, yes, question = "more", more > 0, pick(SHOWS_MORE, random) % plurals
         else:
@@ -330,7 +330,7 @@ def which_picture(views: Sequence[View], random: Random, lexicon: Lexicon) -> Dr
     else:
         return None
     question = pick(WHICH_PICTURE, random) % a(concept)
-    seen = ", ".join(["yes" if concept.name in each.members else "no" for each in views])
+    seen = ", ".join(is_there(each, concept) for each in views)
     return Draft("pair-which", question, (answer,), str(len(views)), answer, (concept.name,), seen)
 
 
@@ -346,17 +346,16 @@ def in_every_picture(views: Sequence[View], random: Random, lexicon: Lexicon) ->
 def count_over_pictures(views: Sequence[View], random: Random, lexicon: Lexicon) -> Draft | None:
     """ "how many owls are there in all?", "how many owls are in the second picture?" """
     name = pick(views, random).pick_name(random)
-    plural = lexicon.by_name[name].plural
-    numbers = [view.count(name) for view in views]
+    concept, rationale = lexicon.by_name[name], ""
+    plural = concept.plural
     if random() < 0.5:
-        number, group = sum(numbers), "all"
+        number, group = total(views, name), "all"
         question = pick(COUNT_IN_ALL, random) % plural
-        rationale = ", ".join([NUMBERS[each] for each in numbers])
+        rationale = counts_of(views, concept)
     else:
         place = int(random() * len(views))
-        number, group = numbers[place], "one"
+        number, group = views[place].count(name), "one"
         question = pick(COUNT_IN_ONE, random) % (plural, ORDINALS[place])
-        rationale = ""
     answer = NUMBERS[number]
     return Draft("pair-count", question, (answer,), group, answer, (name,), rationale)
 

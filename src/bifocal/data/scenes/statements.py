@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from bifocal.data.prompts import JUDGE
 from bifocal.data.scenes.balance import Draft
-from bifocal.data.scenes.facts import View, side
+from bifocal.data.scenes.facts import View, counts, is_there, side
 from bifocal.data.scenes.scene import SIZES, TILE_COLOURS, TILTS, Concept
 from bifocal.data.scenes.words import (
     CELL_PHRASES,
@@ -49,16 +49,6 @@ SingleTemplate = Callable[[View, Random, Lexicon], Statement | None]
 
 def are(number: int) -> str:
     return "is" if number == 1 else "are"
-
-
-def counts(view: View, *concepts: Concept) -> str:
-    """ "two, one": how many of each concept a picture shows."""
-    return ", ".join(NUMBERS[view.count(each.name)] for each in concepts)
-
-
-def is_there(view: View, *concepts: Concept) -> str:
-    """ "yes, no": which of the concepts a picture shows."""
-    return ", ".join("yes" if each.name in view.members else "no" for each in concepts)
 
 
 def near_number(number: int, random: Random) -> int:
