@@ -308,3 +308,20 @@ def test_settings_survive_the_way_through_json(config: CLIPConfig) -> None:
 def test_a_layer_that_a_tower_does_not_have_is_refused(layer: int) -> None:
     with pytest.raises(ValueError, match=r"a tower of 3 layers has layer -1 \(the last\) to -4"):
         tiny.clip(300).vision_model.hidden(torch.rand(1, 3, 32, 32), layer)
+
+
+def test_texts_made_up_to_fewer_shapes_in_training_are_the_texts_alone() -> None:
+    torch.manual_seed(0)
+    tower = TextTransformer(replace(tiny.clip(60).config.text, vocabulary=60, context=16)).eval()
+    tokens = torch.zeros(150, 16, dtype=torch.int64)
+    for row, length in enumerate(torch.randint(1, 17, (150,)).tolist()):
+        tokens[row, :length] = torch.randint(4, 60, (length,))
+    alone = torch.cat([tower(row[None]) for row in tokens])
+    torch.testing.assert_close(tower(tokens), alone, rtol=1e-4, atol=1e-5)
+    tower.train()
+    trained = tower(tokens)
+    torch.testing.assert_close(trained, alone, rtol=1e-4, atol=1e-5)
+    # the copies take nothing from the gradient and add nothing to it
+    weight = tower.final_layer_norm.bias
+    (together,) = torch.autograd.grad(trained.sum(), weight)
+    torch.testing.assert_close(together, torch.full_like(weight, 150.0))

@@ -250,11 +250,17 @@ class VisionTransformer(nn.Module):
     def _pool_regions(self, seen: Seen, of_R: Tensor, weights_RN: Tensor) -> Tensor:
         if seen.kept is not None:
             weights_RN = weights_RN.gather(1, seen.kept.places[of_R])
-        patches_RND = seen.hidden[:, self.first :][of_R]
+        patches_BND = seen.hidden[:, self.first :]
         if self.config.pooling == "attention":
-            return self.head(self.post_layernorm(patches_RND), weights_RN)
-        share_R1N = (weights_RN / weights_RN.sum(dim=1, keepdim=True).clamp(min=1e-6))[:, None]
-        return self.post_layernorm(torch.bmm(share_R1N.to(patches_RND.dtype), patches_RND)[:, 0])
+            return self.head(self.post_layernorm(patches_BND[of_R]), weights_RN)
+        share_RN = weights_RN / weights_RN.sum(dim=1, keepdim=True).clamp(min=1e-6)
+        # by picture, so that no patch is copied for each region
+        counts_B = torch.bincount(of_R, minlength=len(patches_BND))
+        place_R = torch.arange(len(of_R), device=of_R.device) - (counts_B.cumsum(0) - counts_B)[of_R]
+        share_BPN = share_RN.new_zeros(len(patches_BND), int(counts_B.max()), share_RN.shape[1])
+        share_BPN[of_R, place_R] = share_RN
+        pooled_BPD = torch.bmm(share_BPN.to(patches_BND.dtype), patches_BND)
+        return self.post_layernorm(pooled_BPD[of_R, place_R])
 
     def _pool(self, seen: Seen) -> Tensor:
         if self.config.pooling == "class":

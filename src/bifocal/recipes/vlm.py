@@ -368,7 +368,7 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
     steps, episodes, stages = {
         ("quickstart", "continuous"): (620, 8_000, scene_stages(0.35, 0.7)),
         ("quickstart", "discrete"): (50, 4_000, ()),
-        ("standard", "continuous"): (3700, 40_000, scene_stages(0.11, 0.26)),
+        ("standard", "continuous"): (4200, 40_000, scene_stages(0.1, 0.23)),
         ("standard", "discrete"): (1250, 30_000, scene_stages(0.4, 0.7)),
     }[scale, family]
     # A decoder of twice the parameters learns more in a step and less in a minute, with so few tokens to see. One that

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bifocal.models.precision import set_precision
 from bifocal.training import parallel
+from bifocal.training.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def muon_of(
     if not matrices:
         return []
     return [
-        torch.optim.Muon(
+        Muon(
             [{"params": tensors, "part": part} for part, tensors in by_part(matrices, parts).items()],
             lr=settings.matrix_learning_rate,
             weight_decay=settings.weight_decay,
@@ -241,26 +242,12 @@ class MasterOptimizer:
                 if self.rates is not None:
                     share = self.rates[group["part"]] / self.settings.learning_rate
                 group["lr"] = peak * share
-            if isinstance(optimizer, torch.optim.Muon):
-                self._step_matrices(optimizer, taken)
+            if isinstance(optimizer, Muon):
+                optimizer.taken = taken
             else:
                 # what mixed-precision training tells a fused kernel, so that it leaves weights and moments alone
                 optimizer.found_inf = (~taken).float()  # type: ignore[attr-defined]
-                optimizer.step()
-
-    def _step_matrices(self, muon: torch.optim.Optimizer, taken: Tensor) -> None:
-        """A step of Muon, which knows nothing of steps not taken: momentum and matrices are put back then."""
-        matrices = [matrix for matrix in self.matrices.values() if matrix.grad is not None]
-        before = [matrix.clone() for matrix in matrices]
-        for matrix in matrices:
-            assert matrix.grad is not None
-            momentum = muon.state[matrix].get("momentum_buffer")
-            # the momentum moves towards the gradient, so it stays where it is if it is the gradient
-            stay = torch.zeros_like(matrix.grad) if momentum is None else momentum
-            matrix.grad = torch.where(taken, matrix.grad, stay)
-        muon.step()
-        for matrix, old in zip(matrices, before, strict=True):
-            matrix.copy_(torch.where(taken, matrix, old))
+            optimizer.step()
 
     @torch.no_grad()
     def publish(self, names: Sequence[str] | None = None) -> None:
