@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,13 @@ from PIL import Image
 import bifocal
 import tiny
 from bifocal.cli import COMMANDS, main, parse
+
+
+def black(side: int) -> bytes:
+    """A PNG of so many pixels each way."""
+    written = io.BytesIO()
+    Image.new("1", (side, side)).save(written, "PNG")
+    return written.getvalue()
 
 
 class Ended:
@@ -182,7 +190,13 @@ def test_no_run_is_overwritten(run, smoke: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "There is no picture"), (b"", "is empty (0 bytes)"), (b"not a picture", "is not a picture")],
+    [
+        (None, "There is no picture"),
+        (b"", "is empty (0 bytes)"),
+        (b"not a picture", "is not a picture"),
+        (black(64)[:-20], "is broken or cut off"),
+        (black(8193), "is too large"),
+    ],
 )
 def test_a_picture_that_is_none_is_one_sentence(
     run, smoke: Path, tmp_path: Path, content: bytes | None, message: str

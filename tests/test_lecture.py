@@ -1,17 +1,30 @@
-"""Whatever docs/lecture.md names is there: its tests, its functions, its files and the sections of the report."""
+"""Whatever docs/lecture.md names is there: tests, functions, files, sections of the report; and its lines run."""
 
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import published
+from bifocal.cli import main, parse
+from bifocal.config import apply_overrides, parse_flags
 from bifocal.evaluation.report import write_report
+from bifocal.recipes.parti import recipe_parti
+from bifocal.recipes.prior import recipe_prior
+from bifocal.recipes.vlm import recipe_vlm
+from bifocal.recipes.vqvae import recipe_vqvae
 
 ROOT = Path(__file__).parent.parent
 LECTURE = ROOT / "docs" / "lecture.md"
 TEXT = LECTURE.read_text(encoding="utf-8")
+PYTHON = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+SHELL = re.findall(r"^bifocal .*$", TEXT, re.MULTILINE)
+RECIPES = {"vqvae": recipe_vqvae, "vlm": recipe_vlm, "prior": recipe_prior, "parti": recipe_parti}
 LINKS = [(name, path) for name, path in re.findall(r"\[([^\]]+)\]\(([^)\s]+)\)", TEXT) if "://" not in path]
 
 
@@ -44,3 +57,51 @@ def test_the_sections_of_the_report_are_called_as_the_lecture_calls_them(tmp_pat
     titles = re.findall(r'"([^"]+)"', sentence)
     report = write_report(tmp_path).read_text(encoding="utf-8")
     assert len(titles) == 2 and all(f">{title}</h2>" in report for title in titles)
+
+
+@pytest.mark.parametrize("line", SHELL)
+def test_a_command_is_read_as_it_stands(line: str) -> None:
+    _, name, *words = shlex.split(line)
+    _, settings = parse(name, words)
+    if settings:
+        assert name == "train"
+        apply_overrides(RECIPES[words[0]]("smoke"), parse_flags(settings))
+
+
+def test_there_are_as_many_commands_and_python_lines_as_slides_have() -> None:
+    assert len(SHELL) > 15 and len(PYTHON) > 12
+
+
+def test_the_python_lines_run_one_after_the_other_and_say_what_their_comments_say(
+    smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in ("vqvae", "clip", "vlm-continuous", "vlm-discrete"):
+        shutil.copytree(smoke / run, tmp_path / "runs" / "quickstart" / run)
+    rows = ["image,caption,question,answer"]
+    for number, animal in enumerate(("owl", "cat", "dog", "fox", "cow", "pig")):
+        published.draw(tmp_path / "photos" / f"{animal}.png", number, (64, 64))
+        rows.append(f"{animal}.png,a picture of a {animal}.,what animal is this?,{animal}")
+    (tmp_path / "pets.csv").write_text("\n".join(rows) + "\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "import", "csv", "pets.csv", "--images", "photos", "--out", "pets"]) == 0
+    names: dict[str, Any] = {}
+    said = []
+    for lines in PYTHON:
+        capsys.readouterr()
+        exec(lines.replace('"200"', '"100"'), names)  # steps
+        said.append(capsys.readouterr().out)
+    for told in (
+        "torch.Size([8, 8, 8]) torch.int64",
+        "tensor([1, 2])",
+        "tensor([0., 2.])",
+        "(tensor(0.), 1.0)",
+    ):
+        assert told in TEXT and any(told in part for part in said), told
+    assert said[-1].splitlines()[-1] in (
+        "owl",
+        "cat",
+        "dog",
+        "fox",
+        "cow",
+        "pig",
+    )  # it has learnt what to say

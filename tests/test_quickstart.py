@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import Any
 import pytest
 
 from bifocal import artifacts
-from bifocal.cli import main
+from bifocal.cli import main, parse
 from bifocal.commands import quickstart as road
 from bifocal.commands.quickstart import (
     MODELS,
@@ -101,8 +104,9 @@ def test_intervals_hold_their_value(rows: list[dict]) -> None:
         assert row["low"] - 1e-9 <= row["value"] <= row["high"] + 1e-9, row
 
 
-def test_questions_on_the_test_split_are_also_put_with_blank_pictures(rows: list[dict]) -> None:
-    main_rows = [row for row in rows if row["split"] == "test" and row["slice"] == "all"]
+@pytest.mark.parametrize("split", road.SPLITS)
+def test_questions_are_also_put_with_blank_pictures(rows: list[dict], split: str) -> None:
+    main_rows = [row for row in rows if row["split"] == split and row["slice"] == "all"]
     for task in ("vqa", "reasoning"):
         some = [row for row in main_rows if row["task"] == task and row["metric"] == "accuracy"]
         assert len({row["model"] for row in some}) == 2
@@ -151,8 +155,14 @@ def test_a_finished_quickstart_resumes_into_itself(smoke: Path, capsys: pytest.C
     assert {name: (smoke / name / "model.safetensors").read_bytes() for name in MODELS} == before
     assert (smoke / "results.json").read_bytes() == results
     said = capsys.readouterr().out
+    assert "CLIP against VQ-VAE" in said and "difference" in said
     assert str(smoke / "report.html") in said.replace("\n", "")
-    assert all(f"bifocal {command} " in said for command in ("ask", "draw", "evaluate"))
+    lines = said.split("try next:")[1].strip().splitlines()
+    program = shlex.split(lines[0])[0]
+    assert program == sys.executable or shutil.which(program)
+    for line, command in zip(lines, ("ask", "draw", "evaluate"), strict=True):
+        words = shlex.split(line)
+        parse(command, words[words.index(command) + 1 :])
 
 
 def test_the_minutes_of_a_resumed_quickstart_are_those_of_all_its_starts(smoke: Path) -> None:
@@ -223,8 +233,38 @@ def test_each_scale_has_a_place_of_its_own(
     assert places == [Path(place)]
 
 
-@pytest.mark.parametrize("losses", [[1.0, 1.0], [1.0, 2.0], [1.0]])
+def test_a_program_that_no_shell_finds_is_called_by_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    assert road.called() == f"{sys.executable} -m bifocal"
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "bifocal").touch()
+    assert road.called() == str(tmp_path / ".venv" / "bin" / "bifocal")
+    monkeypatch.chdir(tmp_path)
+    assert road.called() == ".venv/bin/bifocal"
+
+
+def test_at_smoke_scale_a_loss_that_does_not_fall_ends_the_road(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def learn_nothing(name: str, out: Path, *settings: object) -> None:
+        for step in range(2):
+            artifacts.append_json_line(
+                out / name / "log.jsonl", {"phase": "train", "step": step, "loss": 1.0}
+            )
+
+    for name in MODELS:
+        (tmp_path / "run" / name).mkdir(parents=True)
+    monkeypatch.setattr(road, "train_part", learn_nothing)
+    assert main(["quickstart", "--smoke", "--resume", "--out", str(tmp_path / "run")]) == 2
+    assert "the loss of vqvae did not fall: 1.0000 at first, 1.0000 at last" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("losses", [[1.0, 1.0], [1.0, 2.0], [1.0], []])
 def test_a_loss_that_does_not_fall_is_an_error(tmp_path: Path, losses: list[float]) -> None:
+    (tmp_path / "log.jsonl").touch()
     for step, loss in enumerate(losses):
         artifacts.append_json_line(tmp_path / "log.jsonl", {"phase": "train", "step": step, "loss": loss})
     with pytest.raises(UserError, match="did not fall"):

@@ -70,6 +70,14 @@ def test_no_answer_is_too_frequent(sets):
                 assert share < 0.3, (kind, answers.most_common(3))
 
 
+@pytest.mark.parametrize("split", ["validation", "test-novel-pairs", "test-novel-concepts"])
+def test_no_answer_is_too_frequent_elsewhere(world, split):
+    for task, count in (("vqa", 1200), ("reasoning", 400)):
+        for kind, answers in answers_by_kind(SceneDataset(world, split, task, count).samples).items():
+            share = max(answers.values()) / answers.total()
+            assert share < 0.4 or (kind in YES_NO and share < 0.52), (kind, answers.most_common(3))
+
+
 def test_no_answer_is_too_frequent_in_training(training):
     for kind, answers in answers_by_kind(training).items():
         share = max(answers.values()) / answers.total()

@@ -263,7 +263,3 @@ def test_what_they_were_trained_alike_in_is_claimed_of_like_recipes_alone():
     alike = {"vlm-continuous": vlm(620), "vlm-discrete": vlm(620)}
     assert how_alike(alike) == "Beside their eyes both were trained alike."
     assert how_alike({"vlm-continuous": vlm(620)}) == ""
-
-
-def test_blank_pictures_are_said_to_be_shown_on_the_test_split_alone(html):
-    assert "which a quickstart shows on the test split alone" in _section(html, "results")

@@ -325,3 +325,24 @@ def test_texts_made_up_to_fewer_shapes_in_training_are_the_texts_alone() -> None
     weight = tower.final_layer_norm.bias
     (together,) = torch.autograd.grad(trained.sum(), weight)
     torch.testing.assert_close(together, torch.full_like(weight, 150.0))
+
+
+def test_a_region_of_a_mean_is_the_weighed_mean_of_its_patches_in_any_group() -> None:
+    torch.manual_seed(0)
+    vision = VisionTransformer(VisionConfig(width=32, heads=2, layers=1, picture_size=16)).eval()
+    images = torch.rand(5, 3, 16, 16)
+    kept = [
+        KeptPatches(torch.tensor([[0, 3], [1, 2]]), None),
+        KeptPatches(torch.arange(4).expand(3, 4), None),
+    ]
+    pictures = torch.tensor([1, 2, 2, 2, 4])  # none in the first, three in the third
+    weights = torch.rand(5, 4)
+    seen = vision.look(images, kept)
+    got = vision.pool_regions(seen, pictures, weights)
+    for row, (picture, weight) in enumerate(zip(pictures.tolist(), weights, strict=True)):
+        group, place = (seen[0], picture) if picture < 2 else (seen[1], picture - 2)
+        patches = group.hidden[place, vision.first :]
+        assert group.kept is not None
+        share = weight[group.kept.places[place]]
+        wanted = vision.post_layernorm((share[:, None] * patches).sum(dim=0) / share.sum())
+        torch.testing.assert_close(got[row], wanted, rtol=1e-4, atol=1e-5)

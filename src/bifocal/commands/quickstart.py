@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -40,6 +41,7 @@ from bifocal.recipes.runs import begun, finished, refuse_finished_otherwise
 from bifocal.recipes.sources import world_of
 from bifocal.recipes.vlm import VLMRecipe, looking_first, recipe_vlm, train_vlm
 from bifocal.recipes.vqvae import VQVAERecipe, recipe_vqvae, train_vqvae
+from bifocal.training.memory import process_memory
 
 Scale = Literal["smoke", "quickstart", "standard"]
 KINDS = {"vqvae": "vqvae", "clip": "clip", "vlm-continuous": "vlm", "vlm-discrete": "vlm"}
@@ -59,7 +61,7 @@ SHOWN = {
     ("vlm-discrete", "objects_found"),
     ("vlm-discrete", "checker_recall"),
 }
-NOVEL_SHARE = 1 / 3  # novel splits are asked fewer questions
+NOVEL_SHARE = 1 / 4  # novel splits are asked fewer questions
 # The reference run's discrete VLM begins with the continuous one's decoder (``beginning_with``).
 LOOKING_STEPS = 500  # at a third of what a step with words takes
 BEGUN_STEPS = 1_000  # with words
@@ -117,6 +119,7 @@ def quickstart(
         "seed": seed,
         **environment(),
         **{f"{name}, seconds": round(value, 1) for name, value in took.items()},
+        "memory at most since the last start, GiB": round(process_memory("VmHWM") / 2**30, 1),
     }
     goals = STANDARD_GOALS if scale == "standard" else QUICKSTART_GOALS
     report = write_report(out, picture=world.picture, goals=goals, facts=facts)
@@ -209,9 +212,8 @@ def require_falling_loss(run: Path) -> None:
     log = artifacts.read_json_lines(run / "log.jsonl")
     losses = [row["loss"] for row in log if row["phase"] == "train"]
     if len(losses) < 2 or losses[-1] >= losses[0]:
-        raise UserError(
-            f"the loss of {run.name} did not fall: {losses[0]:.4f} at first, {losses[-1]:.4f} at last"
-        )
+        said = f"{losses[0]:.4f} at first, {losses[-1]:.4f} at last" if losses else "none was logged"
+        raise UserError(f"the loss of {run.name} did not fall: {said}")
 
 
 Asked = tuple[str, str, str]  # model, task, split
@@ -275,7 +277,7 @@ def evaluate_all(out: Path, scale: Scale, world: World, *, device: str) -> list[
             task,
             split=split,
             count=count,
-            blank=split == "test",
+            blank=True,
             checker=out / "vlm-continuous" if task == "text-to-image" else None,
             about=about,
             directory=out,
@@ -320,7 +322,19 @@ def conclude(out: Path, rows: list[Row], report: Path, world: World, times: dict
     example = out / "example.png"
     Image.fromarray(world.picture("test/0/0")).save(example)
     minutes = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in times.items())
-    print(f"\nminutes: {minutes}\nreport:  {report}\n\ntry next:")
-    print(f'  bifocal ask {out}/vlm-continuous {example} "what does the picture show?"')
-    print(f'  bifocal draw {out}/vlm-discrete "draw an owl and two hearts." -o drawing.png')
-    print(f"  bifocal evaluate {out}/vlm-continuous --task vqa")
+    memory = f"{process_memory('VmHWM') / 2**30:.1f} GiB at most"
+    print(f"\nminutes: {minutes}\nmemory:  {memory}\nreport:  {report}\n\ntry next:")
+    program = called()
+    print(f'  {program} ask {out}/vlm-continuous {example} "what does the picture show?"')
+    print(f'  {program} draw {out}/vlm-discrete "draw an owl and two hearts." -o drawing.png')
+    print(f"  {program} evaluate {out}/vlm-continuous --task vqa")
+
+
+def called() -> str:
+    """What to type for this program here: its name where a shell finds it, or where it lies."""
+    if shutil.which("bifocal"):
+        return "bifocal"
+    beside = Path(sys.executable).with_name("bifocal")
+    if not beside.exists():
+        return f"{sys.executable} -m bifocal"
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)

@@ -347,8 +347,7 @@ def _results(found: Findings) -> str:
         return notice("There is no results.json yet.")
     return result_table(found.rows, name="all-results") + (
         '<p class="muted">Intervals are resampled by picture. Baseline: the most frequent answer of each '
-        "kind, or chance. Blank: the same model with blank pictures, which a quickstart shows on the test split "
-        "alone. Unparsed answers count as wrong.</p>"
+        "kind, or chance. Blank: the same model with blank pictures. Unparsed answers count as wrong.</p>"
     )
 
 
