@@ -119,8 +119,9 @@ def quickstart(
         "seed": seed,
         **environment(),
         **{f"{name}, seconds": round(value, 1) for name, value in took.items()},
-        "memory at most since the last start, GiB": round(process_memory("VmHWM") / 2**30, 1),
     }
+    if memory := process_memory("VmHWM"):
+        facts["memory at most since the last start, GiB"] = round(memory / 2**30, 1)
     goals = STANDARD_GOALS if scale == "standard" else QUICKSTART_GOALS
     report = write_report(out, picture=world.picture, goals=goals, facts=facts)
     conclude(out, rows, report, world, took)
@@ -322,8 +323,10 @@ def conclude(out: Path, rows: list[Row], report: Path, world: World, times: dict
     example = out / "example.png"
     Image.fromarray(world.picture("test/0/0")).save(example)
     minutes = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in times.items())
-    memory = f"{process_memory('VmHWM') / 2**30:.1f} GiB at most"
-    print(f"\nminutes: {minutes}\nmemory:  {memory}\nreport:  {report}\n\ntry next:")
+    print(f"\nminutes: {minutes}")
+    if memory := process_memory("VmHWM"):
+        print(f"memory:  {memory / 2**30:.1f} GiB at most")
+    print(f"report:  {report}\n\ntry next:")
     program = called()
     print(f'  {program} ask {out}/vlm-continuous {example} "what does the picture show?"')
     print(f'  {program} draw {out}/vlm-discrete "draw an owl and two hearts." -o drawing.png')
