@@ -194,9 +194,10 @@ def test_no_run_is_overwritten(run, smoke: Path) -> None:
         (None, "There is no picture"),
         (b"", "is empty (0 bytes)"),
         (b"not a picture", "is not a picture"),
-        (black(64)[:-20], "is broken or cut off"),
+        (black(640)[:80], "is broken or cut off"),
         (black(8193), "is too large"),
     ],
+    ids=["missing", "empty", "text", "cut off", "giant"],
 )
 def test_a_picture_that_is_none_is_one_sentence(
     run, smoke: Path, tmp_path: Path, content: bytes | None, message: str

@@ -24,7 +24,12 @@ LECTURE = ROOT / "docs" / "lecture.md"
 TEXT = LECTURE.read_text(encoding="utf-8")
 PYTHON = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 SHELL = re.findall(r"^bifocal .*$", TEXT, re.MULTILINE)
-RECIPES = {"vqvae": recipe_vqvae, "vlm": recipe_vlm, "prior": recipe_prior, "parti": recipe_parti}
+RECIPES = {
+    "vqvae": recipe_vqvae("smoke"),
+    "vlm": recipe_vlm("smoke", "discrete"),  # every line with a setting of a VLM is of that family
+    "prior": recipe_prior("smoke"),
+    "parti": recipe_parti("smoke"),
+}
 LINKS = [(name, path) for name, path in re.findall(r"\[([^\]]+)\]\(([^)\s]+)\)", TEXT) if "://" not in path]
 
 
@@ -65,7 +70,7 @@ def test_a_command_is_read_as_it_stands(line: str) -> None:
     _, settings = parse(name, words)
     if settings:
         assert name == "train"
-        apply_overrides(RECIPES[words[0]]("smoke"), parse_flags(settings))
+        apply_overrides(RECIPES[words[0]], parse_flags(settings))
 
 
 def test_there_are_as_many_commands_and_python_lines_as_slides_have() -> None:
