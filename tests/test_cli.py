@@ -109,9 +109,11 @@ def test_an_unknown_setting_is_refused_with_the_nearest_and_nothing_is_written(r
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_flag_is_refused_with_the_nearest_and_nothing_is_written(run, tmp_path: Path) -> None:
-    said = one_sentence(run("quickstart", "--smok"))
-    assert "--smok (did you mean --smoke?)" in said
+@pytest.mark.parametrize(("flag", "near"), [("--smok", "--smoke"), ("--scal", "--scale")])
+def test_an_unknown_flag_is_refused_with_the_nearest_and_nothing_is_written(
+    run, tmp_path: Path, flag: str, near: str
+) -> None:
+    assert f"{flag} (did you mean {near}?)" in one_sentence(run("quickstart", flag))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -93,7 +93,7 @@ def test_the_python_lines_run_one_after_the_other_and_say_what_their_comments_sa
     said = []
     for lines in PYTHON:
         capsys.readouterr()
-        exec(lines.replace('"200"', '"100"'), names)  # steps
+        exec(lines, names)
         said.append(capsys.readouterr().out)
     for told in (
         "torch.Size([8, 8, 8]) torch.int64",
@@ -102,11 +102,4 @@ def test_the_python_lines_run_one_after_the_other_and_say_what_their_comments_sa
         "(tensor(0.), 1.0)",
     ):
         assert told in TEXT and any(told in part for part in said), told
-    assert said[-1].splitlines()[-1] in (
-        "owl",
-        "cat",
-        "dog",
-        "fox",
-        "cow",
-        "pig",
-    )  # it has learnt what to say
+    assert said[-1].splitlines()[-1] == "owl"

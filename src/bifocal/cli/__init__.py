@@ -7,6 +7,7 @@ import difflib
 import functools
 import io
 import itertools
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -116,7 +117,7 @@ def one_sentence(frame: str) -> str:
     end = rules.index(True, start) if True in rules[start:] else len(lines)
     said = " ".join(lines[start:end]).rstrip(".")
     near = [after for line, after in itertools.pairwise(lines) if line == "Perhaps you meant:"]
-    return said + (f" (did you mean {near[0].split(',')[0]}?)" if near else "")
+    return said + (f" (did you mean {re.split('[, ]', near[0])[0]}?)" if near else "")
 
 
 def unknown_command(name: str) -> str:

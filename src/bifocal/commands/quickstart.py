@@ -120,11 +120,12 @@ def quickstart(
         **environment(),
         **{f"{name}, seconds": round(value, 1) for name, value in took.items()},
     }
-    if memory := process_memory("VmHWM"):
-        facts["memory at most since the last start, GiB"] = round(memory / 2**30, 1)
+    memory = round(process_memory("VmHWM") / 2**30, 1)  # 0 where the system does not tell
+    if memory:
+        facts["memory at most since the last start, GiB"] = memory
     goals = STANDARD_GOALS if scale == "standard" else QUICKSTART_GOALS
     report = write_report(out, picture=world.picture, goals=goals, facts=facts)
-    conclude(out, rows, report, world, took)
+    conclude(out, rows, report, world, took, memory)
     return rows
 
 
@@ -306,7 +307,9 @@ def with_interval(row: Row) -> str:
     return f"{value}  ({format_interval(row.metric, row.low, row.high)})"
 
 
-def conclude(out: Path, rows: list[Row], report: Path, world: World, times: dict[str, float]) -> None:
+def conclude(
+    out: Path, rows: list[Row], report: Path, world: World, times: dict[str, float], memory: float
+) -> None:
     """Print the comparison, where the report is, and what to try next."""
     for row in rows:
         if (row.model, row.metric) in SHOWN and row.split == "test" and row.slice == "all":
@@ -324,8 +327,8 @@ def conclude(out: Path, rows: list[Row], report: Path, world: World, times: dict
     Image.fromarray(world.picture("test/0/0")).save(example)
     minutes = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in times.items())
     print(f"\nminutes: {minutes}")
-    if memory := process_memory("VmHWM"):
-        print(f"memory:  {memory / 2**30:.1f} GiB at most")
+    if memory:
+        print(f"memory:  {memory:.1f} GiB at most")
     print(f"report:  {report}\n\ntry next:")
     program = called()
     print(f'  {program} ask {out}/vlm-continuous {example} "what does the picture show?"')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,9 +19,11 @@ class Muon(torch.optim.Muon):
     taken: Tensor | None = None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Step every matrix that has a gradient; ``closure`` is not called."""
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Step every matrix that has a gradient. Rates are adjusted to shapes as in the "original" alone."""
         for group in self.param_groups:
+            if group["adjust_lr_fn"] not in (None, "original"):
+                raise ValueError(f"there is no adjust_lr_fn {group['adjust_lr_fn']!r} here, but original")
             shapes: dict[torch.Size, list[Tensor]] = {}
             for matrix in group["params"]:
                 if matrix.grad is not None:
