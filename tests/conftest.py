@@ -1,7 +1,9 @@
 """What every test stands on: one thread, a fixed seed, no network, no window, and a cache of its own."""
 
 import os
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -27,15 +29,29 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
+class SmokeRun(NamedTuple):
+    """One quickstart at toy size: where it lies, and the seconds that the cores worked on it, added up."""
+
+    place: Path
+    core_seconds: float
+
+
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of one quickstart at toy size, shared by all tests that only read it."""
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
+    """The one quickstart at toy size of a session."""
     from bifocal.cli import main
 
+    begun = time.process_time()
     place = tmp_path_factory.mktemp("quickstart") / "smoke"
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     try:
         assert main(["quickstart", "--smoke", "--out", str(place)]) == 0
     finally:
         torch.set_num_threads(1)
-    return place
+    return SmokeRun(place, time.process_time() - begun)
+
+
+@pytest.fixture(scope="session")
+def smoke(smoke_run: SmokeRun) -> Path:
+    """The directory of one quickstart at toy size, shared by all tests that only read it."""
+    return smoke_run.place

@@ -12,7 +12,8 @@ from PIL import Image
 
 import bifocal
 import tiny
-from bifocal.cli import COMMANDS, main, parse
+from bifocal.cli import COMMANDS, NOTES, main, notes_in_a_sentence, parse
+from bifocal.data.pictures import read_picture
 
 
 def black(side: int) -> bytes:
@@ -209,6 +210,35 @@ def test_a_picture_that_is_none_is_one_sentence(
         path.write_bytes(content)
     said = one_sentence(run("ask", smoke / "vlm-continuous", path, "what?"))
     assert message in said and str(path) in said
+
+
+@pytest.mark.parametrize(
+    ("mode", "side", "form", "message"),
+    [
+        ("1", 1, "PNG", "is 1 x 1 pixels, in which there is next to nothing to see"),
+        ("I;16", 32, "PNG", "has 16 bits a colour, which are scaled to 8"),
+        ("CMYK", 32, "JPEG", "is in CMYK, which is converted to RGB without its colour profile"),
+    ],
+)
+def test_a_picture_that_is_odd_is_told_in_one_sentence_and_answered(
+    run, smoke: Path, tmp_path: Path, mode: str, side: int, form: str, message: str
+) -> None:
+    path = tmp_path / "owl.png"
+    Image.new(mode, (side, side)).save(path, form)
+    ended = run("ask", smoke / "vlm-continuous", path, "what?", "--max-new-tokens", "4")
+    assert ended.status == 0
+    assert ended.err == f"bifocal: The picture {path} {message}.\n"
+
+
+def test_of_many_odd_pictures_the_first_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with notes_in_a_sentence():
+        for number in range(NOTES + 3):
+            path = tmp_path / f"{number}.png"
+            Image.new("L", (1, 1)).save(path)
+            read_picture(path)
+    *told, last = capsys.readouterr().err.splitlines()
+    assert [f"{number}.png" in line for number, line in enumerate(told)] == [True] * NOTES
+    assert last == "bifocal: further notes like these are left out"
 
 
 def test_ask_answers(run, smoke: Path, tmp_path: Path) -> None:

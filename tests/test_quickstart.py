@@ -30,6 +30,7 @@ from bifocal.config import UserError
 from bifocal.evaluation.answers import OtherAnswers
 from bifocal.evaluation.results import read_about, read_results, write_results
 from bifocal.recipes.vlm import VLMRecipe, recipe_vlm
+from conftest import SmokeRun
 
 FIELDS = [
     "model", "task", "split", "slice", "metric", "variant", "value", "low", "high", "n", "baseline", "blank",
@@ -47,6 +48,11 @@ TASKS = {
 @pytest.fixture(scope="module")
 def rows(smoke: Path) -> list[dict]:
     return json.loads((smoke / "results.json").read_text())["results"]
+
+
+def test_it_takes_less_than_90_seconds_of_two_cores(smoke_run: SmokeRun) -> None:
+    # seconds that the cores worked, not those of the clock: a machine that others use too is not slower by it
+    assert smoke_run.core_seconds < 2 * 90
 
 
 def test_every_model_is_finished(smoke: Path) -> None:

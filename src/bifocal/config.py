@@ -31,6 +31,10 @@ class UserError(ValueError):
     """What a user can put right: the message says in one sentence what is wrong, where, and what to do."""
 
 
+class UserNote(UserWarning):
+    """What a user should know of input that is taken, but not as it is; the message is one sentence."""
+
+
 class _Unfit(ValueError):
     """A value that does not fit its annotation; the message says what was expected, the caller adds where."""
 

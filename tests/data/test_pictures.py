@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bifocal.config import UserError
+from bifocal.config import UserError, UserNote
 from bifocal.data.pictures import (
     MAX_PIXELS,
     PictureTransform,
@@ -31,14 +31,20 @@ def _bytes(picture, form="PNG", **options):
     return buffer.getvalue()
 
 
+def _png(header, data):
+    """A PNG of one chunk of data."""
+
+    def chunk(kind, content):
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
 def _png_header(width, height):
     """A PNG that says it is large and holds nothing: only its header can be read."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    return _png(struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"")
 
 
 def test_lossless_formats_give_the_very_pixels(tmp_path):
@@ -100,6 +106,36 @@ def test_exif_orientation_is_applied():
     assert np.array_equal(picture, np.rot90(PIXELS, -1))
 
 
+def _sixteen_bit_png(channels):
+    """A PNG of 4 x 4 pixels with 16 bits in each of 1 to 4 channels."""
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + bytes(range(8 * channels)) for _ in range(4))
+    return _png(struct.pack(">IIBBBBB", 4, 4, 16, kind, 0, 0, 0), zlib.compress(rows))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        *((_sixteen_bit_png(channels), "has 16 bits a colour") for channels in (1, 2, 3, 4)),
+        (_bytes(Image.new("CMYK", (8, 8)), "JPEG"), "is in CMYK"),
+        (_bytes(Image.new("RGB", (1, 1))), "is 1 x 1 pixels"),
+        (_bytes(Image.new("RGB", (50, 3))), "is 50 x 3 pixels"),
+    ],
+)
+def test_what_is_not_shown_as_it_is_is_told_in_one_sentence(data, says):
+    with pytest.warns(UserNote) as noted:
+        assert read_picture(data, "owl.png").dtype == np.uint8
+    (message,) = (str(note.message) for note in noted)
+    assert message.startswith(f"The picture owl.png {says}")
+    assert "\n" not in message and message.endswith(".")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_what_is_shown_as_it_is_is_not_spoken_of(mode):
+    assert read_picture(_bytes(Image.new(mode, (8, 8)))).shape == (8, 8, 3)
+
+
 GOOD_PNG = _bytes(Image.fromarray(np.tile(PIXELS, (20, 20, 1))))
 GOOD_JPEG = _bytes(Image.fromarray(np.tile(PIXELS, (20, 20, 1))), "JPEG")
 
@@ -140,6 +176,12 @@ def test_damage_anywhere_is_an_error_or_a_picture_never_another_exception():
                 assert read_picture(bytes(damaged)).dtype == np.uint8
             except UserError as error:
                 assert "the picture" in str(error).lower() or "not a picture" in str(error)
+
+
+def test_a_picture_without_a_name_is_spoken_of_in_whole_sentences():
+    for data, says in ((b"", "The picture is empty"), (b"none", "This is not a picture that")):
+        with pytest.raises(UserError, match=f"^{says}"):
+            read_picture(data)
 
 
 def test_missing_file_and_directory(tmp_path):

@@ -9,7 +9,8 @@ import io
 import itertools
 import re
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tyro
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "data show": data_show,
 }
 
+NOTES = 5  # that are printed one by one: a folder can hold thousands of odd pictures
 RECIPES = ("train", "plan")  # commands that settings of a recipe are given to
 
 
@@ -62,6 +64,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
+    with notes_in_a_sentence():
+        return run(words)
+
+
+@contextlib.contextmanager
+def notes_in_a_sentence() -> Iterator[None]:
+    """``UserNote`` on the error stream as errors are; of more than ``NOTES`` that there are more."""
+    before, told = warnings.showwarning, itertools.count(1)
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, config.UserNote):
+            before(message, category, *where, **more)
+        elif (number := next(told)) <= NOTES:
+            print(f"bifocal: {message}", file=sys.stderr)
+        elif number == NOTES + 1:
+            print("bifocal: further notes like these are left out", file=sys.stderr)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+def run(words: Sequence[str]) -> int:
+    """One subcommand with its words, of which there is at least one; the exit status."""
     try:
         name = " ".join(words[:2]) if words[0] == "data" else words[0]
         if words[0] == "data" and words[1:2] in ([], ["-h"], ["--help"]):

@@ -64,10 +64,11 @@ SHOWN = {
 NOVEL_SHARE = 1 / 4  # novel splits are asked fewer questions
 # The reference run's discrete VLM begins with the continuous one's decoder (``beginning_with``).
 LOOKING_STEPS = 500  # at a third of what a step with words takes
-BEGUN_STEPS = 1_000  # with words
+BEGUN_STEPS = 1_400  # with words
 BEGUN_WEIGHT = 0.5  # of the alignment
 BEGUN_RATE, BEGUN_COOLDOWN = 0.6, 0.6  # the rates' share of those of a decoder that begins at random
 BEGUN_DRAWING = 0.3  # of the rows: what the other decoder does not know
+BEGUN_CAPTIONING, BEGUN_REASONING = 4.0, 5.0  # names suffer most from codes, verdicts least
 TIMES = "times.json"
 
 
@@ -186,6 +187,7 @@ def beginning_with(recipe: VLMRecipe, run: str, layers: int) -> VLMRecipe:
     Everything is asked from the first step with words on, as in the last of its stages: there is nothing to wait for.
     """
     last = recipe.stages[-1]
+    asked = replace(last.tasks, captioning=BEGUN_CAPTIONING, reasoning=BEGUN_REASONING, drawing=BEGUN_DRAWING)
     optimizer = replace(
         recipe.train.optimizer,
         learning_rate=BEGUN_RATE * recipe.train.optimizer.learning_rate,
@@ -197,7 +199,7 @@ def beginning_with(recipe: VLMRecipe, run: str, layers: int) -> VLMRecipe:
         align=run,
         align_weight=BEGUN_WEIGHT,
         tasks=replace(recipe.tasks, drawing=BEGUN_DRAWING),
-        stages=(replace(last, until=1.0, tasks=replace(last.tasks, drawing=BEGUN_DRAWING)),),
+        stages=(replace(last, until=1.0, tasks=asked),),
         language=replace(recipe.language, layers=recipe.align_layer + layers),
         train=replace(recipe.train, steps=BEGUN_STEPS, optimizer=optimizer),
     )

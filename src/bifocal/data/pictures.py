@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from bifocal.config import UserError
+from bifocal.config import UserError, UserNote
 from bifocal.data.sample import Box
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -28,6 +28,7 @@ SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 )  # of files that are taken for pictures
 MAX_PIXELS = 64 * 1024 * 1024
+FEW_PIXELS = 4  # a side with fewer shows nothing
 _WARNING_FILTERS = threading.Lock()
 
 
@@ -41,15 +42,16 @@ def read_picture(
     """Any PNG, JPEG, WebP, GIF (first frame) or BMP as (H, W, 3) uint8 RGB, as a viewer would show it.
 
     The EXIF orientation is applied, palettes and CMYK are converted, 16 bits are scaled to 8, and what is
-    transparent is laid over white. ``name`` is what errors call a picture that has no path.
+    transparent is laid over white. ``name`` is what errors call a picture that has no path. 16 bits, CMYK and a side
+    of hardly any pixels are told as a ``UserNote``, a warning.
 
     Raises ``UserError`` in one sentence for a file that is missing, empty, broken, truncated, of another
     format, or larger than ``max_pixels`` (known from its header, before anything is decoded).
     """
     if isinstance(source, Image.Image):
-        return _convert(source, name or getattr(source, "filename", "") or "the picture", max_pixels)
+        return _convert(source, name or getattr(source, "filename", ""), max_pixels)
     if isinstance(source, bytes):
-        name, data = name or "the picture", source
+        name, data = name or "", source
     else:
         name = name or str(source)
         try:
@@ -79,7 +81,9 @@ def _reading(name: str, formats: Sequence[str], max_pixels: int) -> Iterator[Non
     except Image.DecompressionBombError:
         raise UserError(_too_large(name, "", max_pixels)) from None
     except UnidentifiedImageError:
-        raise UserError(f"{name} is not a picture that can be read ({', '.join(formats)}).") from None
+        raise UserError(
+            f"{name or 'This'} is not a picture that can be read ({', '.join(formats)})."
+        ) from None
     except (
         OSError,
         SyntaxError,
@@ -93,14 +97,14 @@ def _reading(name: str, formats: Sequence[str], max_pixels: int) -> Iterator[Non
         # Pillow's decoders report damaged data with any of these.
         reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
         raise UserError(
-            f"The picture {name} is broken or cut off ({reason}); save or download it again."
+            f"{_called(name)} is broken or cut off ({reason}); save or download it again."
         ) from error
 
 
 def _open(data: bytes, name: str, formats: Sequence[str]) -> Image.Image:
     """Reads the header only."""
     if not data:
-        raise UserError(f"The picture {name} is empty (0 bytes); save or download it again.")
+        raise UserError(f"{_called(name)} is empty (0 bytes); save or download it again.")
     # Pillow warns from 89 megapixels on; our limit is stricter and is an error. The filters of warnings belong to
     # the whole process, so two threads of a server must not exchange them at once.
     with _WARNING_FILTERS, warnings.catch_warnings():
@@ -108,9 +112,14 @@ def _open(data: bytes, name: str, formats: Sequence[str]) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=list(formats))
 
 
+def _called(name: str) -> str:
+    """What a sentence about a picture begins with; not all have a name."""
+    return f"The picture {name}".rstrip()
+
+
 def _too_large(name: str, size: str, max_pixels: int) -> str:
     limit = f"{max_pixels / 1024**2:g} megapixels"
-    return f"The picture {name} is too large{size}: the limit is {limit}; scale it down first."
+    return f"{_called(name)} is too large{size}: the limit is {limit}; scale it down first."
 
 
 def _convert(picture: Image.Image, name: str, max_pixels: int) -> np.ndarray:
@@ -121,6 +130,8 @@ def _convert(picture: Image.Image, name: str, max_pixels: int) -> np.ndarray:
         raise UserError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so cut-off pictures would pass; unset it."
         )
+    if oddity := _oddity(picture):
+        warnings.warn(UserNote(f"{_called(name)} {oddity}."), stacklevel=3)
     picture.load()
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16") or picture.mode == "I":
@@ -130,13 +141,27 @@ def _convert(picture: Image.Image, name: str, max_pixels: int) -> np.ndarray:
         return np.repeat(eight[:, :, None], 3, axis=2)
     if picture.mode == "F":
         raise UserError(
-            f"The picture {name} holds floating-point numbers without a known range; save it as 8-bit."
+            f"{_called(name)} holds floating-point numbers without a known range; save it as 8-bit."
         )
     if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
         straight = picture.convert("RGBA")
         white = Image.new("RGBA", straight.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(white, straight)
     return np.array(picture.convert("RGB"))
+
+
+def _oddity(picture: Image.Image) -> str:
+    """What of a picture, whose header alone need be read, is not shown as it is; empty for most."""
+    width, height = picture.size
+    if min(width, height) < FEW_PIXELS:
+        return f"is {width} x {height} pixels, in which there is next to nothing to see"
+    # Pillow opens 16-bit colours in a mode of 8 bits: only what its decoder is told still says so
+    decoded = [str(tile[3]) for tile in getattr(picture, "tile", [])]
+    if picture.mode.startswith("I;16") or any(";16" in arguments for arguments in decoded):
+        return "has 16 bits a colour, which are scaled to 8"
+    if picture.mode == "CMYK":
+        return "is in CMYK, which is converted to RGB without its colour profile"
+    return ""
 
 
 def resize_whole(picture: np.ndarray, size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Keeping freed memory, because the next step takes as much again; and how much a process has."""
+"""Keeping freed memory, because the next step takes as much again, but not all of it; and how much a process has."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ KEPT_BYTES = 2**31 - 1
 LARGEST_BLOCK_BYTES = (
     32 * 2**20
 )  # the most that glibc takes; what is larger goes back to the system when freed
+MOST_GAPS_BYTES = 2**30
 
 
 def keep_freed_memory() -> bool:
@@ -29,6 +30,32 @@ def keep_freed_memory() -> bool:
         return False
     taken = [set_option(TRIM_THRESHOLD, KEPT_BYTES), set_option(MMAP_THRESHOLD, LARGEST_BLOCK_BYTES)]
     return all(taken)
+
+
+def trim_heap() -> None:
+    """Hand back the free pages of the heap, those between blocks that are held too (glibc only)."""
+    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
+
+
+class HeapGaps:
+    """Hands the heap's free pages back whenever they have become ``MOST_GAPS_BYTES`` more.
+
+    Steps of many shapes leave gaps that the next ones do not fit into, between small blocks that stay, such as
+    compiled products: 900 steps of the quickstart's continuous VLM held four gibibytes more than they use.
+    """
+
+    def __init__(self) -> None:
+        self._settled: int | None = None  # what the process held once the steps had taken what they take
+
+    def tend(self) -> None:
+        """To be called every few steps."""
+        holds = process_memory()
+        if self._settled is None:
+            self._settled = holds
+        elif holds > self._settled + MOST_GAPS_BYTES:
+            trim_heap()
+            self._settled = None
 
 
 def process_memory(field: str = "VmRSS") -> int:
@@ -47,7 +74,7 @@ def added_memory(before: Callable[[], object], work: Callable[[], object]) -> in
     """
     before()
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    trim_heap()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     base = process_memory()
     keep_freed_memory()

@@ -26,7 +26,7 @@ from bifocal.training import checkpoint, parallel
 from bifocal.training.feeding import Waiting, feed, to_device
 from bifocal.training.figures import Done, average, finite, merged, of_all_ranks
 from bifocal.training.guards import Signals, StepGuard, Stopped, lost_ranks_named
-from bifocal.training.memory import keep_freed_memory
+from bifocal.training.memory import HeapGaps, keep_freed_memory
 from bifocal.training.optimizer import MasterOptimizer, OptimizerSettings, learning_rate_share
 from bifocal.training.progress import Progress
 from bifocal.training.saving import Saver, moved_without_gradient, saves_ahead
@@ -142,6 +142,7 @@ def train(
     once a signal has asked for an end and the run is saved.
     """
     keep_freed_memory()
+    gaps = HeapGaps()
     device = open_device(settings.device)
     dtype = fast_dtype(device, settings.dtype)
     model.to(device)
@@ -309,6 +310,7 @@ def train(
                     window_began, since = now, done
                     window.clear()
                     unlogged.clear()
+                    gaps.tend()
             if done % settings.validate_every == 0 or done == settings.steps:
                 paused = time.perf_counter()
                 model.eval()

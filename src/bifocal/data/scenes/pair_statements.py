@@ -111,8 +111,9 @@ def times(views: Sequence[View], random: Random, lexicon: Lexicon) -> Statement 
     )
     group = word
     if random() < 0.4:
-        number = here + there + (1 if random() < 0.5 else 0)
-        true = true and here + there >= number
+        # one too many only behind a factor that is right: one thing is wrong at a time
+        over = random() < 0.5 and true
+        number, true = here + there + over, true and not over
         statement = f"{statement} and at least {numbered(concept, number)} in all"
         group = f"{word} {number}"
     return Statement(statement, group, true, (concept.name,), counts_of(views, concept))
