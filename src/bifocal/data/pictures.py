@@ -49,7 +49,7 @@ def read_picture(
     format, or larger than ``max_pixels`` (known from its header, before anything is decoded).
     """
     if isinstance(source, Image.Image):
-        return _convert(source, name or getattr(source, "filename", ""), max_pixels)
+        return _convert(source, name or getattr(source, "filename", "") or "", max_pixels)
     if isinstance(source, bytes):
         name, data = name or "", source
     else:
