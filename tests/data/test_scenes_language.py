@@ -164,6 +164,25 @@ def test_the_verdict_follows_from_the_words_and_the_rationale(samples):
     assert not [key for key, found in verdicts.items() if len(found) > 1]
 
 
+def test_of_two_clauses_that_make_a_false_statement_one_is_wrong(samples):
+    wrong: dict[str, list[int]] = {"as many": [], "and no": []}
+    for sample in samples:
+        if sample.slice != "pair" or sample.answer_text != "false":
+            continue
+        words, seen = statement_in(sample.question), sample.facts[RATIONALE].split(", ")
+        if said := re.search(r"the (left|right) image contains (twice|three times) .* at least (\w+)", words):
+            left, right = (NUMBERS.index(number) for number in seen)
+            this, that = (left, right) if said[1] == "left" else (right, left)
+            factor = {"twice": 2, "three times": 3}[said[2]]
+            least = 1 if said[3] in ("a", "an") else NUMBERS.index(said[3])
+            wrong["as many"].append((this != factor * that) + (left + right < least))
+        elif said := re.search(r" has exactly (\w+) .* and no ", words):
+            number = 1 if said[1] in ("a", "an") else NUMBERS.index(said[1])
+            wrong["and no"].append((NUMBERS.index(seen[0]) != number) + (seen[1] == "yes"))
+    assert all(len(clauses) > 10 for clauses in wrong.values())
+    assert all(clauses == 1 for found in wrong.values() for clauses in found)
+
+
 def test_a_rationale_of_another_picture_is_refused(world, reader, samples):
     statements = [sample for sample in samples if sample.task == "reasoning"]
     asked = [sample for sample in samples if sample.slice in REASONED and sample.facts]

@@ -48,3 +48,28 @@ def test_what_work_adds_is_told_at_its_peak() -> None:
     done = subprocess.run([sys.executable, "-c", ADDED], check=True, capture_output=True, text=True)
     # beside the bytes themselves: pages of the interpreter, some of which Linux counts late
     assert int(done.stdout) == pytest.approx(2**25, abs=2**22)
+
+
+GAPS = """
+from bifocal.training import memory
+
+memory.MOST_GAPS_BYTES = 2**27
+memory.keep_freed_memory()
+gaps = memory.HeapGaps()
+gaps.tend()
+blocks = [(bytearray(b"x") * 2**18, bytearray(b"x") * 64) for _ in range(2**10)]
+held = [small for _, small in blocks]
+full = memory.process_memory()
+del blocks
+freed = memory.process_memory()
+gaps.tend()
+print(full - freed, freed - memory.process_memory())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to")
+def test_gaps_of_the_heap_are_handed_back_once_they_have_grown() -> None:
+    done = subprocess.run([sys.executable, "-c", GAPS], check=True, capture_output=True, text=True)
+    by_freeing, by_tending = map(int, done.stdout.split())
+    assert by_freeing < 2**24  # kept for the next step
+    assert by_tending > 2**27  # of the quarter of a gibibyte between the small blocks
