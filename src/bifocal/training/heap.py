@@ -10,9 +10,9 @@ ALIGNMENT = 64  # of torch's blocks on a CPU
 
 
 class Heap:
-    """glibc's heap in outline, as ``memory.keep_freed_memory`` sets it: nothing is handed back (in a long run ``memory.HeapGaps`` does).
+    """glibc's heap in outline, as ``memory.keep_freed_memory`` sets it: nothing is handed back.
 
-    A block goes into the smallest gap that holds it, or else to the end; gaps that touch become one. What is larger
+    (``memory.HeapGaps`` does so, but in long runs.) A block goes into the smallest gap that holds it, or else to the end; gaps that touch become one. What is larger
     than ``LARGEST_BLOCK_BYTES`` lies outside, and is gone when it is freed. ``peak`` is the most that both took.
     """
 
