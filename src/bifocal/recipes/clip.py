@@ -356,7 +356,7 @@ def recipe_clip(scale: str, tower: str = "vit") -> CLIPRecipe:
                 optimizer=OptimizerSettings(kind="muon", warmup_steps=4),
             ),
         )
-    steps = {"quickstart": 430, "standard": 600}[scale]
+    steps = {"quickstart": 480, "standard": 600}[scale]
     return CLIPRecipe(
         train=TrainSettings(
             steps=steps,

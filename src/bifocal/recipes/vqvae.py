@@ -215,7 +215,7 @@ def recipe_vqvae(scale: str) -> VQVAERecipe:
                 optimizer=OptimizerSettings(kind="muon", learning_rate=2e-3, warmup_steps=4),
             ),
         )
-    steps = {"quickstart": 860, "standard": 2000}[scale]
+    steps = {"quickstart": 900, "standard": 2000}[scale]
     return VQVAERecipe(
         batch_size=16,
         perceptual_weight=0.05,
