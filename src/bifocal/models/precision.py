@@ -10,7 +10,7 @@ from torch import nn
 from bifocal.config import UserError
 
 # oneDNN compiles products in bf16 for each shape that it meets, which takes 1 to 2 ms, and keeps 1,024 of them: fewer
-# than a CLIP's texts and patches of many lengths ask for. They cost memory: with 16,384 a quickstart held 6.4 GiB.
+# than a CLIP's texts and patches of many lengths ask for. They cost memory: theirs, and gaps around them.
 KEPT_PRODUCTS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "3072"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -12,9 +12,9 @@ ALIGNMENT = 64  # of torch's blocks on a CPU
 class Heap:
     """glibc's heap in outline, as ``memory.keep_freed_memory`` sets it: nothing is handed back.
 
-    (``memory.HeapGaps`` does so, but in long runs.) A block goes into the smallest gap that holds it, or else to the
-    end; gaps that touch become one. What is larger than ``LARGEST_BLOCK_BYTES`` lies outside, and is gone when it is
-    freed. ``peak`` is the most that both took.
+    A block goes into the smallest gap that holds it, or else to the end; gaps that touch become one. What is larger
+    than ``LARGEST_BLOCK_BYTES`` lies outside, and is gone when it is freed. ``peak`` is the most that both took. That
+    ``memory.HeapGaps`` hands gaps back in a long run is left out.
     """
 
     def __init__(self) -> None:

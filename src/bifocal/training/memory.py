@@ -42,7 +42,7 @@ class HeapGaps:
     """Hands the heap's free pages back whenever they have become ``MOST_GAPS_BYTES`` more.
 
     Steps of many shapes leave gaps that the next ones do not fit into, between small blocks that stay, such as
-    compiled products: 900 steps of the quickstart's continuous VLM held four gibibytes more than they use.
+    compiled products: after 300 steps of the quickstart's continuous VLM 2.4 of 3.2 GiB of the heap were gaps.
     """
 
     def __init__(self) -> None:
