@@ -321,6 +321,21 @@ def test_a_batch_is_answered_as_each_alone(places: Place, family: str) -> None:
     assert [answer.finish_reason for answer in together] == [answer.finish_reason for answer in alone]
 
 
+@pytest.mark.parametrize("family", ["discrete", "continuous"])
+def test_a_picture_that_comes_several_times_is_encoded_once(
+    places: Place, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = vlm(places[family])
+    path, seen = model.model.image_path, list[int]()
+    encode = path.encode
+    monkeypatch.setattr(path, "encode", lambda images: (seen.append(len(images)), encode(images))[1])
+    one, other = tiny.picture(0), tiny.picture(1)
+    together = model.encode([one, other, one.copy(), other, one])
+    assert together is not None and seen == [2]
+    distinct = encode(model._pixels([one, other], model.picture_size))
+    assert torch.equal(together, distinct[[0, 1, 0, 1, 0]])
+
+
 def test_pictures_of_a_batch_stand_where_their_messages_have_them(places: Place) -> None:
     model = vlm(places["continuous"])
     shown = [tiny.picture(0), tiny.picture(1)]

@@ -55,6 +55,9 @@ def test_the_stages_for_scenes_end_with_the_training_and_ask_for_kinds_that_ther
     assert ends == sorted(set(ends)) and ends[-1] == 1
     for stage in scene_stages(0.4, 0.85):
         assert scenes.document("train", 0, random.Random(0), stage.tasks.reading(), stage.kinds)
+    found, *later = zip(scene_stages(0.4, 0.85), scene_stages(0.4, 0.85, captions=2), strict=True)
+    assert found[0] == found[1]
+    assert all(more.tasks.captioning == 2 * some.tasks.captioning for some, more in later)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +129,7 @@ def test_a_folder_draws_favoured_slices_first(tmp_path: Path) -> None:
 
 def test_stages_survive_the_file_that_a_recipe_is_written_to() -> None:
     recipe = recipe_vlm("quickstart")
-    assert recipe.stages == scene_stages(0.35, 0.7)
+    assert recipe.stages == scene_stages(0.35, 0.7, captions=2)
     written = json.loads(json.dumps(config.to_dict(recipe)))
     assert config.from_dict(VLMRecipe, written) == recipe
 

@@ -167,11 +167,18 @@ class VLMWithWords(Loaded):
 
     @torch.inference_mode()
     def encode(self, pictures: Sequence[AnyPicture]) -> Tensor | None:
-        """What the frozen image encoder makes of pictures, (P, N) codes or (P, N, D) features; None of none."""
+        """What the frozen image encoder makes of pictures, (P, N) codes or (P, N, D) features; None of none.
+
+        A picture that comes several times, as where much is asked about one, is encoded once.
+        """
         if not pictures:
             return None
         pixels = self._pixels(pictures, self.picture_size)
-        return torch.cat([self.model.image_path.encode(piece) for piece in pixels.split(256)])
+        numbers: dict[bytes, int] = {}  # of each distinct picture
+        which = [numbers.setdefault(picture.tobytes(), len(numbers)) for picture in pixels.cpu().numpy()]
+        first = [which.index(number) for number in range(len(numbers))]
+        encoded = torch.cat([self.model.image_path.encode(piece) for piece in pixels[first].split(256)])
+        return encoded[which]
 
     def _prompt(self, messages: Sequence[Message], first_picture: int) -> Prompt:
         whole = encode_prompt(messages, self.template)

@@ -51,20 +51,22 @@ class Stage:
                 raise ValueError(f"a kind is asked so many times as often, more than 0: {kind} has {factor}")
 
 
-def scene_stages(find: float, tell: float) -> tuple[Stage, ...]:
+def scene_stages(find: float, tell: float, captions: float = 1.0) -> tuple[Stage, ...]:
     """The stages on scenes: find things up to the share ``find`` of the steps, tell what is there up to ``tell``, then
     count, compare and judge. A longer run needs the same number of steps of the first two, so a smaller share.
+
+    Behind the first, captions come ``captions`` times as often: in a short run they name more of what is there so.
     """
     return (
         Stage(find, TaskWeights(reasoning=1)),
         Stage(
             tell,
-            TaskWeights(captioning=2, vqa=8, grounding=3, reasoning=2.5),
+            TaskWeights(captioning=2 * captions, vqa=8, grounding=3, reasoning=2.5),
             {"exists": 10, "every": 6, "pair-which": 2},
         ),
         Stage(
             1.0,
-            TaskWeights(captioning=3, vqa=7, grounding=2, reasoning=6),
+            TaskWeights(captioning=3 * captions, vqa=7, grounding=2, reasoning=6),
             {"exists": 2, "every": 2, "count": 2, "compare": 2, "caption": 3},
         ),
     )

@@ -366,8 +366,8 @@ def recipe_vlm(scale: str, family: Literal["discrete", "continuous"] = "continuo
     # does not get as far there as to find things, which is what the later stages build on. That of the reference run
     # begins with the continuous one's decoder (commands.quickstart); here is one that begins at random.
     steps, episodes, stages = {
-        ("quickstart", "continuous"): (840, 8_000, scene_stages(0.35, 0.7)),
-        ("quickstart", "discrete"): (100, 4_000, ()),
+        ("quickstart", "continuous"): (740, 8_000, scene_stages(0.35, 0.7, captions=2)),
+        ("quickstart", "discrete"): (50, 2_500, ()),
         ("standard", "continuous"): (4200, 40_000, scene_stages(0.1, 0.23)),
         ("standard", "discrete"): (1250, 30_000, scene_stages(0.4, 0.7)),
     }[scale, family]
