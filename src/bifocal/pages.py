@@ -335,8 +335,8 @@ img { max-width: 100%; height: auto; border-radius: .4rem; } img.pixels { image-
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .7rem; padding: .8rem; }
 .card.double { grid-column: span 2; }
 .card.row { display: grid; grid-template-columns: 2fr 3fr; gap: .9rem; }
-.card.row p:first-child { margin-top: 0; }
-.card p { margin: .35rem 0; } .side { display: flex; gap: .5rem; } .side > * { flex: 1; min-width: 0; }
+.card p { margin: .35rem 0; max-height: 9rem; overflow-y: auto; } .card.row p:first-child { margin-top: 0; }
+.side { display: flex; gap: .5rem; } .side > * { flex: 1; min-width: 0; }
 .tag { display: inline-block; font-size: .76rem; line-height: 1.5; padding: 0 .5rem; border-radius: 1rem;
   background: var(--accent); color: var(--muted); margin-right: .25rem; white-space: nowrap; }
 .tag.good { color: var(--good); } .tag.bad { color: var(--bad); }
@@ -358,7 +358,7 @@ button[aria-pressed=true] { background: var(--ink); color: var(--paper); border-
 .scores > .lines { padding: .45rem 0; border-top: 1px solid var(--line); }
 .scores > .name:first-child, .scores > .name:first-child + .lines { border-top: 0; }
 .scores > .name { border-top: 1px solid var(--line); align-self: stretch; padding: .45rem 1rem .45rem 0; }
-.line { display: grid; grid-template-columns: 1fr 9.4rem; gap: .8rem; align-items: center;
+.line { display: grid; grid-template-columns: 1fr 11rem; gap: .8rem; align-items: center;
   font-size: .84rem; }
 .line output { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .track { position: relative; height: 1.05rem; border-radius: .2rem;
