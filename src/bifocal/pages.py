@@ -335,8 +335,8 @@ img { max-width: 100%; height: auto; border-radius: .4rem; } img.pixels { image-
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .7rem; padding: .8rem; }
 .card.double { grid-column: span 2; }
 .card.row { display: grid; grid-template-columns: 2fr 3fr; gap: .9rem; }
-.card p { margin: .35rem 0; max-height: 9rem; overflow-y: auto; } .card.row p:first-child { margin-top: 0; }
-.side { display: flex; gap: .5rem; } .side > * { flex: 1; min-width: 0; }
+.card.row p:first-child { margin-top: 0; } #answers-cards p { max-height: 9rem; overflow-y: auto; }
+.card p { margin: .35rem 0; } .side { display: flex; gap: .5rem; } .side > * { flex: 1; min-width: 0; }
 .tag { display: inline-block; font-size: .76rem; line-height: 1.5; padding: 0 .5rem; border-radius: 1rem;
   background: var(--accent); color: var(--muted); margin-right: .25rem; white-space: nowrap; }
 .tag.good { color: var(--good); } .tag.bad { color: var(--bad); }
@@ -379,8 +379,9 @@ button[aria-pressed=true] { background: var(--ink); color: var(--paper); border-
   .grid.wide, .grid.plots { grid-template-columns: 1fr; } .grid > .double { grid-column: span 2; }
   .card { padding: .6rem; } .scores { grid-template-columns: 1fr; } .scores > .lines { border-top: 0;
   padding-top: 0; }
-  .scores > .name { padding-bottom: .1rem; } .line { grid-template-columns: 1fr 8.6rem; gap: .5rem; } }
-@media print { nav, .filter, .buttons { display: none; } }
+  .scores > .name { padding-bottom: .1rem; } .line { grid-template-columns: 1fr 8.6rem; gap: .5rem; }
+  .line output { white-space: normal; } }
+@media print { nav, .filter, .buttons { display: none; } #answers-cards p { max-height: none; } }
 """
 
 SCRIPT = """

@@ -11,7 +11,7 @@ from torch import Tensor
 from bifocal.config import UserError
 from bifocal.data.batch import Template, encode_prompt
 from bifocal.data.chat import AnyPicture, question_messages
-from bifocal.data.pictures import to_pictures
+from bifocal.data.pictures import to_pictures, to_tensor
 from bifocal.data.prompts import without_words
 from bifocal.data.sample import Message
 from bifocal.data.text import TextTokenizer
@@ -173,12 +173,15 @@ class VLMWithWords(Loaded):
         """
         if not pictures:
             return None
-        pixels = self._pixels(pictures, self.picture_size)
-        numbers: dict[bytes, int] = {}  # of each distinct picture
-        which = [numbers.setdefault(picture.tobytes(), len(numbers)) for picture in pixels.cpu().numpy()]
-        first = [which.index(number) for number in range(len(numbers))]
-        encoded = torch.cat([self.model.image_path.encode(piece) for piece in pixels[first].split(256)])
-        return encoded[which]
+        arrays = self._fitted(pictures, self.picture_size)
+        octets = [array.tobytes() for array in arrays]
+        distinct = dict(zip(octets, arrays, strict=True))
+        pixels = to_tensor(list(distinct.values())).to(self.device)
+        encoded = torch.cat([self.model.image_path.encode(piece) for piece in pixels.split(256)])
+        if len(distinct) == len(arrays):
+            return encoded
+        places = {name: place for place, name in enumerate(distinct)}
+        return encoded[[places[name] for name in octets]]
 
     def _prompt(self, messages: Sequence[Message], first_picture: int) -> Prompt:
         whole = encode_prompt(messages, self.template)

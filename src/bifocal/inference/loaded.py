@@ -43,6 +43,10 @@ class Loaded:
 
     def _pixels(self, pictures: Sequence[AnyPicture], size: int) -> Tensor:
         """Any pictures -> (B, 3, size, size) in [0, 1]."""
+        return to_tensor(self._fitted(pictures, size)).to(self.device)
+
+    def _fitted(self, pictures: Sequence[AnyPicture], size: int) -> list[np.ndarray]:
+        """Any pictures, each as (size, size, 3) uint8 RGB."""
         arrays = [
             picture if isinstance(picture, np.ndarray) else read_picture(picture) for picture in pictures
         ]
@@ -51,4 +55,4 @@ class Loaded:
                 raise UserError(
                     f"a picture given as an array must be (H, W, 3) uint8 RGB, got {array.shape} {array.dtype}"
                 )
-        return to_tensor([fit_picture(array, size, self.fitting) for array in arrays]).to(self.device)
+        return [fit_picture(array, size, self.fitting) for array in arrays]

@@ -55,7 +55,7 @@ def scene_stages(find: float, tell: float, captions: float = 1.0) -> tuple[Stage
     """The stages on scenes: find things up to the share ``find`` of the steps, tell what is there up to ``tell``, then
     count, compare and judge. A longer run needs the same number of steps of the first two, so a smaller share.
 
-    Behind the first, captions come ``captions`` times as often: in a short run they name more of what is there so.
+    After the first, captions come ``captions`` times as often, which helps a short run to name more of what is there.
     """
     return (
         Stage(find, TaskWeights(reasoning=1)),
