@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: a skeleton with its style, pictures as data URIs, boxes, sheets, plots.
+"""Self-contained HTML pages: a skeleton (with pages.css and pages.js), pictures as data URIs, boxes, sheets, plots.
 
 A page made here needs no network, follows the reader's light or dark setting and fits a phone. Text is
 escaped where it enters (``escape``); every function that returns HTML returns it finished.
@@ -261,160 +261,15 @@ def page(
     body = "".join(
         f'<section id="{escape(s.name)}"><h2>{escape(s.title)}</h2>{s.body}</section>' for s in sections
     )
+    here = Path(__file__).parent
+    style = (here / "pages.css").read_text(encoding="utf-8") + style
+    shared_script = (here / "pages.js").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{STYLE}{style}</style></head>\n'
+        f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{style}</style></head>\n'
         f"<body><header><h1>{escape(title)}</h1>{lead}</header><nav>{menu}</nav>\n<main>{body}</main>"
-        f"<script>{SCRIPT}</script>"
+        f"<script>{shared_script}</script>"
         + (f'<script type="module">{script}</script>' if script else "")
         + "</body></html>\n"
     )
-
-
-STYLE = """
-:root { color-scheme: light dark; --paper:#fbfaf8; --card:#ffffff; --ink:#1c2024; --muted:#646b74;
-  --line:#dfdcd6;
-  --continuous:#2a62e6; --discrete:#b8277f; --good:#0b7d3e; --bad:#c2342c; --true:#12a150;
-  --predicted:#f07f13;
-  --accent:#eef1f8; }
-@media (prefers-color-scheme: dark) { :root { --paper:#14161a; --card:#1c1f25; --ink:#e9e7e3;
-  --muted:#9aa1ab;
-  --line:#343942; --continuous:#7aa5ff; --discrete:#f07fc0; --good:#4fd08a; --bad:#ff8078;
-  --accent:#242a36; } }
-* { box-sizing: border-box; }
-html { scroll-behavior: smooth; scroll-padding-top: 3.4rem; -webkit-text-size-adjust: 100%; }
-body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.55;
-  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif; }
-header, main { max-width: 1080px; margin: 0 auto; padding: 0 1.1rem; }
-header { padding-top: 2.2rem; padding-bottom: .6rem; }
-h1 { font-size: clamp(1.6rem, 4.5vw, 2.3rem); line-height: 1.15; margin: 0 0 .5rem;
-  letter-spacing: -.02em; }
-h2 { font-size: 1.35rem; letter-spacing: -.01em; margin: 0 0 .6rem; }
-h3 { font-size: 1.02rem; margin: 1.6rem 0 .5rem; }
-p { max-width: 46rem; margin: .5rem 0; }
-.lead { font-size: 1.1rem; }
-.muted, figcaption { color: var(--muted); }
-.good { color: var(--good); } .bad { color: var(--bad); }
-.continuous { color: var(--continuous); } .discrete { color: var(--discrete); }
-nav { position: sticky; top: 0; z-index: 5; background: color-mix(in srgb, var(--paper) 92%, transparent);
-  backdrop-filter: blur(6px); border-bottom: 1px solid var(--line); display: flex; gap: 1.1rem;
-  overflow-x: auto;
-  padding: .6rem max(1.1rem, calc((100vw - 1080px) / 2 + 1.1rem)); white-space: nowrap; font-size: .92rem; }
-nav a { color: var(--muted); text-decoration: none; } nav a:hover { color: var(--ink); }
-section { margin: 2.6rem 0; }
-a { color: var(--continuous); }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .6rem; background: var(--card); }
-.scroll.tall { max-height: 75vh; overflow-y: auto; }
-.scroll.tall thead th { position: sticky; top: 0; background: var(--card); z-index: 1; }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; }
-th, td { text-align: left; padding: .42rem .7rem; border-top: 1px solid var(--line); vertical-align: top; }
-thead th { border-top: 0; color: var(--muted); font-weight: 600; white-space: nowrap; }
-table[id] td { white-space: nowrap; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-input[type=search] { font: inherit; padding: .45rem .7rem; border-radius: .5rem;
-  border: 1px solid var(--line);
-  background: var(--card); color: var(--ink); width: min(24rem, 100%); }
-figure { margin: 0; } figcaption { font-size: .84rem; margin-top: .3rem; line-height: 1.4; }
-.shot { display: block; width: 100%; border-radius: .4rem; outline: 1px solid var(--line); }
-.shot image { image-rendering: pixelated; }
-.shot rect { fill: none; stroke-width: 4; } .shot rect.predicted { stroke-dasharray: 9 5; }
-rect.true { stroke: var(--true); } rect.predicted { stroke: var(--predicted); }
-.shot text { font-size: 15px; font-weight: 700; stroke: #fff; stroke-width: 4; paint-order: stroke; }
-text.true { fill: #07702f; } text.predicted { fill: #b34a00; }
-img { max-width: 100%; height: auto; border-radius: .4rem; } img.pixels { image-rendering: pixelated;
-  width: 100%; }
-.plot { display: block; width: 100%; height: auto; }
-.plot text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-.grid { display: grid; gap: .9rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); }
-.grid { grid-auto-flow: dense; }
-.grid.small { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
-.grid.plots { grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }
-.grid.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: .7rem; padding: .8rem; }
-.card.double { grid-column: span 2; }
-.card.row { display: grid; grid-template-columns: 2fr 3fr; gap: .9rem; }
-.card.row p:first-child { margin-top: 0; } #answers-cards p { max-height: 9rem; overflow-y: auto; }
-.card p { margin: .35rem 0; } .side { display: flex; gap: .5rem; } .side > * { flex: 1; min-width: 0; }
-.tag { display: inline-block; font-size: .76rem; line-height: 1.5; padding: 0 .5rem; border-radius: 1rem;
-  background: var(--accent); color: var(--muted); margin-right: .25rem; white-space: nowrap; }
-.tag.good { color: var(--good); } .tag.bad { color: var(--bad); }
-details { margin: .6rem 0; } summary { cursor: pointer; color: var(--muted); }
-pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
-  padding: .8rem;
-  font-size: .82rem; }
-.notice { border-left: 3px solid var(--line); padding: .2rem .9rem; color: var(--muted); }
-.buttons { display: flex; flex-wrap: wrap; gap: .4rem; margin: .8rem 0; }
-button { font: inherit; font-size: .88rem; padding: .25rem .8rem; border-radius: 1rem;
-  border: 1px solid var(--line);
-  background: var(--card); color: var(--ink); cursor: pointer; }
-button[aria-pressed=true] { background: var(--ink); color: var(--paper); border-color: var(--ink); }
-[hidden] { display: none !important; }
-.scores { display: grid; grid-template-columns: minmax(8rem, 13rem) 1fr; gap: 0;
-  align-items: center; }
-.scores > .name { font-size: .9rem; line-height: 1.3; } .scores > .name small { display: block;
-  color: var(--muted); }
-.scores > .lines { padding: .45rem 0; border-top: 1px solid var(--line); }
-.scores > .name:first-child, .scores > .name:first-child + .lines { border-top: 0; }
-.scores > .name { border-top: 1px solid var(--line); align-self: stretch; padding: .45rem 1rem .45rem 0; }
-.line { display: grid; grid-template-columns: 1fr 11rem; gap: .8rem; align-items: center;
-  font-size: .84rem; }
-.line output { font-variant-numeric: tabular-nums; white-space: nowrap; }
-.track { position: relative; height: 1.05rem; border-radius: .2rem;
-  background: linear-gradient(to right, var(--accent), var(--accent)); }
-.track > * { position: absolute; top: 50%; transform: translateY(-50%); display: block; }
-.track .bar { left: 0; height: .55rem; opacity: .38; border-radius: .15rem; background: currentColor; }
-.track .whisker { height: 2px; background: currentColor; }
-.track .dot { width: .6rem; height: .6rem; margin-left: -.3rem; border-radius: 50%;
-  background: currentColor; }
-.discrete .dot, .key.discrete .dot { border-radius: 1px; }
-.track .baseline { width: 2px; height: 100%; margin-left: -1px; background: var(--ink); opacity: .75; }
-.track .blank { width: .55rem; height: .55rem; margin-left: -.28rem; border: 2px solid var(--ink);
-  background: var(--card); transform: translateY(-50%) rotate(45deg); }
-.keys { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; font-size: .84rem; margin: .6rem 0; }
-.keys .track { display: inline-block; width: 1.6rem; vertical-align: middle; margin-right: .35rem;
-  background: none; }
-@media (max-width: 640px) { .grid { gap: .6rem; grid-template-columns: repeat(2, 1fr); }
-  .grid.wide, .grid.plots { grid-template-columns: 1fr; } .grid > .double { grid-column: span 2; }
-  .card { padding: .6rem; } .scores { grid-template-columns: 1fr; } .scores > .lines { border-top: 0;
-  padding-top: 0; }
-  .scores > .name { padding-bottom: .1rem; } .line { grid-template-columns: 1fr 8.6rem; gap: .5rem; }
-  .line output { white-space: normal; } }
-@media print { nav, .filter, .buttons { display: none; } #answers-cards p { max-height: none; } }
-"""
-
-SCRIPT = """
-for (const box of document.querySelectorAll('.filter')) {
-  const rows = [...document.getElementById(box.dataset.table).tBodies[0].rows];
-  const texts = rows.map(row => row.textContent.toLowerCase());
-  const count = box.parentElement.querySelector('[data-count]');
-  const apply = () => {
-    const words = box.value.toLowerCase().split(/\\s+/).filter(Boolean);
-    let shown = 0;
-    rows.forEach((row, i) => { row.hidden = !words.every(w => texts[i].includes(w)); shown += !row.hidden; });
-    count.textContent = shown + ' of ' + rows.length + ' rows';
-  };
-  box.addEventListener('input', apply); apply();
-}
-for (const group of document.querySelectorAll('[data-choices]')) {
-  const cards = [...document.querySelectorAll('#' + group.dataset.choices + ' > [data-tags]')];
-  const none = document.querySelector('[data-none=' + group.dataset.choices + ']');
-  const apply = () => {
-    const pressed = [...group.querySelectorAll('button[aria-pressed=true]')];
-    const wanted = pressed.map(button => button.dataset.tag).filter(Boolean);
-    let shown = 0;
-    for (const card of cards) {
-      const tags = card.dataset.tags.split(' ');
-      card.hidden = !wanted.every(tag => tags.includes(tag)); shown += !card.hidden;
-    }
-    if (none) none.hidden = shown > 0;
-  };
-  group.addEventListener('click', event => {
-    const button = event.target.closest('button'); if (!button) return;
-    for (const other of button.parentElement.children) other.setAttribute('aria-pressed', other === button);
-    apply();
-  });
-  apply();
-}
-"""

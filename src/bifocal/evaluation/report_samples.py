@@ -118,7 +118,7 @@ def _said(task: str, model: str, prediction: Prediction) -> str:
         text = f"IoU {prediction['iou']:.2f}" if prediction["boxes"] else "no box in the answer"
     else:
         text = escape(prediction["prediction"]) or '<span class="muted">(nothing)</span>'
-    return f'<p>{mark} <span class="{family}">{title}</span> {text}</p>'
+    return f'<p class="said">{mark} <span class="{family}">{title}</span> {text}</p>'
 
 
 def _pictures(task: str, both: Mapping[str, Prediction], picture: PictureOf) -> str:
