@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -117,10 +119,12 @@ class Numbered(Dataset[Any]):
         return self.make(index)
 
 
-def _end_with_parent(worker: int) -> None:
+def _end_with_parent(parent: int, worker: int) -> None:
     """Let Linux end this process as soon as the one that trains is gone; elsewhere it looks every few seconds."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
+        if os.getppid() != parent:  # gone before it was asked for: nobody would tell
+            os._exit(1)
 
 
 def _from_processes(
@@ -136,7 +140,7 @@ def _from_processes(
             prefetch_factor=ahead,
             multiprocessing_context="fork",
             generator=torch.Generator(),
-            worker_init_fn=_end_with_parent,
+            worker_init_fn=functools.partial(_end_with_parent, os.getpid()),
         )
     )
 
